@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Batch:
 
 
 def expand(t: Float[Tensor, " b"], x: Float[Tensor, " b *event"]) -> Tensor:
-    """``t`` shaped ``(b, 1, ..., 1)`` and in ``x``'s precision, so that it broadcasts against ``x``.
+    """``t`` as ``(b, 1, ..., 1)`` in ``x``'s precision, so that it broadcasts against ``x``.
 
     Scalars of time are computed in float64 and meet the event once, here.
     """
@@ -84,7 +85,7 @@ def jvp(
     (pytorch#128971), and some layouts fall back silently, so it is pinned here and nowhere else.
     """
     with sdpa_kernel(SDPBackend.MATH):
-        value, tangent = torch.func.jvp(fn, primals, tangents)
+        value, tangent, *_ = torch.func.jvp(fn, primals, tangents)
     return value, tangent.detach()
 
 
@@ -95,7 +96,7 @@ def same_dropout(x: Tensor) -> Iterator[None]:
     Official consistency-model code rewinds the CPU generator only, which does nothing on a GPU.
     """
     device = x.device
-    module = torch.random if device.type == "cpu" else torch.get_device_module(device)
+    module: Any = torch.random if device.type == "cpu" else torch.get_device_module(device)
     args = () if device.type in {"cpu", "mps"} else (device,)
     state = module.get_rng_state(*args)
     yield
@@ -123,7 +124,7 @@ class Rng(torch.Generator):
         cls, seed: int, step: int, phase: str, shard: int = 0, device: str | torch.device = "cpu"
     ) -> Rng:
         """Allocate on ``device``."""
-        return super().__new__(cls, device=device)
+        return super().__new__(cls, device)  # pyright: ignore[reportCallIssue]
 
     def __init__(
         self, seed: int, step: int, phase: str, shard: int = 0, device: str | torch.device = "cpu"

@@ -1,0 +1,72 @@
+"""Data sets: digits, image folders and zips, arrays, toys with exact scores, and their order.
+
+Whatever meets ``Dataset`` can be trained on. Random access is all a data set offers; which samples
+a step sees is a function of seed and step (``positions``), so resuming needs no loader state.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fewstep.core import Batch
+from fewstep.data.arrays import Arrays, Indices, stratified_split
+from fewstep.data.digits import digits
+from fewstep.data.images import ImageFolder
+from fewstep.data.order import positions
+from fewstep.data.toys import (
+    Mixture,
+    checkerboard,
+    eight_gaussians,
+    gaussian,
+    moons,
+    swiss_roll,
+    toy,
+    two_modes,
+)
+
+__all__ = [
+    "Arrays",
+    "Dataset",
+    "ImageFolder",
+    "Indices",
+    "Mixture",
+    "checkerboard",
+    "digits",
+    "eight_gaussians",
+    "gaussian",
+    "moons",
+    "positions",
+    "stratified_split",
+    "swiss_roll",
+    "toy",
+    "two_modes",
+]
+
+
+class Dataset(Protocol):
+    """Samples by index."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One event, without the batch."""
+        ...
+
+    @property
+    def labels(self) -> int:
+        """Number of classes; 0 means no labels."""
+        ...
+
+    @property
+    def image(self) -> bool:
+        """Whether values are pictures in [-1, 1]."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Indices) -> Batch:
+        """The samples at ``indices``, on the CPU.
+
+        ``x0`` is float32 ``(b, *shape)``; ``cond`` is ``{"label": int64 (b,)}`` with labels, else
+        empty.
+        """
+        ...

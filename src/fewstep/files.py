@@ -1,0 +1,68 @@
+"""Files that are whole or absent: written beside their place, flushed, then renamed into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; it takes ``path``'s place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    stale = path.with_name(f".{path.name}.old")
+    for leftover in (fresh, stale):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        yield fresh
+        for file in fresh.rglob("*"):
+            flush(file)
+        if path.exists():
+            path.rename(stale)
+        fresh.rename(path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write; it takes ``path``'s place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays, because writers choose a format by it.
+    fresh = path.with_name(f".new-{path.name}")
+    try:
+        yield fresh
+        flush(fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Ask the disk to keep a file or a folder's entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON, whole or absent."""
+    with whole_file(path) as fresh:
+        fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal digest."""
+    return hashlib.sha256(data).hexdigest()

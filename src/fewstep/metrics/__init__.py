@@ -1,0 +1,34 @@
+"""How far two sets of samples are apart: over any feature callable, in float64, block by block.
+
+A number means something only beside the feature, the sample counts and the reference set it was
+taken with: the Frechet distance and precision/recall are biased in the number of samples, so
+compare equal counts only. ``kid`` is unbiased and may be negative.
+"""
+
+from __future__ import annotations
+
+from fewstep.metrics.coverage import PrecisionRecall, precision_recall
+from fewstep.metrics.features import Features, TanhFeatures, digits_features, flatten
+from fewstep.metrics.frechet import Moments, StreamingMoments, frechet_distance, moments_of
+from fewstep.metrics.kernel import KidEstimate, kid, kid_subsets
+from fewstep.metrics.neighbours import nearest_distance, neighbour_ratio
+from fewstep.metrics.sliced import sliced_wasserstein
+
+__all__ = [
+    "Features",
+    "KidEstimate",
+    "Moments",
+    "PrecisionRecall",
+    "StreamingMoments",
+    "TanhFeatures",
+    "digits_features",
+    "flatten",
+    "frechet_distance",
+    "kid",
+    "kid_subsets",
+    "moments_of",
+    "nearest_distance",
+    "neighbour_ratio",
+    "precision_recall",
+    "sliced_wasserstein",
+]

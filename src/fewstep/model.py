@@ -1,0 +1,408 @@
+"""A model that can be shipped: a denoiser, and the contract of its training with its sampling."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from fewstep import solvers
+from fewstep.core import Cond, UsageError, entropy
+from fewstep.files import sha256, whole_folder
+from fewstep.models import AbstractDenoiser, Clamped, Guided
+from fewstep.models.spec import build_denoiser, denoiser_spec, nearest
+from fewstep.times import karras, to_zero, uniform
+
+FORMAT = 1
+BUNDLED = ("digits-cd", "digits-edm")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSpec(_Strict):
+    """What a sample is: event shape, range of values (None: unbounded), number of labels."""
+
+    shape: tuple[int, ...] = Field(min_length=1)
+    range: tuple[float, float] | None = (-1.0, 1.0)
+    labels: int = Field(default=0, ge=0)
+
+
+class Start(_Strict):
+    """Sampling starts at time ``t`` from Gaussian noise of that standard deviation."""
+
+    t: float = Field(gt=0)
+    std: float = Field(gt=0)
+
+
+class Guidance(_Strict):
+    """Scales of classifier-free guidance that the model can be sampled with; 1 is none."""
+
+    kind: Literal["classifier_free"] = "classifier_free"
+    min: float = 0.0
+    max: float = 20.0
+
+
+class Sampling(_Strict):
+    """How a model may be sampled.
+
+    Args:
+        start: where.
+        kind: ``renoise`` (consistency models), ``deterministic`` (flow maps), ``ode`` (diffusion).
+        times: for a number of steps, the times at which the model is called.
+        any_times: whether other times than those are allowed.
+        grid: rule for the times of step counts that ``times`` does not list.
+        guidance: None if the model cannot be guided.
+    """
+
+    start: Start
+    kind: Literal["renoise", "deterministic", "ode"]
+    times: dict[int, tuple[float, ...]] = Field(default_factory=dict)
+    any_times: bool = False
+    grid: Literal["karras", "uniform"] = "karras"
+    guidance: Guidance | None = None
+
+
+class Contract(_Strict):
+    """Method, data and sampling of a model: everything but its weights."""
+
+    method: str
+    data: DataSpec
+    sampling: Sampling
+
+
+class SampleNoise:
+    """Unit noise that belongs to the sample: drawn on the CPU from (seed, index).
+
+    So a picture depends neither on the batch it is made in nor on the device.
+    """
+
+    def __init__(self, seeds: Sequence[tuple[int, int]], shape: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(entropy(*pair)) for pair in seeds]
+        self.shape = tuple(shape)
+
+    def __call__(self, i: int) -> Tensor:
+        """``(b, *shape)``; each sample's own stream goes on, so steps must be asked in order."""
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+
+
+class Model:
+    """A denoiser with its contract, on a device.
+
+    Args:
+        denoiser: in evaluation mode afterwards.
+        contract: how it may be sampled.
+    """
+
+    def __init__(self, denoiser: AbstractDenoiser, contract: Contract) -> None:
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.contract = contract
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move the weights."""
+        self.denoiser.to(device)
+        return self
+
+    def times(self, steps: int | None = None) -> list[float]:
+        """The times of ``steps`` steps; for an ODE they are grid points before the final 0.
+
+        ``None`` is the contract's fewest steps, or 18 for an ODE.
+        """
+        sampling = self.contract.sampling
+        if steps is None:
+            steps = 18 if sampling.kind == "ode" else min(sampling.times, default=1)
+        if steps < 1:
+            raise UsageError(f"steps must be at least 1, got {steps}")
+        if steps in sampling.times:
+            return list(sampling.times[steps])
+        if not sampling.any_times:
+            raise UsageError(
+                f"this {self.contract.method} model is made for {sorted(sampling.times)} step(s), "
+                f"got {steps}"
+            )
+        rule = karras if sampling.grid == "karras" else uniform
+        path = self.denoiser.path
+        if sampling.kind == "ode":
+            # A grid that ends on 0 has that as its last point already.
+            points = steps if path.t_min > 0 else steps + 1
+            return rule(points, path.t_min, sampling.start.t).tolist()[:steps]
+        return rule(steps + 1, path.t_min, sampling.start.t).tolist()[:steps]
+
+    def calls(self, steps: int | None = None, guidance: float | None = None) -> int:
+        """Network calls of one sample; a guided call counts as two."""
+        steps = len(self.times(steps))
+        calls = 2 * steps - 1 if self.contract.sampling.kind == "ode" else steps
+        return calls * (2 if guidance not in (None, 1.0) else 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        steps: int | None = None,
+        times: Sequence[float] | None = None,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        label: int | Sequence[int] | Tensor | None = None,
+        guidance: float | None = None,
+        cond: Cond | None = None,
+        batch: int = 512,
+    ) -> Tensor:
+        """Generate.
+
+        Args:
+            n: number of samples; sample i is a function of (seed, i).
+            steps: see :meth:`times`.
+            times: the times themselves, descending, where the contract allows any.
+            seed: of all samples.
+            seeds: one a sample instead; sample i is then a function of (seeds[i], 0).
+            label: one for all or one each, in [0, k], where k is "no label"; by default i modulo k.
+            guidance: scale of classifier-free guidance; 1 is none.
+            cond: further conditions, batch first.
+            batch: samples at a time; changes nothing but memory and speed.
+
+        Returns:
+            ``(n, *shape)`` float32 on the model's device, within the data's range.
+
+        Raises:
+            UsageError: what is asked contradicts the contract.
+        """
+        pairs = [(seed, i) for i in range(n)] if seeds is None else [(s, 0) for s in seeds]
+        if not pairs:
+            raise UsageError(f"asked for {n} samples; expected at least 1")
+        if any(s < 0 for s, _ in pairs):
+            raise UsageError("a seed must be 0 or more")
+        grid = self._given_times(times) if times is not None else self.times(steps)
+        conditions = {**(cond or {}), **self._labels(label, len(pairs))}
+        denoiser = self._guided(guidance, conditions)
+        parts = []
+        for start in range(0, len(pairs), batch):
+            chosen = slice(start, start + batch)
+            part = {k: v[chosen].to(self.device) for k, v in conditions.items()}
+            parts.append(self._sample_batch(denoiser, pairs[chosen], grid, part))
+        return torch.cat(parts)
+
+    def _sample_batch(
+        self,
+        denoiser: AbstractDenoiser,
+        pairs: Sequence[tuple[int, int]],
+        grid: list[float],
+        cond: Cond,
+    ) -> Tensor:
+        sampling, data = self.contract.sampling, self.contract.data
+        noise = SampleNoise(pairs, data.shape)
+        wide = solvers.widest(self.device)
+        x = noise(0).to(self.device, wide) * sampling.start.std
+        times = torch.tensor(grid, dtype=torch.float64)
+        if sampling.kind == "ode":
+            out = solvers.ode(denoiser, x, to_zero(times), cond)
+        elif sampling.kind == "renoise":
+            if data.range is not None:
+                denoiser = Clamped(denoiser, *data.range)
+            out = solvers.multistep(denoiser, x, times, noise, cond)
+        else:
+            out = solvers.deterministic(denoiser, x, times, cond)
+        return (out if data.range is None else out.clamp(*data.range)).float()
+
+    def _given_times(self, times: Sequence[float]) -> list[float]:
+        start = self.contract.sampling.start.t
+        grid = [float(t) for t in times]
+        ordered = all(a > b for a, b in pairwise(grid))
+        if not grid or not ordered or not all(0 < t <= start for t in grid):
+            raise UsageError(f"times must descend within (0, {start}], got {grid}")
+        if (
+            not self.contract.sampling.any_times
+            and tuple(grid) not in self.contract.sampling.times.values()
+        ):
+            raise UsageError(
+                f"this {self.contract.method} model is made for the times "
+                f"{self.contract.sampling.times}, got {grid}"
+            )
+        return grid
+
+    def _labels(self, label: int | Sequence[int] | Tensor | None, n: int) -> dict[str, Tensor]:
+        classes = self.contract.data.labels
+        if classes == 0:
+            if label is not None:
+                raise UsageError(f"this model has no labels, got label={label}")
+            return {}
+        if label is None:
+            return {"label": torch.arange(n) % classes}
+        given = torch.as_tensor(label)
+        given = given.expand(n) if given.ndim == 0 else given
+        if given.shape != (n,) or given.is_floating_point():
+            raise UsageError(f"expected one integer label or {n}, got {label!r}")
+        if bool((given < 0).any() or (given > classes).any()):
+            raise UsageError(
+                f"label must be in [0, {classes - 1}], or {classes} for none; got {label!r}"
+            )
+        return {"label": given.long()}
+
+    def _guided(self, guidance: float | None, cond: Cond) -> AbstractDenoiser:
+        allowed = self.contract.sampling.guidance
+        if guidance is None or guidance == 1.0:
+            return self.denoiser
+        if allowed is None:
+            raise UsageError(
+                f"this {self.contract.method} model cannot be guided, got guidance={guidance}; "
+                "leave it out"
+            )
+        if not (math.isfinite(guidance) and allowed.min <= guidance <= allowed.max):
+            raise UsageError(f"guidance must be in [{allowed.min}, {allowed.max}], got {guidance}")
+        if "label" not in cond:
+            raise UsageError("guidance needs a label to guide towards, and this model has none")
+        return Guided(self.denoiser, {"label": self.contract.data.labels}, guidance)
+
+    def config(self, weights: bytes) -> dict[str, Any]:
+        """``config.json`` for these weights."""
+        return {
+            "format": FORMAT,
+            "denoiser": denoiser_spec(self.denoiser),
+            **self.contract.model_dump(mode="json"),
+            "sha256": sha256(weights),
+        }
+
+    def save(
+        self, path: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None
+    ) -> Path:
+        """Write ``model.safetensors``, ``config.json`` and ``README.md``; whole or not at all.
+
+        Args:
+            path: the model folder.
+            card: text of the README; by default a short one.
+            dtype: of the stored weights, e.g. ``torch.float16``; buffers keep theirs.
+        """
+        state = {k: v.detach().cpu().contiguous() for k, v in self.denoiser.state_dict().items()}
+        if dtype is not None:
+            names = {name for name, _ in self.denoiser.named_parameters()}
+            state = {k: v.to(dtype) if k in names else v for k, v in state.items()}
+        weights = dump_tensors(state, {"format": "pt"})
+        with whole_folder(Path(path)) as folder:
+            (folder / "model.safetensors").write_bytes(weights)
+            config = json.dumps(self.config(weights), indent=2)
+            (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+            (folder / "README.md").write_text(card or self._card(), encoding="utf-8")
+        return Path(path)
+
+    def _card(self) -> str:
+        data, sampling = self.contract.data, self.contract.sampling
+        return (
+            f"# A {self.contract.method} model made with fewstep\n\n"
+            f"Event shape {tuple(data.shape)}, {data.labels} labels, sampling: {sampling.kind}.\n\n"
+            "```python\nimport fewstep\n\nx = fewstep.load('PATH').sample(16)\n```\n"
+        )
+
+
+def load(
+    model: str | Path,
+    *,
+    network: nn.Module | None = None,
+    device: str | torch.device | None = None,
+    average: str | None = None,
+) -> Model:
+    """A model from a model folder, a run folder (its newest model) or a bundled name.
+
+    Args:
+        model: the folder or name; an existing path wins over a name.
+        network: the user's own network, for a model that was saved with one.
+        device: where to put it; an accelerator if there is one.
+        average: another of the run's averages than its first.
+
+    Raises:
+        UsageError: nothing is there, or what is there does not fit; the message says which keys.
+    """
+    folder = find(model, average)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = (folder / "model.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} holds no readable model: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UsageError(
+            f"{folder}/config.json is not of format {FORMAT}, which this version reads"
+        )
+    try:
+        contract = Contract.model_validate({key: config.get(key) for key in Contract.model_fields})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UsageError(f"{folder}/config.json: " + "; ".join(lines)) from error
+    # Custom networks come built; the library's own are built without memory until shapes agree.
+    with torch.device("meta" if network is None else "cpu"):
+        denoiser = build_denoiser(config.get("denoiser") or {}, network)
+    load_weights(denoiser, weights, folder, config.get("sha256"))
+    return Model(denoiser, contract).to(device or best_device())
+
+
+def load_weights(module: nn.Module, weights: bytes, source: Path, digest: str | None) -> None:
+    """Strictly: every tensor there, none extra, each of its shape; cast to the module's dtype."""
+    if digest != sha256(weights):
+        raise UsageError(f"{source}: the weights do not match their sha256; the file is damaged")
+    try:
+        found = load_tensors(weights)
+    except Exception as error:
+        raise UsageError(f"{source}: not a safetensors file: {error}") from error
+    wanted = module.state_dict()
+    lines = [f"missing {k} {tuple(wanted[k].shape)}" for k in wanted if k not in found]
+    lines += [f"extra {k} {tuple(found[k].shape)}" for k in found if k not in wanted]
+    lines += [
+        f"{k}: expected {tuple(wanted[k].shape)}, found {tuple(found[k].shape)}"
+        for k in wanted
+        if k in found and wanted[k].shape != found[k].shape
+    ]
+    if lines:
+        raise UsageError(f"{source} holds another network's weights:\n  " + "\n  ".join(lines))
+    cast = {k: found[k].to(wanted[k].dtype) for k in wanted}
+    module.load_state_dict(cast, assign=True)
+
+
+def find(model: str | Path, average: str | None = None) -> Path:
+    """The model folder that a MODEL argument means."""
+    path = Path(model)
+    if path.exists():
+        if average is not None:
+            return _average(path, average)
+        for folder in (path, path / "model"):
+            if (folder / "config.json").is_file():
+                return folder
+        raise UsageError(f"{path} is neither a model folder nor a run that has saved a model")
+    if str(model) in BUNDLED:
+        if average is not None:
+            raise UsageError(f"the bundled {model} has one average only; leave --average out")
+        return Path(str(resources.files("fewstep") / "assets" / str(model)))
+    raise UsageError(
+        f"no model {str(model)!r}: not a folder, and not bundled; {nearest(str(model), [*BUNDLED])}"
+    )
+
+
+def _average(run: Path, name: str) -> Path:
+    known = sorted(p.parent.name for p in run.glob("averages/*/config.json"))
+    if name not in known:
+        raise UsageError(f"{run} has no average {name!r} besides its model; it has {known}")
+    return run / "averages" / name
+
+
+def best_device() -> torch.device:
+    """An accelerator if there is one, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def data_spec(shape: Sequence[int], labels: int, image: bool) -> DataSpec:
+    """The data part of a contract."""
+    return DataSpec(shape=tuple(shape), range=(-1.0, 1.0) if image else None, labels=labels)

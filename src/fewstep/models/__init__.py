@@ -1,0 +1,31 @@
+"""Denoisers: a network under a preconditioning on a path, and wrappers around one."""
+
+from fewstep.models.denoiser import AbstractDenoiser, Clamped, Denoiser, Guided, Network
+from fewstep.models.preconditioning import (
+    EDM,
+    PRECONDITIONINGS,
+    ConsistencyBoundary,
+    Flow,
+    NoisePrediction,
+    Preconditioning,
+    ScoreMatching,
+    TrigFlow,
+    VPrediction,
+)
+
+__all__ = [
+    "EDM",
+    "PRECONDITIONINGS",
+    "AbstractDenoiser",
+    "Clamped",
+    "ConsistencyBoundary",
+    "Denoiser",
+    "Flow",
+    "Guided",
+    "Network",
+    "NoisePrediction",
+    "Preconditioning",
+    "ScoreMatching",
+    "TrigFlow",
+    "VPrediction",
+]

@@ -1,0 +1,166 @@
+"""The one model contract: ``x0_hat = D(x_t, t, s, cond)``, and wrappers that keep it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core import Cond, UsageError, expand
+from fewstep.models.preconditioning import Preconditioning
+from fewstep.paths import Event, Path, Time
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What a denoiser needs of a network; any ``nn.Module`` of the user's can meet it.
+
+    ``cond_keys`` names the conditions that ``cond`` will hold; ``two_time`` says whether the
+    network reads ``s_noise``. ``forward`` maps ``(b, *event)`` to the same shape.
+    """
+
+    cond_keys: tuple[str, ...]
+    two_time: bool
+
+    def __call__(
+        self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
+    ) -> Tensor:
+        """The raw output F."""
+        ...
+
+
+class AbstractDenoiser(nn.Module, ABC):
+    """A prediction of clean data on a path.
+
+    ``calls`` is the number of network calls that one ``forward`` costs.
+    """
+
+    path: Path
+    cond_keys: tuple[str, ...]
+    two_time: bool
+    calls: int = 1
+
+    @abstractmethod
+    def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        """x0_hat of ``x`` at ``t``; for a two-time model, what carries it to ``s``."""
+
+    def jump(self, x: Event, t: Time, s: Time, cond: Cond | None = None) -> Event:
+        """From ``t`` to ``s`` by the transport of this denoiser's answer."""
+        return self.path.transport(x, self(x, t, s, cond), t, s)
+
+
+class Denoiser(AbstractDenoiser):
+    """A network under a preconditioning.
+
+    Args:
+        net: the network; see :class:`Network`.
+        preconditioning: its four scalars and the path they live on.
+    """
+
+    def __init__(self, net: nn.Module, preconditioning: Preconditioning) -> None:
+        super().__init__()
+        if not isinstance(net, Network):
+            raise UsageError(
+                f"{type(net).__name__} is no network: it needs the attributes cond_keys "
+                "(a tuple of condition names) and two_time (True if it reads s_noise), and "
+                "forward(x, c_noise, s_noise=None, cond=None)"
+            )
+        self.net = net
+        self.preconditioning = preconditioning
+        self.path = preconditioning.path
+        self.cond_keys = tuple(net.cond_keys)
+        self.two_time = net.two_time
+
+    def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        """c_skip x + c_out F, in the precision of ``x`` whatever the network's."""
+        c_skip, c_out, _, _ = self.preconditioning.coefficients(t)
+        return expand(c_skip, x) * x + expand(c_out, x) * self.raw(x, t, s, cond)
+
+    def raw(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        """The network's output F, cast to the precision of ``x``."""
+        dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
+        _, _, c_in, c_noise = self.preconditioning.coefficients(t)
+        s_noise = None
+        if self.two_time:
+            s_noise = c_noise if s is None else self.preconditioning.coefficients(s).c_noise
+            s_noise = s_noise.to(dtype)
+        out = self.net((expand(c_in, x) * x).to(dtype), c_noise.to(dtype), s_noise, self._own(cond))
+        return out.to(x.dtype)
+
+    def on(self, path: Path) -> Denoiser:
+        """The same network (shared, not copied) as a denoiser on another path."""
+        return Denoiser(self.net, self.preconditioning.on(path))
+
+    def _own(self, cond: Cond | None) -> dict[str, Tensor]:
+        """The declared conditions and no others."""
+        given = cond or {}
+        missing = [key for key in self.cond_keys if key not in given]
+        if missing:
+            raise UsageError(
+                f"the network needs the condition(s) {missing}, got {sorted(given)}; pass "
+                f"cond={{{missing[0]!r}: tensor of shape (b, ...)}}"
+            )
+        return {key: given[key] for key in self.cond_keys}
+
+
+class Guided(AbstractDenoiser):
+    """Classifier-free guidance: uncond + w (cond - uncond); w = 1 is none.
+
+    The two halves run as one batch, and count as two network calls. ``cond["guidance"]``, ``(b,)``,
+    takes precedence over the constant where it is given.
+
+    Args:
+        denoiser: what is guided.
+        null: what replaces a condition in the unconditional half, e.g. ``{"label": k}``.
+        scale: the constant w.
+    """
+
+    calls = 2
+
+    def __init__(
+        self, denoiser: AbstractDenoiser, null: Mapping[str, int | float], scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        if "guidance" in denoiser.cond_keys:
+            raise UsageError("this network reads its guidance scale itself; do not guide it again")
+        self.denoiser = denoiser
+        self.null = dict(null)
+        self.scale = scale
+        self.path = denoiser.path
+        self.cond_keys = denoiser.cond_keys
+        self.two_time = denoiser.two_time
+
+    def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        """The guided x0_hat."""
+        given = dict(cond or {})
+        scale = given.pop("guidance", torch.full_like(t, self.scale))
+        both = {
+            key: torch.cat([value, torch.full_like(value, self.null[key])])
+            if key in self.null
+            else torch.cat([value, value])
+            for key, value in given.items()
+        }
+        two_s = None if s is None else torch.cat([s, s])
+        answer = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), two_s, both)
+        conditional, unconditional = answer.chunk(2)
+        return unconditional + expand(scale, x) * (conditional - unconditional)
+
+
+class Clamped(AbstractDenoiser):
+    """Answers limited to ``[low, high]``, as official consistency samplers do at every call."""
+
+    def __init__(self, denoiser: AbstractDenoiser, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.low, self.high = low, high
+        self.path = denoiser.path
+        self.cond_keys = denoiser.cond_keys
+        self.two_time = denoiser.two_time
+        self.calls = denoiser.calls
+
+    def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        """The clamped x0_hat."""
+        return self.denoiser(x, t, s, cond).clamp(self.low, self.high)

@@ -1,0 +1,158 @@
+"""Blocks that several network families share: embeddings of time and label, residual blocks.
+
+Shape suffixes: B batch, C channels, H, W space, L = H W, N heads, D a head's channels, E embedding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.core import Cond, UsageError
+
+
+class FourierEmbedding(nn.Module):
+    """cos and sin of random frequencies, which are data and travel with the weights."""
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(channels // 2) * scale)
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        """``(b, channels)``."""
+        angle = t_B.outer(2 * math.pi * self.get_buffer("frequencies").to(t_B.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class PositionalEmbedding(nn.Module):
+    """cos and sin of a geometric ladder of frequencies, from 1 down to 1/10000.
+
+    Args:
+        channels: output width, even.
+        endpoint: the ladder ends on 1/10000 (EDM's DDPM++), or one rung short of it (OpenAI's).
+        sin_first: sin before cos (EDM's DDPM++), or cos before sin (OpenAI's).
+    """
+
+    def __init__(self, channels: int, endpoint: bool = False, sin_first: bool = False) -> None:
+        super().__init__()
+        self.channels, self.endpoint, self.sin_first = channels, endpoint, sin_first
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        """``(b, channels)``."""
+        half = self.channels // 2
+        ladder = torch.arange(half, dtype=torch.float32, device=t_B.device)
+        frequencies = (1e-4) ** (ladder / (half - self.endpoint))
+        angle = t_B.outer(frequencies.to(t_B.dtype))
+        parts = (angle.sin(), angle.cos()) if self.sin_first else (angle.cos(), angle.sin())
+        return torch.cat(parts, dim=1)
+
+
+class LabelEmbedding(nn.Module):
+    """A linear map of sqrt(k) times the one-hot label, as in EDM; label k is null, all zeros."""
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.linear = xavier(nn.Linear(classes, channels))
+
+    def forward(self, label_B: Tensor) -> Tensor:
+        """``(b, channels)``."""
+        one_hot = F.one_hot(label_B, self.classes + 1)[:, :-1].to(self.linear.weight.dtype)
+        return self.linear(one_hot * math.sqrt(self.classes))
+
+
+def label_keys(classes: int) -> tuple[str, ...]:
+    """The conditions of a network with that many classes."""
+    return ("label",) if classes else ()
+
+
+def label_of(cond: Cond | None) -> Tensor:
+    """The label of a class-conditional network's conditions."""
+    if cond is None or "label" not in cond:
+        raise UsageError("a class-conditional network needs cond={'label': int64 tensor (b,)}")
+    return cond["label"]
+
+
+def xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Linear | nn.Conv2d:
+    """Xavier-uniform weight times ``gain`` and a zero bias: EDM's default start."""
+    nn.init.xavier_uniform_(layer.weight)
+    with torch.no_grad():
+        layer.weight.mul_(gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
+    """At most 32 groups of at least 4 channels."""
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
+
+
+def resize(x_BCHW: Tensor, factor: float) -> Tensor:
+    """Halve by 2x2 means (factor 0.5) or double by repetition (2): the [1, 1] resampling filter."""
+    if factor == 0.5:
+        return F.avg_pool2d(x_BCHW, 2)
+    if factor == 2:
+        return x_BCHW.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return x_BCHW
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, convolution, twice, with the embedding added in between; then attention.
+
+    Args:
+        c_in, c_out: channels.
+        embedding: width E of the embedding.
+        resample: 0.5, 1 or 2, applied inside the first convolution and on the skip.
+        heads: attention heads; 0 for none.
+        dropout: probability.
+        skip_scale: factor on every residual sum; sqrt(1/2) in DDPM++.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        embedding: int,
+        *,
+        resample: float = 1,
+        heads: int = 0,
+        dropout: float = 0.0,
+        skip_scale: float = math.sqrt(0.5),
+    ) -> None:
+        super().__init__()
+        self.resample, self.heads, self.skip_scale = resample, heads, skip_scale
+        self.norm0 = group_norm(c_in)
+        self.conv0 = xavier(nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.affine = xavier(nn.Linear(embedding, c_out))
+        self.norm1 = group_norm(c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv1 = xavier(nn.Conv2d(c_out, c_out, 3, padding=1), gain=1e-5)
+        # A skip that resamples keeps its 1x1 convolution even where the widths agree, as in EDM.
+        project = c_in != c_out or resample != 1
+        self.skip = xavier(nn.Conv2d(c_in, c_out, 1)) if project else nn.Identity()
+        if heads:
+            self.norm2 = group_norm(c_out)
+            self.qkv = xavier(nn.Conv2d(c_out, 3 * c_out, 1), gain=math.sqrt(0.2))
+            self.proj = xavier(nn.Conv2d(c_out, c_out, 1), gain=1e-5)
+
+    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
+        """``(b, c_out, h, w)`` at the resampled size."""
+        h_BCHW = self.conv0(resize(F.silu(self.norm0(x_BCHW)), self.resample))
+        h_BCHW = h_BCHW + self.affine(embedding_BE)[:, :, None, None]
+        h_BCHW = self.conv1(self.dropout(F.silu(self.norm1(h_BCHW))))
+        x_BCHW = (h_BCHW + self.skip(resize(x_BCHW, self.resample))) * self.skip_scale
+        return self._attend(x_BCHW) if self.heads else x_BCHW
+
+    def _attend(self, x_BCHW: Tensor) -> Tensor:
+        # EDM orders the 3C rows of qkv by head, then channel, then q, k, v.
+        qkv_BNDXL = self.qkv(self.norm2(x_BCHW)).reshape(
+            len(x_BCHW), self.heads, -1, 3, x_BCHW.shape[2] * x_BCHW.shape[3]
+        )
+        q_BNLD, k_BNLD, v_BNLD = qkv_BNDXL.permute(3, 0, 1, 4, 2)
+        a_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+        a_BCHW = a_BNLD.transpose(2, 3).reshape(x_BCHW.shape)
+        return (self.proj(a_BCHW) + x_BCHW) * self.skip_scale

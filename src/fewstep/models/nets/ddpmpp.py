@@ -1,0 +1,125 @@
+"""DDPM++ (Song et al. 2021) as EDM trains it: the U-Net of its CIFAR-10 "vp" models."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.core import Cond, UsageError
+from fewstep.models.nets.blocks import (
+    LabelEmbedding,
+    PositionalEmbedding,
+    ResidualBlock,
+    group_norm,
+    label_keys,
+    label_of,
+    xavier,
+)
+
+
+class DDPMpp(nn.Module):
+    """Residual blocks on every resolution, additive time embedding, skips scaled by sqrt(1/2).
+
+    EDM's CIFAR-10 network is ``DDPMpp((3, 32, 32), channels=128, multipliers=(2, 2, 2), blocks=4,
+    attention=(16,), dropout=0.13)``.
+
+    Args:
+        shape: ``(c, h, w)``; h and w divisible by 2 for every multiplier after the first.
+        channels: width that the multipliers multiply.
+        multipliers: one a resolution, from fine to coarse.
+        blocks: residual blocks of each resolution in the encoder; the decoder has one more.
+        attention: heights at which blocks attend (in the decoder only the last block does).
+        dropout: probability.
+        classes: number of labels; 0 for none. Label ``classes`` is null.
+    """
+
+    two_time = False
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (2, 2, 2),
+        blocks: int = 4,
+        attention: tuple[int, ...] = (16,),
+        dropout: float = 0.1,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        self.options = {
+            "shape": list(shape),
+            "channels": channels,
+            "multipliers": list(multipliers),
+            "blocks": blocks,
+            "attention": list(attention),
+            "dropout": dropout,
+            "classes": classes,
+        }
+        if len(shape) != 3 or any(n % 2 ** (len(multipliers) - 1) for n in shape[1:]):
+            raise UsageError(
+                f"DDPMpp: {len(multipliers)} resolutions need an event (c, h, w) whose h and w are "
+                f"divisible by {2 ** (len(multipliers) - 1)}, got {tuple(shape)}"
+            )
+        self.cond_keys = label_keys(classes)
+        width = 4 * channels
+
+        self.map_noise = PositionalEmbedding(channels, endpoint=True, sin_first=True)
+        self.map_label = LabelEmbedding(classes, channels) if classes else None
+        self.map_layer0 = xavier(nn.Linear(channels, width))
+        self.map_layer1 = xavier(nn.Linear(width, width))
+
+        def block(
+            c_in: int, c_out: int, resample: float = 1, attend: bool = False
+        ) -> ResidualBlock:
+            return ResidualBlock(
+                c_in, c_out, width, resample=resample, heads=int(attend), dropout=dropout
+            )
+
+        height = shape[1]
+        self.first = xavier(nn.Conv2d(shape[0], channels, 3, padding=1))
+        now, skips = channels, [channels]
+        self.encoder = nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            if level:
+                self.encoder.append(block(now, now, resample=0.5))
+                skips.append(now)
+            for _ in range(blocks):
+                attend = height >> level in attention
+                self.encoder.append(block(now, multiplier * channels, attend=attend))
+                now = multiplier * channels
+                skips.append(now)
+
+        self.middle = nn.ModuleList([block(now, now, attend=True), block(now, now)])
+        self.decoder = nn.ModuleList()
+        for level in reversed(range(len(multipliers))):
+            if level < len(multipliers) - 1:
+                self.decoder.append(block(now, now, resample=2))
+            for i in range(blocks + 1):
+                attend = i == blocks and height >> level in attention
+                c_out = multipliers[level] * channels
+                self.decoder.append(block(now + skips.pop(), c_out, attend=attend))
+                now = c_out
+        self.last_norm = group_norm(now)
+        self.last = xavier(nn.Conv2d(now, shape[0], 3, padding=1), gain=1e-5)
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
+    ) -> Tensor:
+        """F, shaped as ``x``."""
+        embedding = self.map_noise(c_noise)
+        if self.map_label is not None:
+            embedding = embedding + self.map_label(label_of(cond))
+        embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
+
+        h = self.first(x)
+        skips = [h]
+        for block in self.encoder:
+            h = block(h, embedding)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for block in self.decoder:
+            # Only the blocks that double the resolution take no skip.
+            h = block(h if block.resample == 2 else torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.last(F.silu(self.last_norm(h)))

@@ -1,0 +1,197 @@
+r"""Four scalars make a denoiser of a network: $D = c_{skip} x + c_{out} F(c_{in} x, c_{noise})$.
+
+Each class is one parametrisation on the path it was derived on; :meth:`Preconditioning.on` reads
+the same network on any other path.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.paths import Path, Time, Trig, VarianceExploding, VariancePreserving
+
+
+class Scalings(NamedTuple):
+    """The four scalars, each ``(b,)``."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preconditioning(ABC):
+    """What the network sees and what its output means, on ``path``."""
+
+    path: Path
+
+    @abstractmethod
+    def coefficients(self, t: Time) -> Scalings:
+        """The scalars at ``t``."""
+
+    def on(self, path: Path) -> Preconditioning:
+        """The same network as a denoiser on another path."""
+        return self if path == self.path else Reparametrised(path=path, inner=self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reparametrised(Preconditioning):
+    r"""``inner`` read at the time of equal log-SNR, its input rescaled by k = alpha_old/alpha_new.
+
+    Times noisier than ``inner`` was made for (pure noise on a linear path is infinitely noisy for
+    EDM) are read at its noisiest.
+    """
+
+    inner: Preconditioning
+
+    def coefficients(self, t: Time) -> Scalings:
+        """(k c_skip, c_out, k c_in, c_noise) at the old time."""
+        old = self.inner.path
+        ceiling = old.ratio(torch.full_like(t, old.t_max))
+        ratio = torch.minimum(self.path.ratio(t), ceiling)
+        t_old, t_new = old.time(ratio), self.path.time(ratio)
+        k = old.coefficients(t_old).alpha / self.path.coefficients(t_new).alpha
+        c_skip, c_out, c_in, c_noise = self.inner.coefficients(t_old)
+        return Scalings(k * c_skip, c_out, k * c_in, c_noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM(Preconditioning):
+    """Karras et al. 2022, table 1.
+
+    Args:
+        sigma_data: standard deviation of the data.
+        time_scale: the network sees ``time_scale * ln(t)``; 0.25 in EDM, 250 in OpenAI's networks.
+        path: where times are noise levels.
+    """
+
+    sigma_data: float
+    time_scale: float = 0.25
+    path: Path = field(default_factory=VarianceExploding)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """Unit-variance input, target and, with F = 0, weighted error."""
+        var = t**2 + self.sigma_data**2
+        return Scalings(
+            self.sigma_data**2 / var,
+            t * self.sigma_data / var.sqrt(),
+            var.rsqrt(),
+            self.time_scale * t.log(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyBoundary(Preconditioning):
+    """EDM scalings moved so that f(x, t_min) = x exactly (Song et al. 2023, eq. 25 of app. C).
+
+    c_out has ``t``, not ``t - t_min``, in the root, as in the paper and its code.
+
+    Args:
+        sigma_data: standard deviation of the data.
+        time_scale: the network sees ``time_scale * ln(t)``: 0.25 in the JAX code (CIFAR-10), 250 in
+            the PyTorch code (ImageNet-64, LSUN).
+        path: times are noise levels; its ``t_min`` is the boundary.
+    """
+
+    sigma_data: float
+    time_scale: float = 0.25
+    path: Path = field(default_factory=VarianceExploding)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """c_skip(t_min) = 1, c_out(t_min) = 0."""
+        since = t - self.path.t_min
+        root = (t**2 + self.sigma_data**2).sqrt()
+        return Scalings(
+            self.sigma_data**2 / (since**2 + self.sigma_data**2),
+            since * self.sigma_data / root,
+            1 / root,
+            self.time_scale * t.log(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePrediction(Preconditioning):
+    """F predicts the noise (Ho et al. 2020); the network sees ``time_scale * t``."""
+
+    time_scale: float = 999.0
+    path: Path = field(default_factory=VariancePreserving)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """x0 = (x - sigma F) / alpha."""
+        alpha, sigma, _, _ = self.path.coefficients(t)
+        return Scalings(1 / alpha, -sigma / alpha, torch.ones_like(t), self.time_scale * t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPrediction(Preconditioning):
+    """F predicts v = alpha noise - sigma x0 (Salimans & Ho 2022); sees ``time_scale * t``."""
+
+    time_scale: float = 999.0
+    path: Path = field(default_factory=VariancePreserving)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """x0 = (alpha x - sigma F) / (alpha^2 + sigma^2)."""
+        alpha, sigma, _, _ = self.path.coefficients(t)
+        power = alpha**2 + sigma**2
+        return Scalings(alpha / power, -sigma / power, torch.ones_like(t), self.time_scale * t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow(Preconditioning):
+    """F predicts the velocity dx/dt of the path (flow matching); sees ``time_scale * t``."""
+
+    time_scale: float = 1.0
+    path: Path
+
+    def coefficients(self, t: Time) -> Scalings:
+        """x0 = (d_sigma x - sigma F) / (alpha d_sigma - d_alpha sigma)."""
+        alpha, sigma, d_alpha, d_sigma = self.path.coefficients(t)
+        wronskian = alpha * d_sigma - d_alpha * sigma
+        return Scalings(
+            d_sigma / wronskian, -sigma / wronskian, torch.ones_like(t), self.time_scale * t
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrigFlow(Preconditioning):
+    """dx/dt = sigma_data F(x / sigma_data, t) on the trigonometric path (Lu & Song 2025, eq. 7)."""
+
+    path: Trig = field(default_factory=Trig)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """x0 = cos(t) x - sin(t) sigma_data F."""
+        sigma_data = self.path.sigma_data
+        return Scalings(
+            t.cos(), -t.sin() * sigma_data, torch.full_like(t, 1 / sigma_data), t.clone()
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMatching(Preconditioning):
+    """The variance-exploding score network of Song et al. 2021 in EDM's reading: D = x + t F."""
+
+    path: Path = field(default_factory=lambda: VarianceExploding(0.02, 100.0))
+
+    def coefficients(self, t: Time) -> Scalings:
+        """F estimates -noise; the network sees ln(t / 2)."""
+        one = torch.ones_like(t)
+        return Scalings(one, t, one, t.log() - math.log(2))
+
+
+PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
+    "edm": EDM,
+    "consistency_boundary": ConsistencyBoundary,
+    "noise": NoisePrediction,
+    "v": VPrediction,
+    "flow": Flow,
+    "trigflow": TrigFlow,
+    "score": ScoreMatching,
+    "reparametrised": Reparametrised,
+}

@@ -1,0 +1,139 @@
+"""Denoisers as nested dictionaries of kinds and numbers, for ``config.json``.
+
+A kind is a key of a dict literal of this package; nothing is imported by a name from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+from torch import nn
+
+from fewstep.core import UsageError
+from fewstep.models.denoiser import AbstractDenoiser, Denoiser
+from fewstep.models.nets import NETWORKS
+from fewstep.models.preconditioning import PRECONDITIONINGS, Preconditioning
+from fewstep.paths import PATHS, Path
+
+_LARGEST = 2**20
+_FAMILIES: dict[str, Mapping[str, type]] = {"path": PATHS, "preconditioning": PRECONDITIONINGS}
+_FAMILIES["inner"] = PRECONDITIONINGS
+
+
+def nearest(given: str, known: Mapping[str, object] | list[str]) -> str:
+    """A hint for an error message: the nearest known name, and all of them."""
+    close = difflib.get_close_matches(given, [*known], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+def denoiser_spec(denoiser: AbstractDenoiser) -> dict[str, Any]:
+    """What :func:`build_denoiser` needs to build it again, weights apart."""
+    if not isinstance(denoiser, Denoiser):
+        raise UsageError(
+            f"only a Denoiser can be saved, got {type(denoiser).__name__}; save the one it wraps"
+        )
+    return {
+        "kind": "denoiser",
+        "network": _network_spec(denoiser.net),
+        "preconditioning": _spec(denoiser.preconditioning),
+    }
+
+
+def build_denoiser(spec: Mapping[str, Any], network: nn.Module | None = None) -> Denoiser:
+    """The denoiser of a spec, with fresh weights.
+
+    Args:
+        spec: from :func:`denoiser_spec`.
+        network: the user's own network, where the spec's is of kind ``custom``.
+    """
+    if spec.get("kind") != "denoiser" or set(spec) != {"kind", "network", "preconditioning"}:
+        raise UsageError(
+            "expected a denoiser with network and preconditioning, "
+            f"got kind={spec.get('kind')!r} with {sorted(spec)}"
+        )
+    preconditioning = _build("preconditioning", spec["preconditioning"])
+    assert isinstance(preconditioning, Preconditioning)
+    return Denoiser(_build_network(spec["network"], network), preconditioning)
+
+
+def _spec(value: Path | Preconditioning) -> dict[str, Any]:
+    table = PATHS if isinstance(value, Path) else PRECONDITIONINGS
+    kind = next((k for k, cls in table.items() if cls is type(value)), None)
+    if kind is None:
+        raise UsageError(f"{type(value).__name__} is not one of the library's own: {[*table]}")
+    out: dict[str, Any] = {"kind": kind}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        out[field.name] = _spec(item) if isinstance(item, Path | Preconditioning) else item
+    return out
+
+
+def _build(family: str, spec: Any) -> Path | Preconditioning:
+    table = _FAMILIES[family]
+    if not isinstance(spec, Mapping) or spec.get("kind") not in table:
+        kind = spec.get("kind") if isinstance(spec, Mapping) else spec
+        raise UsageError(f"unknown {family} {kind!r}; {nearest(str(kind), [*table])}")
+    cls = table[spec["kind"]]
+    names = {field.name for field in dataclasses.fields(cls)}
+    given = {key: value for key, value in spec.items() if key != "kind"}
+    if set(given) != names:
+        raise UsageError(f"{family} {spec['kind']!r} takes {sorted(names)}, got {sorted(given)}")
+    for key, value in given.items():
+        if key in _FAMILIES:
+            given[key] = _build(key, value)
+        elif not isinstance(value, int | float) or not math.isfinite(value):
+            raise UsageError(f"{family} {spec['kind']!r}: {key} must be a number, got {value!r}")
+    return cls(**given)
+
+
+def _network_spec(net: nn.Module) -> dict[str, Any]:
+    kind = next((k for k, cls in NETWORKS.items() if cls is type(net)), None)
+    if kind is None:
+        return {"kind": "custom", "name": type(net).__name__}
+    options: Any = net.options
+    return {"kind": kind, **options}
+
+
+def _build_network(spec: Any, network: nn.Module | None) -> nn.Module:
+    kind = spec.get("kind") if isinstance(spec, Mapping) else spec
+    if kind == "custom":
+        if network is None:
+            raise UsageError(
+                f"this model's network is the user's own class {spec.get('name')!r}; pass an "
+                "instance: fewstep.load(path, network=MyNetwork(...))"
+            )
+        return network
+    if network is not None:
+        raise UsageError(f"this model's network is the library's {kind!r}; pass no network")
+    if kind not in NETWORKS:
+        raise UsageError(f"unknown network {kind!r}; {nearest(str(kind), NETWORKS)}")
+    cls = NETWORKS[kind]
+    return cls(**_checked(kind, cls, {k: v for k, v in spec.items() if k != "kind"}))
+
+
+def _checked(kind: str, cls: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
+    """A network's arguments, of the annotated types and of a size that can be meant."""
+    hints = get_type_hints(cls.__init__)
+    parameters = list(inspect.signature(cls).parameters.values())
+    fields: dict[str, Any] = {
+        p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters
+    }
+    model = create_model("options", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        checked = {name: getattr(model(**options), name) for name in fields}
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"network {kind!r}: {where}: {first['msg']}") from error
+    for name, value in checked.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if not -_LARGEST <= number <= _LARGEST:
+                raise UsageError(f"network {kind!r}: {name}={value!r} is out of range")
+    return checked

@@ -1,0 +1,92 @@
+"""What a method is: phases that draw and score, and a student that is delivered with a contract.
+
+``draw`` holds all randomness and every scheduled value as tensors; ``loss`` is a pure function of
+parameters, batch and draws. So a test injects draws through the public loss, and a resumed run
+repeats an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core import Batch, Rng
+from fewstep.model import Contract, DataSpec
+from fewstep.models import AbstractDenoiser
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Scalars: ``terms`` are summed and back-propagated, ``logs`` only recorded."""
+
+    terms: Mapping[str, Tensor]
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def total(self) -> Tensor:
+        """Sum of the terms."""
+        return torch.stack([*self.terms.values()]).sum()
+
+
+def always(step: int) -> bool:
+    """A phase that is due at every step."""
+    return True
+
+
+def every(k: int) -> Callable[[int], bool]:
+    """A phase that is due at steps 0, k, 2k, ..."""
+    return lambda step: step % k == 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One update of one module.
+
+    Args:
+        name: seeds the draws and names the optimiser's state.
+        module: whose parameters this phase trains; all others are frozen meanwhile.
+        draw: ``(batch, step, rng) -> draws``.
+        loss: ``(batch, draws) -> Loss``.
+        due: whether the phase runs at a step.
+    """
+
+    name: str
+    module: nn.Module
+    draw: Callable[[Batch, int, Rng], Any]
+    loss: Callable[[Batch, Any], Loss]
+    due: Callable[[int], bool] = always
+
+
+class Objective(nn.Module, ABC):
+    """A method. Its parameters, buffers and submodules are its whole state.
+
+    ``frozen`` names submodules that training never changes (teachers): checkpoints keep their
+    hash only.
+    """
+
+    student: AbstractDenoiser
+    frozen: tuple[str, ...] = ()
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """The updates of a step, in order, on one batch."""
+
+    @abstractmethod
+    def contract(self, data: DataSpec) -> Contract:
+        """How what :meth:`deliver` returns may be sampled."""
+
+    def after_step(self, step: int) -> None:
+        """Update what follows the student; called after the optimisers of ``step``."""
+        return
+
+    def stage(self, step: int) -> int:
+        """When this changes, optimisers, learning rate and averages start anew."""
+        return 0
+
+    def deliver(self, student: AbstractDenoiser) -> AbstractDenoiser:
+        """What users sample from, given the (averaged) student."""
+        return student

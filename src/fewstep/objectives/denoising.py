@@ -1,0 +1,95 @@
+r"""Denoising score matching: $E[ w(t) \|D(x_t, t) - x_0\|^2 ]$ (Karras et al. 2022, eq. 2 and 108).
+
+EDM, and by another weight and another law of times every earlier diffusion loss:
+
+| model | path | times | weight |
+| --- | --- | --- | --- |
+| EDM | VE | log-normal(-1.2, 1.2) | snr + 1/sigma_data^2 |
+| VE (Song et al. 2021) | VE | log-uniform | snr |
+| DDPM, VP (eps) | VP | uniform | snr |
+| v-prediction | VP | uniform | snr + 1 |
+| truncated (progressive distillation) | VP | uniform | max(snr, 1) |
+| min-SNR | VP | uniform | min(snr, 5) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.core import Batch, Rng
+from fewstep.model import Contract, DataSpec, Guidance, Sampling, Start
+from fewstep.models import AbstractDenoiser
+from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.terms import LabelDrop, SnrWeight, l2
+
+
+class Draws(NamedTuple):
+    """``t`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+
+    t: Tensor
+    noise: Tensor
+    dropped: Tensor | None = None
+
+
+class Denoising(Objective):
+    """A diffusion model.
+
+    Args:
+        student: the denoiser.
+        times: the law of the training times, ``(b, rng) -> (b,)``.
+        weight: w as a function of the signal-to-noise ratio.
+        drop: label dropping, which also lets the model be guided.
+        grid: rule of the sampling times users get by default.
+    """
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        *,
+        times: Callable[[int, torch.Generator], Tensor],
+        weight: SnrWeight,
+        drop: LabelDrop | None = None,
+        grid: Literal["karras", "uniform"] = "karras",
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.times = times
+        self.weight = weight
+        self.drop = drop
+        self.grid: Literal["karras", "uniform"] = grid
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """Times, noise and which labels to drop."""
+        t = self.times(len(batch), rng)
+        noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
+        return Draws(t, noise, self.drop.draw(len(batch), rng) if self.drop else None)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Weighted mean squared error; the mean over the event, where EDM's code has the sum."""
+        cond = batch.cond
+        if self.drop is not None and draws.dropped is not None:
+            cond = self.drop.apply(cond, draws.dropped)
+        path = self.student.path
+        x_t = path.perturb(batch.x0, draws.noise, draws.t)
+        each = l2(self.student(x_t, draws.t, None, cond), batch.x0, batch.mask)
+        return Loss({"denoising": (self.weight(path.snr(draws.t)).to(each.dtype) * each).mean()})
+
+    def phases(self) -> Sequence[Phase]:
+        """The model's update."""
+        return (Phase("student", self.student, self.draw, self.loss),)
+
+    def contract(self, data: DataSpec) -> Contract:
+        """Heun's method on any grid; guided if labels were dropped."""
+        path = self.student.path
+        sampling = Sampling(
+            start=Start(t=path.t_max, std=path.start_std()),
+            kind="ode",
+            any_times=True,
+            grid=self.grid,
+            guidance=Guidance() if self.drop and self.drop.probability > 0 else None,
+        )
+        return Contract(method="edm", data=data, sampling=sampling)

@@ -1,0 +1,87 @@
+r"""Flow matching (Lipman et al. 2023, eq. 9): $E[w(t) \|v_\theta(x_t, t) - \dot x_t\|^2]$.
+
+The velocity of one trajectory is $\dot x_t = \dot\alpha x_0 + \dot\sigma \epsilon$; on the linear
+path it is noise - x0. Time runs from data to noise, the other way round than in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.core import Batch, Rng, expand
+from fewstep.model import Contract, DataSpec, Guidance, Sampling, Start
+from fewstep.models import AbstractDenoiser
+from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.terms import LabelDrop, l2
+
+
+class Draws(NamedTuple):
+    """``t`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+
+    t: Tensor
+    noise: Tensor
+    dropped: Tensor | None = None
+
+
+class FlowMatching(Objective):
+    """A flow model: any denoiser, compared as a velocity.
+
+    Args:
+        student: the denoiser, on a path with t > 0 wherever ``times`` draws.
+        times: the law of the training times, ``(b, rng) -> (b,)``.
+        weight: of the time; the logit-normal law with weight 1 is Esser et al.'s (2024) choice.
+        drop: label dropping, which also lets the model be guided.
+    """
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        *,
+        times: Callable[[int, torch.Generator], Tensor],
+        weight: Callable[[Tensor], Tensor] = torch.ones_like,
+        drop: LabelDrop | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.times = times
+        self.weight = weight
+        self.drop = drop
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """Times, noise and which labels to drop."""
+        t = self.times(len(batch), rng)
+        noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
+        return Draws(t, noise, self.drop.draw(len(batch), rng) if self.drop else None)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Weighted mean squared error of the velocity."""
+        cond = batch.cond
+        if self.drop is not None and draws.dropped is not None:
+            cond = self.drop.apply(cond, draws.dropped)
+        path = self.student.path
+        x_t = path.perturb(batch.x0, draws.noise, draws.t)
+        _, _, d_alpha, d_sigma = path.coefficients(draws.t)
+        velocity = expand(d_alpha, x_t) * batch.x0 + expand(d_sigma, x_t) * draws.noise
+        predicted = path.velocity(x_t, self.student(x_t, draws.t, None, cond), draws.t)
+        each = l2(predicted, velocity, batch.mask)
+        return Loss({"flow": (self.weight(draws.t).to(each.dtype) * each).mean()})
+
+    def phases(self) -> Sequence[Phase]:
+        """The model's update."""
+        return (Phase("student", self.student, self.draw, self.loss),)
+
+    def contract(self, data: DataSpec) -> Contract:
+        """Heun's method on any grid; guided if labels were dropped."""
+        path = self.student.path
+        sampling = Sampling(
+            start=Start(t=path.t_max, std=path.start_std()),
+            kind="ode",
+            any_times=True,
+            grid="uniform",
+            guidance=Guidance() if self.drop and self.drop.probability > 0 else None,
+        )
+        return Contract(method="flow_matching", data=data, sampling=sampling)

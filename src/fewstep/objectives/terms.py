@@ -1,0 +1,194 @@
+"""What several methods share: distances, weights by signal-to-noise ratio, label dropping.
+
+A distance maps two events to ``(b,)``: the mean over the event, or what its paper says instead.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.core import Cond, per_sample
+from fewstep.paths import Event
+
+M = TypeVar("M", bound=nn.Module)
+
+Distance = Callable[[Event, Event, Tensor | None], Tensor]
+"""(a, b, mask) -> (b,)."""
+
+SnrWeight = Callable[[Tensor], Tensor]
+"""(alpha/sigma)^2 -> weight, each ``(b,)``."""
+
+
+# Distances.
+
+
+def l1(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute difference."""
+    return per_sample((a - b).abs(), mask)
+
+
+def l2(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference."""
+    return per_sample((a - b) ** 2, mask)
+
+
+def l2_at_32(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference of images resized to 32 x 32 (bilinear): OpenAI's "l2-32"."""
+    a, b = (F.interpolate(x, size=(32, 32), mode="bilinear") for x in (a, b))
+    return per_sample((a - b) ** 2)
+
+
+@dataclass(frozen=True)
+class PseudoHuber:
+    r"""$\sqrt{\|a - b\|^2 + c^2} - c$ on the whole sample (Song & Dhariwal 2024, eq. 7).
+
+    Args:
+        c: in units of the whole sample's norm; ``None`` is the paper's 0.00054 sqrt(d).
+    """
+
+    c: float | None = None
+
+    def __call__(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
+        """``(b,)``; a norm over the event, not a mean."""
+        c = 0.00054 * a[0].numel() ** 0.5 if self.c is None else self.c
+        square = (a - b) ** 2 if mask is None else (a - b) ** 2 * mask
+        return (square.flatten(1).sum(1) + c**2).sqrt() - c
+
+
+class Perceptual(nn.Module):
+    """Distance in the features of a frozen network.
+
+    Each feature map is normalised to unit length over its channels, as LPIPS does with heads of
+    ones; squared differences are averaged over positions and summed over maps. The true LPIPS,
+    ``lpips.LPIPS()``, fits wherever a distance does through :func:`lpips_distance`.
+
+    Args:
+        features: images ``(b, c, h, w)`` in [-1, 1] to a list of maps ``(b, f, *space)``.
+        size: images with a shorter side are enlarged to it (bilinear) first; OpenAI's code takes
+            224 for images under 256.
+    """
+
+    def __init__(self, features: nn.Module, size: int | None = None) -> None:
+        super().__init__()
+        self.features = features.eval().requires_grad_(False)
+        self.size = size
+
+    def forward(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
+        """``(b,)``."""
+        maps = zip(self._maps(a), self._maps(b), strict=True)
+        return torch.stack([_channel_distance(f, g) for f, g in maps]).sum(0)
+
+    def _maps(self, x: Event) -> list[Tensor]:
+        return self.features(_enlarged(x, self.size))
+
+
+def lpips_distance(network: nn.Module, size: int = 224) -> Distance:
+    """True LPIPS as a distance: pass ``lpips.LPIPS(net="vgg")`` (extra ``lpips``)."""
+    network.eval().requires_grad_(False)
+
+    def distance(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
+        return network(_enlarged(a, size), _enlarged(b, size)).flatten()
+
+    return distance
+
+
+def _enlarged(x: Event, size: int | None) -> Event:
+    if size is None or min(x.shape[-2:]) >= size:
+        return x
+    return F.interpolate(x, size=(size, size), mode="bilinear")
+
+
+def _channel_distance(f: Tensor, g: Tensor) -> Tensor:
+    f, g = (F.normalize(m.flatten(2), dim=1, eps=1e-10) for m in (f, g))
+    return ((f - g) ** 2).sum(1).mean(1)
+
+
+# Weights, as functions of the signal-to-noise ratio, 1/sigma^2 on VE.
+
+
+def unweighted(snr: Tensor) -> Tensor:
+    """1."""
+    return torch.ones_like(snr)
+
+
+def snr_weight(snr: Tensor) -> Tensor:
+    """The ratio itself: noise-prediction's weight."""
+    return snr
+
+
+def snr_plus_one(snr: Tensor) -> Tensor:
+    """v-prediction's weight."""
+    return snr + 1
+
+
+def truncated_snr(snr: Tensor) -> Tensor:
+    """max(snr, 1) (Salimans & Ho 2022)."""
+    return snr.clamp(min=1)
+
+
+def karras_weight(sigma_data: float) -> SnrWeight:
+    """snr + 1/sigma_data^2: EDM's weight, (sigma^2 + sigma_data^2)/(sigma sigma_data)^2."""
+    return lambda snr: snr + sigma_data**-2
+
+
+def min_snr(gamma: float = 5.0) -> SnrWeight:
+    """min(snr, gamma) (Hang et al. 2023)."""
+    return lambda snr: snr.clamp(max=gamma)
+
+
+# Conditions.
+
+
+@dataclass(frozen=True)
+class LabelDrop:
+    """Replace conditions by null for a share of the samples: classifier-free guidance's training.
+
+    Args:
+        probability: of a sample losing its conditions.
+        null: their values there, e.g. ``{"label": k}``.
+    """
+
+    probability: float
+    null: Mapping[str, int | float]
+
+    def draw(self, b: int, rng: torch.Generator) -> Tensor:
+        """Which samples lose them: bool ``(b,)``."""
+        return torch.rand(b, generator=rng, device=rng.device) < self.probability
+
+    def apply(self, cond: Cond, dropped: Tensor) -> Cond:
+        """The conditions with nulls where ``dropped``."""
+        return {
+            key: torch.where(
+                dropped.reshape(-1, *[1] * (value.ndim - 1)),
+                torch.full_like(value, self.null[key]),
+                value,
+            )
+            if key in self.null
+            else value
+            for key, value in cond.items()
+        }
+
+
+# Copies of the student.
+
+
+def frozen_copy(module: M) -> M:
+    """A copy that no optimiser reaches, in the same mode (train or eval)."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """Target <- rate * target + (1 - rate) * source for parameters; buffers are copied."""
+    followers: list[Tensor] = [*target.parameters()]
+    sources: list[Tensor] = [*source.parameters()]
+    torch._foreach_lerp_(followers, sources, 1 - rate)  # pyright: ignore[reportPrivateImportUsage]
+    for old, new in zip(target.buffers(), source.buffers(), strict=True):
+        old.copy_(new)

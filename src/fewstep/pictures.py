@@ -1,0 +1,88 @@
+"""Pictures of samples: grids of images, clouds of points, and rows with captions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from fewstep.core import UsageError
+from fewstep.files import whole_file
+
+SMALLEST = 48
+"""Pixels that a sample's shorter side is enlarged to, by a whole factor."""
+
+
+def pixels(x: Tensor) -> np.ndarray:
+    """Values in [-1, 1] to uint8 as official code rounds them: clip(127.5 x + 128) cut off."""
+    return (x.detach().double() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def grid(x: Tensor, columns: int | None = None) -> Image.Image:
+    """Images ``(n, c, h, w)`` in [-1, 1], c of 1 or 3, side by side."""
+    n, c, h, w = x.shape
+    if c not in (1, 3):
+        raise UsageError(f"a grid shows images of 1 or 3 channels, got {c}; save an .npz instead")
+    columns = columns or math.ceil(math.sqrt(n))
+    lines = math.ceil(n / columns)
+    factor = max(1, math.ceil(SMALLEST / min(h, w)))
+    gap = max(1, factor // 4)
+    canvas = Image.new(
+        "RGB", (columns * (w * factor + gap) - gap, lines * (h * factor + gap) - gap)
+    )
+    for i, one in enumerate(pixels(x).transpose(0, 2, 3, 1)):
+        tile = Image.fromarray(one[..., 0] if c == 1 else one)
+        tile = tile.resize((w * factor, h * factor), Image.Resampling.NEAREST).convert("RGB")
+        canvas.paste(tile, (i % columns * (w * factor + gap), i // columns * (h * factor + gap)))
+    return canvas
+
+
+def cloud(x: Tensor, size: int = 480, reach: float = 2.0) -> Image.Image:
+    """Points ``(n, 2)`` in [-reach, reach]^2 as a density; 1-D points as a histogram."""
+    points = x.detach().double().cpu().numpy()
+    if points.shape[1] == 1:
+        counts, _ = np.histogram(points[:, 0], bins=size // 4, range=(-reach, reach))
+        height = counts / max(counts.max(), 1)
+        rows = np.linspace(1, 0, size // 4)[:, None]
+        density = (rows <= height[None]).astype(float)
+    else:
+        density, _, _ = np.histogram2d(
+            points[:, 1], points[:, 0], bins=size // 4, range=[[-reach, reach]] * 2
+        )
+        density = np.sqrt(density / max(density.max(), 1))[::-1]
+    shade = (255 * (1 - density)).astype(np.uint8)
+    return Image.fromarray(shade).resize((size, size), Image.Resampling.NEAREST).convert("RGB")
+
+
+def picture(x: Tensor, path: Path, columns: int | None = None) -> None:
+    """Write samples as a PNG: a grid of images, or a cloud of points; other events not at all."""
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        image = grid(x, columns)
+    elif x.ndim == 2 and x.shape[1] in (1, 2):
+        image = cloud(x)
+    else:
+        return
+    with whole_file(path) as fresh:
+        image.save(fresh)
+
+
+def rows(parts: Sequence[tuple[str, Tensor]], path: Path) -> None:
+    """Write one captioned row of images for each part."""
+    strips = [(caption, grid(x, columns=len(x))) for caption, x in parts]
+    margin, line = 8, 20
+    width = max(strip.width for _, strip in strips) + 2 * margin
+    height = sum(strip.height + line + margin for _, strip in strips) + margin
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    y = margin
+    for caption, strip in strips:
+        draw.text((margin, y), caption, fill="black", font_size=14)
+        canvas.paste(strip, (margin, y + line))
+        y += strip.height + line + margin
+    with whole_file(path) as fresh:
+        canvas.save(fresh)

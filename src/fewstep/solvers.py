@@ -1,0 +1,222 @@
+"""One step of an ODE or SDE on any path, and the loops that sample with it.
+
+Samplers take the start ``x`` ``(b, *event)`` and a descending grid ``times`` ``(n,)`` that ends
+where the sample is wanted (0 for clean data), and keep the state in float64 where the device has
+it, as EDM and OpenAI's code do. Fresh noise comes from ``noise(i)``, the unit noise of step ``i``,
+so that a caller decides where it comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fewstep.core import Cond, expand, widest
+from fewstep.models.denoiser import AbstractDenoiser
+from fewstep.paths import Event, Path, Time, VarianceExploding
+
+Noise = Callable[[int], Tensor]
+"""Unit noise of a step, shaped as the sample."""
+
+Step = Callable[[AbstractDenoiser, Event, Time, Time, Cond | None], Event]
+"""(denoiser, x_t, t, s, cond) -> x_s."""
+
+
+# Steps from t to s < t. Each is differentiable and keeps the precision of x.
+
+
+def ddim(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond | None) -> Event:
+    """Transport by the denoiser's answer; exact where that answer is constant along the path."""
+    return denoiser.path.transport(x, denoiser(x, t, None, cond), t, s)
+
+
+def euler(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond | None) -> Event:
+    """Euler in the path's own time; the same as DDIM on VE and linear paths."""
+    return x + expand(s - t, x) * _velocity(denoiser, x, t, cond)
+
+
+def heun(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond | None) -> Event:
+    """Trapezoidal rule (Karras et al. 2022, alg. 1); Euler where a sample ends on clean data."""
+    d = _velocity(denoiser, x, t, cond)
+    h = expand(s - t, x)
+    clean = denoiser.path.coefficients(s).sigma == 0
+    d_next = _velocity(denoiser, x + h * d, torch.where(clean, t, s), cond)
+    return x + h * torch.where(expand(clean, x) > 0, d, (d + d_next) / 2)
+
+
+def dpm_midpoint(
+    denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond | None
+) -> Event:
+    """Midpoint rule, the midpoint on a rho = 3 Karras grid (DPM-Solver-2 of k-diffusion)."""
+    middle = ((t ** (1 / 3) + s ** (1 / 3)) / 2) ** 3
+    x_middle = x + expand(middle - t, x) * _velocity(denoiser, x, t, cond)
+    return x + expand(s - t, x) * _velocity(denoiser, x_middle, middle, cond)
+
+
+STEPS: dict[str, Step] = {"ddim": ddim, "euler": euler, "heun": heun, "dpm": dpm_midpoint}
+
+
+def _velocity(denoiser: AbstractDenoiser, x: Event, t: Time, cond: Cond | None) -> Event:
+    return denoiser.path.velocity(x, denoiser(x, t, None, cond), t)
+
+
+# Loops of many steps.
+
+
+@dataclass(frozen=True)
+class Churn:
+    """EDM's stochasticity (Karras et al. 2022, alg. 2): noise added before each step.
+
+    Only on VE, where time is the noise level.
+    """
+
+    amount: float = 0.0
+    t_min: float = 0.0
+    t_max: float = math.inf
+    noise_std: float = 1.0
+
+    def raised(self, t: float, steps: int) -> float:
+        """The time after the noise of one of ``steps`` steps is added at ``t``."""
+        inside = self.t_min <= t <= self.t_max
+        return t * (1 + (min(self.amount / steps, math.sqrt(2) - 1) if inside else 0.0))
+
+
+def ode(
+    denoiser: AbstractDenoiser,
+    x: Event,
+    times: Tensor,
+    cond: Cond | None = None,
+    *,
+    step: Step = heun,
+    churn: Churn | None = None,
+    noise: Noise | None = None,
+) -> Event:
+    """Integrate the probability-flow ODE down ``times``.
+
+    With :class:`Churn`, ``noise`` is asked at every step, also where nothing is added.
+    """
+    if churn is not None and not isinstance(denoiser.path, VarianceExploding):
+        raise TypeError(
+            f"churn is defined on VarianceExploding, got {type(denoiser.path).__name__}"
+        )
+    x = x.to(widest(x.device))
+    for i, (t, s) in enumerate(pairwise(times.tolist())):
+        if churn is not None and noise is not None:
+            raised = churn.raised(t, len(times) - 1)
+            x = x + math.sqrt(raised**2 - t**2) * churn.noise_std * noise(i).to(x)
+            t = raised
+        t_b, s_b = _at(t, x), _at(s, x)
+        # Heun's corrector has no slope at clean data, so the last step is Euler's, at one call.
+        clean = step is heun and float(denoiser.path.coefficients(s_b[:1]).sigma) == 0
+        x = (euler if clean else step)(denoiser, x, t_b, s_b, cond)
+    return x
+
+
+def dpmpp_2m(
+    denoiser: AbstractDenoiser, x: Event, times: Tensor, cond: Cond | None = None
+) -> Event:
+    """DPM-Solver++(2M) (Lu et al. 2022, alg. 2): one call a step, second order by the last answer.
+
+    The first step, and a last one to clean data, are DDIM's.
+    """
+    path = denoiser.path
+    x = x.to(widest(x.device))
+    before: tuple[Tensor, Tensor] | None = None
+    for t, s in _pairs(times, x):
+        x0 = denoiser(x, t, None, cond)
+        step_logsnr = (path.logsnr(s) - path.logsnr(t)) / 2
+        extrapolated = x0
+        if before is not None and bool(step_logsnr.isfinite().all()):
+            ratio = before[0] / step_logsnr
+            extrapolated = x0 + expand(1 / (2 * ratio), x) * (x0 - before[1])
+        x = path.transport(x, extrapolated, t, s)
+        before = (step_logsnr, x0)
+    return x
+
+
+def stochastic_ddim(
+    denoiser: AbstractDenoiser,
+    x: Event,
+    times: Tensor,
+    noise: Noise,
+    cond: Cond | None = None,
+    *,
+    eta: float = 1.0,
+) -> Event:
+    """DDIM with noise (Song et al. 2020, eq. 16): eta = 0 is DDIM, eta = 1 ancestral sampling.
+
+    On VE, eta = 1 is k-diffusion's Euler ancestral sampler; ``noise`` is asked at every step.
+    """
+    path = denoiser.path
+    x = x.to(widest(x.device))
+    for i, (t, s) in enumerate(_pairs(times, x)):
+        x0 = denoiser(x, t, None, cond)
+        down, up = ancestral_std(path, t, s, eta)
+        alpha = path.coefficients(s).alpha
+        x = expand(alpha, x) * x0 + expand(down, x) * path.noise(x, x0, t)
+        x = x + expand(up, x) * noise(i).to(x)
+    return x
+
+
+def ancestral_std(path: Path, t: Time, s: Time, eta: float = 1.0) -> tuple[Time, Time]:
+    """Standard deviations of the kept and of the fresh noise in a step from ``t`` to ``s``."""
+    alpha_t, sigma_t, _, _ = path.coefficients(t)
+    alpha_s, sigma_s, _, _ = path.coefficients(s)
+    posterior = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+    up = eta * sigma_s / sigma_t * posterior.clamp(min=0).sqrt()
+    return (sigma_s**2 - up**2).clamp(min=0).sqrt(), up
+
+
+# Loops of few steps. ``times`` holds the times at which the model is called, and no end.
+
+
+def one_step(
+    denoiser: AbstractDenoiser, x: Event, times: Tensor, cond: Cond | None = None
+) -> Event:
+    """The model's answer at ``times[0]``."""
+    return denoiser(x, _at(float(times[0]), x), _at(denoiser.path.t_min, x), cond)
+
+
+def multistep(
+    denoiser: AbstractDenoiser,
+    x: Event,
+    times: Tensor,
+    noise: Noise,
+    cond: Cond | None = None,
+) -> Event:
+    """Answer, noise again to the next time, answer (Song et al. 2023, alg. 1).
+
+    The answer is a sample at ``t_min``: see :meth:`Path.renoise`. ``noise(i)`` precedes call i + 1.
+    """
+    path = denoiser.path
+    x = x.to(widest(x.device))
+    out = one_step(denoiser, x, times, cond)
+    for i, t in enumerate(times[1:].tolist()):
+        x = path.renoise(out, noise(i).to(x), _at(t, x))
+        out = denoiser(x, _at(t, x), _at(path.t_min, x), cond)
+    return out
+
+
+def deterministic(
+    denoiser: AbstractDenoiser, x: Event, times: Tensor, cond: Cond | None = None
+) -> Event:
+    """Jump from each time to the next, and from the last to ``t_min``; no fresh noise."""
+    x = x.to(widest(x.device))
+    end = times.new_tensor([denoiser.path.t_min])
+    for t, s in _pairs(torch.cat([times, end]), x):
+        x = denoiser.jump(x, t, s, cond)
+    return x
+
+
+def _at(t: float, x: Tensor) -> Tensor:
+    return torch.full((len(x),), t, dtype=widest(x.device), device=x.device)
+
+
+def _pairs(times: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    ends: Iterable[float] = times.tolist()
+    return ((_at(t, x), _at(s, x)) for t, s in pairwise(ends))
