@@ -1,3 +1,37 @@
-"""fewstep: generative models that need one to four network calls."""
+"""fewstep: generative models that need one to four network calls.
 
-__version__ = "0.1.0"
+``import fewstep`` is quick: torch comes with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fewstep.version import __version__
+
+if TYPE_CHECKING:
+    from fewstep import recipes as recipes
+    from fewstep.core import Batch as Batch
+    from fewstep.errors import UsageError as UsageError
+    from fewstep.model import Model as Model
+    from fewstep.model import load as load
+    from fewstep.training.train import train as train
+
+_HOMES = {
+    "Batch": "fewstep.core",
+    "Model": "fewstep.model",
+    "UsageError": "fewstep.errors",
+    "load": "fewstep.model",
+    "train": "fewstep.training.train",
+}
+
+__all__ = ["Batch", "Model", "UsageError", "__version__", "load", "recipes", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "recipes":
+        return import_module("fewstep.recipes")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fewstep' has no attribute {name!r}")

@@ -18,15 +18,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fewstep.errors import UsageError
+
+__all__ = [
+    "Batch",
+    "Cond",
+    "Rng",
+    "UsageError",
+    "entropy",
+    "expand",
+    "jvp",
+    "per_sample",
+    "same_dropout",
+    "widest",
+]
+
 Cond = Mapping[str, Tensor]
 """Conditions by name, batch first; objectives only pass them on, networks declare their keys."""
-
-
-class UsageError(ValueError):
-    """Something the caller gave cannot be used; the message says what was given and what to do.
-
-    The command line prints the message alone and exits with code 2.
-    """
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from fewstep import solvers
-from fewstep.core import Cond, UsageError, entropy
+from fewstep.core import Cond, entropy
+from fewstep.errors import UsageError, nearest
 from fewstep.files import sha256, whole_folder
 from fewstep.models import AbstractDenoiser, Clamped, Guided
-from fewstep.models.spec import build_denoiser, denoiser_spec, nearest
+from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.times import karras, to_zero, uniform
 
 FORMAT = 1
@@ -386,7 +387,7 @@ def find(model: str | Path, average: str | None = None) -> Path:
             raise UsageError(f"the bundled {model} has one average only; leave --average out")
         return Path(str(resources.files("fewstep") / "assets" / str(model)))
     raise UsageError(
-        f"no model {str(model)!r}: not a folder, and not bundled; {nearest(str(model), [*BUNDLED])}"
+        f"no model {str(model)!r}: not a folder, and not bundled; {nearest(str(model), BUNDLED)}"
     )
 
 

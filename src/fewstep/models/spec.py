@@ -6,7 +6,6 @@ A kind is a key of a dict literal of this package; nothing is imported by a name
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import nn
 
-from fewstep.core import UsageError
+from fewstep.errors import UsageError, nearest
 from fewstep.models.denoiser import AbstractDenoiser, Denoiser
 from fewstep.models.nets import NETWORKS
 from fewstep.models.preconditioning import PRECONDITIONINGS, Preconditioning
@@ -24,13 +23,6 @@ from fewstep.paths import PATHS, Path
 _LARGEST = 2**20
 _FAMILIES: dict[str, Mapping[str, type]] = {"path": PATHS, "preconditioning": PRECONDITIONINGS}
 _FAMILIES["inner"] = PRECONDITIONINGS
-
-
-def nearest(given: str, known: Mapping[str, object] | list[str]) -> str:
-    """A hint for an error message: the nearest known name, and all of them."""
-    close = difflib.get_close_matches(given, [*known], n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
 
 
 def denoiser_spec(denoiser: AbstractDenoiser) -> dict[str, Any]:
@@ -79,7 +71,7 @@ def _build(family: str, spec: Any) -> Path | Preconditioning:
     table = _FAMILIES[family]
     if not isinstance(spec, Mapping) or spec.get("kind") not in table:
         kind = spec.get("kind") if isinstance(spec, Mapping) else spec
-        raise UsageError(f"unknown {family} {kind!r}; {nearest(str(kind), [*table])}")
+        raise UsageError(f"unknown {family} {kind!r}; {nearest(str(kind), table)}")
     cls = table[spec["kind"]]
     names = {field.name for field in dataclasses.fields(cls)}
     given = {key: value for key, value in spec.items() if key != "kind"}

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-import fewstep
 from fewstep.core import UsageError
 from fewstep.files import write_json
 from fewstep.training.config import FREE, Run
+from fewstep.version import __version__
 
 
 class RunFolder:
@@ -96,7 +96,7 @@ def describe(run: Run, device: torch.device, frozen: dict[str, str]) -> dict[str
         },
         "frozen": frozen,
         "versions": {
-            "fewstep": fewstep.__version__,
+            "fewstep": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
@@ -117,7 +117,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _commit() -> str | None:
     """The commit of the library's own checkout, if it runs from one."""
     found = subprocess.run(
-        ["git", "-C", str(Path(fewstep.__file__).parent), "rev-parse", "HEAD"],
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
         capture_output=True,
         text=True,
         check=False,

@@ -1,0 +1,335 @@
+"""The command line. Each verb is a typed function that imports torch only once it has to."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+
+from fewstep.errors import UsageError, nearest
+from fewstep.recipes import RECIPES, recipe
+
+USAGE = """\
+fewstep: generative models that need one to four network calls
+
+  fewstep recipes                               what can be trained
+  fewstep train RECIPE [--train.steps N ...]    train or distil; the same command resumes
+  fewstep sample MODEL -n 64 --out grid.png     draw
+  fewstep evaluate MODEL --steps 1,2            distances to data, and speed
+
+MODEL is a model folder, a run folder, or a bundled name: digits-cd, digits-edm.
+Every verb explains itself with --help. --debug shows the traceback of an error.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; exits with 0, with 2 for bad input, or with 128 + signal."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        _dispatch(args)
+    except UsageError as error:
+        _stop(debug, str(error), 2)
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has left; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        _stop(debug, f"{error.strerror}{where}; {_OF_THE_DISK[error.errno]}", 2)
+    except KeyboardInterrupt:
+        _stop(debug, "interrupted", 130)
+    except RuntimeError as error:
+        _runtime(debug, error)
+
+
+_OF_THE_DISK = {
+    errno.ENOSPC: "free some space, then repeat the command",
+    errno.EDQUOT: "free some space, then repeat the command",
+    errno.EFBIG: "the system limits the size of files; raise the limit or choose another --out",
+    errno.EACCES: "choose a place you may write to with --out",
+    errno.EPERM: "choose a place you may write to with --out",
+    errno.EROFS: "choose a place you may write to with --out",
+    errno.ENOTDIR: "a part of the path is a file; choose another --out",
+    errno.EEXIST: "a file is in the way; choose another --out",
+    errno.EISDIR: "a folder is in the way; choose another --out",
+    errno.ENOTEMPTY: "a folder is in the way; choose another --out",
+    errno.ENAMETOOLONG: "choose a shorter --out",
+    errno.ENOENT: "a part of the path does not exist",
+}
+
+
+def _stop(debug: bool, message: str, code: int) -> None:
+    if debug:
+        raise
+    print(f"fewstep: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _runtime(debug: bool, error: RuntimeError) -> None:
+    import torch
+
+    from fewstep.training.trainer import Diverged
+
+    if isinstance(error, Diverged):
+        _stop(debug, str(error), 1)
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = "lower --train.batch and raise --train.accumulation by the same factor"
+        _stop(debug, f"out of memory on the device; {advice}", 1)
+    raise error
+
+
+def _dispatch(args: list[str]) -> None:
+    verbs: dict[str, Callable[[list[str]], None]] = {
+        "recipes": _recipes,
+        "train": _train,
+        "sample": lambda rest: _call("fewstep sample", sample, rest),
+        "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
+    }
+    if not args or args[0] in {"-h", "--help", "help"}:
+        print(USAGE, end="")
+    elif args[0] == "--version":
+        from fewstep import __version__
+
+        print(__version__)
+    elif args[0] in verbs:
+        verbs[args[0]](args[1:])
+    else:
+        raise UsageError(f"unknown command {args[0]!r}; {nearest(args[0], verbs)}")
+
+
+def _call(prog: str, function: Callable[..., Any], args: list[str]) -> Any:
+    return tyro.cli(function, prog=prog, args=args)
+
+
+# Verbs.
+
+
+def _recipes(args: list[str]) -> None:
+    if args and args[0] not in {"-h", "--help"}:
+        raise UsageError(f"fewstep recipes takes no arguments, got {args}")
+    names = ("recipe", "method", "data", "teacher", "cost", "result")
+    lines = [
+        names,
+        *((n, r.method, r.data, r.teacher, r.cost, r.result) for n, r in RECIPES.items()),
+    ]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    for line in lines:
+        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+
+
+def _train(args: list[str]) -> None:
+    if not args or args[0] in {"-h", "--help"}:
+        print("usage: fewstep train RECIPE [options]; fewstep train RECIPE --help lists them\n")
+        _recipes([])
+        return
+    name, chosen = args[0], recipe(args[0])
+    out, fresh, run = _call(f"fewstep train {name}", _with_out(chosen.build, name), args[1:])
+    from fewstep.training.train import Interrupted, train
+
+    try:
+        train(run, out, fresh=fresh)
+    except Interrupted as stopped:
+        print(f"fewstep: {stopped}", file=sys.stderr)
+        raise SystemExit(128 + stopped.signum) from None
+
+
+def _with_out(build: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The recipe's function with the two options that every training has."""
+    own = {
+        "out": (Annotated[Path, tyro.conf.arg(help="The run folder.")], Path("runs") / name),
+        "fresh": (
+            Annotated[bool, tyro.conf.arg(help="Move an old run aside first.")],
+            False,
+        ),
+    }
+
+    def command(**given: Any) -> tuple[Path, bool, Any]:
+        out, fresh = given.pop("out"), given.pop("fresh")
+        return out, fresh, build(**given)
+
+    parameters = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
+        for n, (kind, value) in own.items()
+    ]
+    signature = inspect.signature(build)
+    hints = get_type_hints(build, include_extras=True)
+    theirs = [p.replace(annotation=hints[n]) for n, p in signature.parameters.items()]
+    command.__signature__ = signature.replace(  # pyright: ignore[reportFunctionMemberAccess]
+        parameters=[*theirs, *parameters], return_annotation=Any
+    )
+    command.__annotations__ = {n: hints[n] for n in signature.parameters}
+    command.__annotations__ |= {n: kind for n, (kind, _) in own.items()}
+    command.__doc__ = inspect.getdoc(build)
+    return command
+
+
+def sample(
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
+    /,
+    *,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64,
+    out: Path = Path("samples.png"),
+    steps: int | None = None,
+    times: str | None = None,
+    seed: int = 0,
+    seeds: str | None = None,
+    label: int | None = None,
+    guidance: float | None = None,
+    average: str | None = None,
+    device: str | None = None,
+    columns: int | None = None,
+) -> None:
+    """Draw samples from a model.
+
+    Args:
+        model: a model folder, a run folder or a bundled name.
+        n: how many.
+        out: a .png grid, an .npz with x (n, c, h, w) in [-1, 1] and label, or a folder with one
+            file a seed.
+        steps: steps of the sampler; by default the model's fewest (18 for a diffusion model).
+        times: the times of the calls instead, descending, e.g. 80,0.8.
+        seed: sample i is a function of (seed, i).
+        seeds: one a sample instead, e.g. 0-63 or 1,5,9.
+        label: of all samples, from 0; by default all labels in turn.
+        guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
+        average: another of the run's averages than its first.
+        device: where to run; an accelerator if there is one.
+        columns: of the grid.
+    """
+    if n < 1:
+        raise UsageError(f"-n must be at least 1, got {n}")
+    if columns is not None and columns < 1:
+        raise UsageError(f"--columns must be at least 1, got {columns}")
+    chosen = _numbers("--seeds", seeds, int) if seeds is not None else None
+    at = _numbers("--times", times, float) if times is not None else None
+    if out.suffix not in {".png", ".npz", ""}:
+        raise UsageError(f"--out must be a .png, an .npz or a folder, got {out}")
+
+    from fewstep.model import find, load
+
+    loaded = load(model, average=average, device=_device(device))
+    print(f"model: {find(model, average)}", file=sys.stderr)
+    x = loaded.sample(
+        n, steps=steps, times=at, seed=seed, seeds=chosen, label=label, guidance=guidance
+    )
+    _write_samples(loaded, x, out, chosen or list(range(len(x))), label, columns)
+    calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None
+    calls = calls or loaded.calls(len(at) if at else steps, guidance)
+    print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}")
+
+
+def _write_samples(
+    model: Any, x: Any, out: Path, seeds: list[int], label: int | None, columns: int | None
+) -> None:
+    import numpy as np
+
+    from fewstep import pictures
+    from fewstep.files import whole_file, whole_folder
+
+    classes = model.contract.data.labels
+    if out.suffix == ".npz":
+        labels = np.arange(len(x)) % classes if classes else np.zeros(len(x), np.int64)
+        if label is not None:
+            labels = np.full(len(x), label)
+        with whole_file(out) as fresh:
+            np.savez(fresh, x=x.cpu().numpy(), label=labels.astype(np.int64))
+        return
+    if x.ndim != 4 and not (x.ndim == 2 and x.shape[1] <= 2):
+        raise UsageError(f"samples of shape {tuple(x.shape[1:])} are no picture; use --out x.npz")
+    if out.suffix == ".png":
+        pictures.picture(x, out, columns)
+        return
+    if out.exists() and any(p.suffix != ".png" for p in out.iterdir()):
+        raise UsageError(f"{out} holds other files than pictures; choose another --out")
+    with whole_folder(out) as folder:
+        for one, seed in zip(x, seeds, strict=True):
+            pictures.picture(one[None], folder / f"{seed:06d}.png", 1)
+
+
+def evaluate(
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
+    /,
+    *,
+    data: str = "digits",
+    held_out: str | None = None,
+    steps: str = "1,2",
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
+    guidance: float | None = None,
+    average: str | None = None,
+    device: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Compare a model with data it learnt from and data it never saw.
+
+    Args:
+        model: a model folder, a run folder or a bundled name.
+        data: digits, or a folder or zip of the images it learnt from.
+        held_out: for images: a folder or zip that it never saw.
+        steps: step counts, e.g. 1,2; for a diffusion model 18 means 35 calls.
+        n: for images: samples and held-out images compared, at most.
+        guidance: scale of classifier-free guidance.
+        average: another of the run's averages than its first.
+        device: where to run; an accelerator if there is one.
+        out: a JSON file for the numbers.
+    """
+    counts = _numbers("--steps", steps, int)
+    if n < 2:
+        raise UsageError(f"-n must be at least 2, got {n}")
+    from fewstep import evaluation
+    from fewstep.model import load
+
+    loaded = load(model, average=average, device=_device(device))
+    protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
+    judged = {steps: protocol.judge(loaded, steps, guidance) for steps in counts}
+    named = {str(loaded.calls(steps, guidance)): row for steps, row in judged.items()}
+    floor = protocol.floor()
+    lines = [(f"{calls} call{'s' * (calls != '1')}", row) for calls, row in named.items()]
+    slowest = min(row["images_per_second"] for row in named.values())
+    print(evaluation.table([*lines, ("floor", floor)], slowest))
+    if out is not None:
+        evaluation.write_metrics(out, {"model": named, "floor": floor})
+        print(f"wrote {out}")
+
+
+# Values.
+
+
+def _numbers(option: str, text: str, kind: type) -> list[Any]:
+    """1,2,5 and, for whole numbers, 0-63."""
+    found: list[Any] = []
+    try:
+        for part in text.split(","):
+            low, dash, high = part.partition("-")
+            if kind is int and dash and low:
+                first, last = int(low), int(high)
+                if not first <= last < first + 1_000_000:
+                    raise ValueError
+                found += range(first, last + 1)
+            else:
+                found.append(kind(part))
+    except ValueError:
+        example = "0-63 or 1,5,9" if kind is int else "80,0.8"
+        raise UsageError(f"{option} must look like {example}, got {text!r}") from None
+    return found
+
+
+def _device(name: str | None) -> str | None:
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"--device {name!r} cannot be used: {first}") from error
+    return name

@@ -1,0 +1,21 @@
+"""The error that means "the caller's doing", and help for its messages; imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Something the caller gave cannot be used; the message says what was given and what to do.
+
+    The command line prints the message alone and exits with code 2.
+    """
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """A hint for a message about an unknown name: the nearest known one, and all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names)}"

@@ -1,0 +1,108 @@
+"""Recipes on the bundled digits: teacher, distillation, training from scratch. Minutes on a CPU."""
+
+from __future__ import annotations
+
+from fewstep.training.config import Run, TrainConfig
+
+SIGMA_DATA = 0.75
+"""Standard deviation of the training digits (0.752)."""
+
+TWO_STEPS = (80.0, 1.0)
+"""Times of a two-step sample."""
+
+
+def digits_edm(
+    *,
+    width: int = 256,
+    blocks: int = 4,
+    dropout: float = 0.1,
+    train: TrainConfig = TrainConfig(  # noqa: B008
+        steps=8000, batch=256, lr=2e-3, schedule="linear", warmup=100, sample_every=2000
+    ),
+) -> Run:
+    """An EDM diffusion model of the digits: the bundled teacher.
+
+    Args:
+        width: channels of the residual MLP.
+        blocks: its residual blocks.
+        dropout: against learning the 1,200 digits by heart.
+        train: the trainer's settings.
+    """
+    from fewstep.recipes import parts
+
+    return parts.diffusion(
+        "digits-edm",
+        {"width": width, "blocks": blocks, "dropout": dropout},
+        parts.digits_data(),
+        parts.mlp(parts.digits_data(), width, blocks, dropout, seed=train.seed),
+        train,
+        sigma_data=SIGMA_DATA,
+        average=0.999,
+        finish=parts.judged_teacher,
+    )
+
+
+def digits_cd(
+    *,
+    teacher: str = "digits-edm",
+    points: int = 18,
+    train: TrainConfig = TrainConfig(  # noqa: B008
+        steps=4000, batch=128, lr=1e-3, schedule="linear", warmup=100, sample_every=1000
+    ),
+) -> Run:
+    """Distil the teacher of the digits into a consistency model: the main example.
+
+    Args:
+        teacher: a model folder, a run folder or a bundled name.
+        points: N of the Karras grid.
+        train: the trainer's settings.
+    """
+    from fewstep.recipes import parts
+
+    return parts.distillation(
+        "digits-cd",
+        {"teacher": teacher, "points": points},
+        parts.digits_data(),
+        teacher,
+        train,
+        points=points,
+        two_steps=TWO_STEPS,
+        average=0.999,
+        finish=parts.compared_with_teacher,
+    )
+
+
+def digits_ct(
+    *,
+    width: int = 256,
+    blocks: int = 4,
+    start: int = 2,
+    end: int = 150,
+    train: TrainConfig = TrainConfig(  # noqa: B008
+        steps=8000, batch=128, lr=1e-3, schedule="linear", warmup=100, sample_every=2000
+    ),
+) -> Run:
+    """Train a consistency model of the digits without a teacher.
+
+    Args:
+        width: channels of the residual MLP.
+        blocks: its residual blocks.
+        start: N at the first step.
+        end: N at the last.
+        train: the trainer's settings.
+    """
+    from fewstep.recipes import parts
+
+    return parts.consistency_training(
+        "digits-ct",
+        {"width": width, "blocks": blocks, "start": start, "end": end},
+        parts.digits_data(),
+        parts.mlp(parts.digits_data(), width, blocks, 0.0, seed=train.seed),
+        train,
+        sigma_data=SIGMA_DATA,
+        start=start,
+        end=end,
+        two_steps=TWO_STEPS,
+        average=0.999,
+        finish=parts.judged_student,
+    )

@@ -1,0 +1,300 @@
+"""What recipes are put together from: data, networks, teachers, objectives, reports."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.data import Arrays, Dataset, ImageFolder, digits, toy
+from fewstep.errors import UsageError
+from fewstep.evaluation import digits_protocol, table, write_metrics
+from fewstep.model import Model, find, load
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser
+from fewstep.models.nets import DDPMpp, ResidualMLP
+from fewstep.objectives.base import Objective
+from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
+from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.terms import LabelDrop, karras_weight
+from fewstep.pictures import rows
+from fewstep.times import LogNormal
+from fewstep.training.averages import warmed
+from fewstep.training.config import Run, TrainConfig
+
+LABEL_DROP = 0.1
+TEACHER_STEPS = 18
+
+Report = Callable[[Path, Model], None]
+
+
+# Data and networks.
+
+
+def digits_data() -> Arrays:
+    """The training digits."""
+    return digits("train")
+
+
+def toy_data(name: str) -> Arrays:
+    """Points in the plane."""
+    return toy(name)
+
+
+def image_data(data: str, resolution: int, labels: bool) -> ImageFolder:
+    """A folder or zip."""
+    return ImageFolder(Path(data), resolution, labels="auto" if labels else "none")
+
+
+def mlp(data: Dataset, width: int, blocks: int, dropout: float, *, seed: int) -> nn.Module:
+    """A residual MLP for the data, with seeded weights."""
+    _at_least({"width": (width, 2), "blocks": (blocks, 1)})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ResidualMLP(data.shape, width, blocks, data.labels, dropout=dropout)
+
+
+def ddpmpp(
+    data: Dataset,
+    channels: int,
+    multipliers: tuple[int, ...],
+    blocks: int,
+    attention: tuple[int, ...],
+    dropout: float,
+    *,
+    seed: int,
+) -> nn.Module:
+    """A DDPM++ U-Net for the data, with seeded weights."""
+    _at_least({"channels": (channels, 4), "blocks": (blocks, 1)})
+    if not multipliers or min(multipliers) < 1:
+        raise UsageError(f"multipliers must be one or more positive numbers, got {multipliers}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DDPMpp(data.shape, channels, multipliers, blocks, attention, dropout, data.labels)
+
+
+def teacher_for(data: Dataset, name: str) -> Model:
+    """A diffusion model of the same kind of data, on the CPU."""
+    model = load(name, device="cpu")
+    made = model.contract.data
+    if (tuple(made.shape), made.labels) != (tuple(data.shape), data.labels):
+        raise UsageError(
+            f"the teacher {name} draws {tuple(made.shape)} with {made.labels} labels, the data is "
+            f"{tuple(data.shape)} with {data.labels}; choose the teacher's resolution, or train "
+            "one with: fewstep train edm --data ... --resolution ..."
+        )
+    if model.contract.sampling.kind != "ode":
+        raise UsageError(
+            f"{name} is a {model.contract.method} model; a teacher is a diffusion model, "
+            "e.g. of the recipe edm"
+        )
+    return model
+
+
+# Whole runs.
+
+
+def diffusion(
+    recipe: str,
+    arguments: Mapping[str, Any],
+    data: Dataset,
+    network: nn.Module,
+    train: TrainConfig,
+    *,
+    sigma_data: float,
+    average: float,
+    finish: Callable[[float], Report] | None = None,
+) -> Run:
+    """EDM training."""
+    student = Denoiser(network, EDM(sigma_data=sigma_data))
+    objective = Denoising(
+        student, times=LogNormal(), weight=karras_weight(sigma_data), drop=_drop(data)
+    )
+    return _run(recipe, arguments, objective, data, train, average, finish)
+
+
+def distillation(
+    recipe: str,
+    arguments: Mapping[str, Any],
+    data: Dataset,
+    teacher: str,
+    train: TrainConfig,
+    *,
+    points: int,
+    two_steps: Sequence[float],
+    average: float,
+    finish: Callable[[float, Model], Report] | None = None,
+) -> Run:
+    """Consistency distillation; the student starts from the teacher's weights."""
+    _at_least({"points": (points, 2)})
+    model = teacher_for(data, teacher)
+    source = model.denoiser
+    if not isinstance(source, Denoiser) or not isinstance(source.preconditioning, EDM):
+        raise UsageError(f"the recipe {recipe} distils EDM models, and {teacher} is another kind")
+    sigma_data, path = source.preconditioning.sigma_data, source.path
+    student = Denoiser(
+        _without_dropout(source.net), ConsistencyBoundary(sigma_data=sigma_data, path=path)
+    )
+    weight = karras_weight(sigma_data)
+    objective = Consistency(
+        student,
+        TeacherStep(source),
+        schedule=Fixed(points),
+        weight=lambda t, r: weight(path.snr(t)),
+        drop=_drop(data),
+        times={2: two_steps},
+    )
+    report = None if finish is None else (lambda began: finish(began, model))
+    note = f"teacher: {find(teacher)}"
+    return _run(recipe, arguments, objective, data, train, average, report, note)
+
+
+def consistency_training(
+    recipe: str,
+    arguments: Mapping[str, Any],
+    data: Dataset,
+    network: nn.Module,
+    train: TrainConfig,
+    *,
+    sigma_data: float,
+    start: int,
+    end: int,
+    two_steps: Sequence[float],
+    average: float,
+    finish: Callable[[float], Report] | None = None,
+) -> Run:
+    """Consistency training with the adaptive schedule of N and mu."""
+    _at_least({"start": (start, 2), "end": (end, start)})
+    student = Denoiser(network, ConsistencyBoundary(sigma_data=sigma_data))
+    weight = karras_weight(sigma_data)
+    objective = Consistency(
+        student,
+        SameNoise(student.path),
+        schedule=Progressive(start, end, train.steps),
+        weight=lambda t, r: weight(student.path.snr(t)),
+        drop=_drop(data),
+        times={2: two_steps},
+    )
+    return _run(recipe, arguments, objective, data, train, average, finish)
+
+
+def _run(
+    recipe: str,
+    arguments: Mapping[str, Any],
+    objective: Objective,
+    data: Dataset,
+    train: TrainConfig,
+    average: float,
+    finish: Callable[[float], Report] | None,
+    note: str = "",
+) -> Run:
+    return Run(
+        recipe=recipe,
+        arguments=arguments,
+        objective=objective,
+        data=data,
+        config=train,
+        averages={f"ema-{average:g}": warmed(average)},
+        finish=None if finish is None else finish(time.perf_counter()),
+        note=note,
+    )
+
+
+def _drop(data: Dataset) -> LabelDrop | None:
+    return LabelDrop(LABEL_DROP, {"label": data.labels}) if data.labels else None
+
+
+def _without_dropout(net: nn.Module) -> nn.Module:
+    """A trainable copy; distillation has a target for every input and nothing to overfit."""
+    student = copy.deepcopy(net).requires_grad_(True)
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if isinstance(student, ResidualMLP | DDPMpp):
+        student.options["dropout"] = 0.0
+    return student
+
+
+def _at_least(given: Mapping[str, tuple[int, int]]) -> None:
+    for name, (value, low) in given.items():
+        if value < low:
+            raise UsageError(f"{name} must be at least {low}, got {value}")
+
+
+# Reports on the digits. Each takes the time the command began and gives what a run ends with.
+
+
+def judged_teacher(began: float) -> Report:
+    """A diffusion model's table."""
+
+    def report(folder: Path, model: Model) -> None:
+        protocol = digits_protocol()
+        calls = model.calls(TEACHER_STEPS)
+        metrics: dict[str, Any] = {
+            "teacher": {str(calls): protocol.judge(model, TEACHER_STEPS)},
+            "undistilled": {"1": protocol.judge(model, 1)},
+            "floor": protocol.floor(),
+        }
+        parts = [(f"teacher, {calls} calls", model.sample(20, steps=TEACHER_STEPS, seed=0))]
+        _finish(folder, metrics, parts, began)
+
+    return report
+
+
+def judged_student(began: float) -> Report:
+    """A few-step model's table."""
+
+    def report(folder: Path, model: Model) -> None:
+        protocol = digits_protocol()
+        metrics: dict[str, Any] = {
+            "student": {str(n): protocol.judge(model, n) for n in (1, 2)},
+            "floor": protocol.floor(),
+        }
+        parts = [(f"student, {n} call(s)", model.sample(20, steps=n, seed=0)) for n in (1, 2)]
+        _finish(folder, metrics, parts, began)
+
+    return report
+
+
+def compared_with_teacher(began: float, teacher: Model) -> Report:
+    """The main table: teacher, student, the undistilled teacher in one call, the floor."""
+
+    def report(folder: Path, model: Model) -> None:
+        teacher.to(model.device)
+        protocol = digits_protocol()
+        calls = teacher.calls(TEACHER_STEPS)
+        metrics: dict[str, Any] = {
+            "teacher": {str(calls): protocol.judge(teacher, TEACHER_STEPS)},
+            "student": {str(n): protocol.judge(model, n) for n in (1, 2)},
+            "undistilled": {"1": protocol.judge(teacher, 1)},
+            "floor": protocol.floor(),
+        }
+        parts = [
+            (f"teacher, {calls} network calls", teacher.sample(20, steps=TEACHER_STEPS, seed=0)),
+            ("student, 1 network call", model.sample(20, steps=1, seed=0)),
+            ("student, 2 network calls", model.sample(20, steps=2, seed=0)),
+            ("undistilled teacher, 1 network call", teacher.sample(20, steps=1, seed=0)),
+        ]
+        _finish(folder, metrics, parts, began)
+
+    return report
+
+
+def _finish(
+    folder: Path, metrics: dict[str, Any], parts: Sequence[tuple[str, torch.Tensor]], began: float
+) -> None:
+    lines = [
+        (f"{who}, {calls} call{'s' * (calls != '1')}", row)
+        for who in ("teacher", "student", "undistilled")
+        for calls, row in metrics.get(who, {}).items()
+    ]
+    slowest = min(row["images_per_second"] for _, row in lines)
+    print(table([*lines, ("floor", metrics["floor"])], slowest))
+    rows(parts, folder / "samples" / "comparison.png")
+    metrics["seconds"] = time.perf_counter() - began
+    write_metrics(folder / "metrics.json", metrics)
+    print(f"wrote {folder}/metrics.json, {folder}/samples/comparison.png, {folder}/model")
