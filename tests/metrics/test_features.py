@@ -25,11 +25,11 @@ def test_the_architecture_by_hand():
     net, x = TanhFeatures(), digits()
     w = net.state_dict()
     h = (x.reshape(6, 64) @ w["hidden.weight"].T + w["hidden.bias"]).tanh()
-    assert h.shape == (6, 128)
+    assert h.shape == (6, 64)
     torch.testing.assert_close(net(x), h)
     torch.testing.assert_close(net.logits(x), h @ w["head.weight"].T + w["head.bias"])
-    assert w["hidden.weight"].shape == (128, 64)
-    assert w["head.weight"].shape == (10, 128)
+    assert w["hidden.weight"].shape == (64, 64)
+    assert w["head.weight"].shape == (10, 64)
 
 
 def test_features_are_bounded_whatever_the_input():
@@ -48,7 +48,7 @@ def test_bundled_weights():
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in net.parameters())
     again = digits_features()
     assert all(map(torch.equal, net.parameters(), again.parameters()))
-    assert net(digits()).shape == (6, 128)
+    assert net(digits()).shape == (6, 64)
 
 
 def test_missing_and_foreign_weights(monkeypatch, tmp_path):

@@ -76,10 +76,10 @@ class TanhFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden = nn.Linear(64, 128)
-        self.head = nn.Linear(128, 10)
+        self.hidden = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 10)
 
-    def forward(self, x: Float[Tensor, " b *event"]) -> Float[Tensor, " b 128"]:
+    def forward(self, x: Float[Tensor, " b *event"]) -> Float[Tensor, " b 64"]:
         """Features in (-1, 1) of digits ``(b, 1, 8, 8)`` in [-1, 1].
 
         Raises:

@@ -15,9 +15,9 @@ def digits_edm(
     *,
     width: int = 256,
     blocks: int = 4,
-    dropout: float = 0.1,
+    dropout: float = 0.15,
     train: TrainConfig = TrainConfig(  # noqa: B008
-        steps=8000, batch=256, lr=2e-3, schedule="linear", warmup=100, sample_every=2000
+        steps=10_000, batch=256, lr=2e-3, schedule="linear", warmup=100, sample_every=2000
     ),
 ) -> Run:
     """An EDM diffusion model of the digits: the bundled teacher.

@@ -1,0 +1,61 @@
+"""Teacher and student in the plane, where both can be drawn: paths of the ODE, and jumps.
+
+python examples/two_modes.py        # writes docs/pictures/two_modes.png (extra: plot)
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import fewstep
+from fewstep import solvers
+from fewstep.recipes import toy_cd, toy_edm
+from fewstep.times import karras, to_zero
+
+
+def main(
+    steps: int = 3000,
+    out: Path = Path("runs/example-two-modes"),
+    plot: Path | None = Path("docs/pictures/two_modes.png"),
+) -> torch.Tensor:
+    teacher_run, student_run = out / "teacher", out / "student"
+    run = toy_edm()
+    teacher = fewstep.train(replace(run, config=replace(run.config, steps=steps)), teacher_run)
+    run = toy_cd(teacher=str(teacher_run))
+    student = fewstep.train(replace(run, config=replace(run.config, steps=steps)), student_run)
+    if plot is not None:
+        draw(teacher, student, plot)
+    return student.sample(2000)
+
+
+def draw(teacher: fewstep.Model, student: fewstep.Model, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    times = to_zero(karras(18, 0.002, 80.0))
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 80
+    trail = [x]
+    for k in range(len(times) - 1):
+        trail.append(solvers.ode(teacher.denoiser, trail[-1], times[k : k + 2]))
+    late = torch.stack(trail)[8:]  # from sigma = 3.3 on, where the paths bend
+    ends = solvers.one_step(student.denoiser, x, times[:1])
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharex=True, sharey=True)
+    axes[0].plot(late[..., 0], late[..., 1], color="tab:blue", lw=0.6)
+    axes[0].set_title("teacher: 35 network calls a path")
+    for a, b in zip(late[0], ends, strict=True):
+        axes[1].plot([a[0], b[0]], [a[1], b[1]], color="tab:orange", lw=0.6)
+    axes[1].scatter(*ends.T, s=8, color="tab:orange", zorder=2)
+    axes[1].scatter(*late[-1].T, s=8, facecolors="none", edgecolors="tab:blue", zorder=3)
+    axes[1].set_title("student: one call (dots) onto the teacher's ends (rings)")
+    axes[2].scatter(*student.sample(2000).T, s=1, color="tab:orange")
+    axes[2].set_title("2,000 one-call samples")
+    axes[2].set(xlim=(-3, 3), ylim=(-3, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

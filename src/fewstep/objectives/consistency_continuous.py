@@ -1,0 +1,122 @@
+r"""Continuous-time consistency models (Song et al. 2023, app. B.3, theorems 3 to 6).
+
+Along a trajectory of the probability-flow ODE a consistency function is constant:
+
+$$\frac{d}{dt} f_\theta(x_t, t) = \partial_t f_\theta + \nabla_x f_\theta \cdot \dot x_t = 0.$$
+
+With the target's gradient stopped, the limit of the squared discrete loss over its step size has the
+gradient of
+
+$$L = E[ w(t)\, \langle \mathrm{sg}\, \tfrac{d f_\theta}{dt},\ f_\theta(x_t, t) \rangle ]$$
+
+(its value means nothing); without stopping it, the derivative itself is penalised. $\dot x_t$ is the
+teacher's velocity (distillation), or the sample's own, whose expectation it is (training).
+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.core import Batch, Rng, expand, jvp, per_sample
+from fewstep.model import Contract, DataSpec, Sampling, Start
+from fewstep.models import AbstractDenoiser
+from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.terms import LabelDrop
+
+
+class Draws(NamedTuple):
+    """``t`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+
+    t: Tensor
+    noise: Tensor
+    dropped: Tensor | None = None
+
+
+class ContinuousConsistency(Objective):
+    """CD with a teacher, CT without; training from scratch needs a diffusion model to start from.
+
+    Args:
+        student: whose ``f(x, t_min) = x``; its network must have a forward-mode derivative.
+        teacher: of the same path, or None.
+        times: the law of the training times, :class:`fewstep.times.KarrasUniform` in the paper.
+        weight: w(t).
+        penalty: of the derivative ``(b, *event)``, giving ``(b,)``; None stops the gradient.
+        drop: label dropping.
+        sampling_times: the times at which users sample in so many calls.
+    """
+
+    frozen = ("teacher",)
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        teacher: AbstractDenoiser | None = None,
+        *,
+        times: Callable[[int, torch.Generator], Tensor],
+        weight: Callable[[Tensor], Tensor] = torch.ones_like,
+        penalty: Callable[[Tensor], Tensor] | None = None,
+        drop: LabelDrop | None = None,
+        sampling_times: Mapping[int, Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+        self.times = times
+        self.weight = weight
+        self.penalty = penalty
+        self.drop = drop
+        self.sampling_times = dict(sampling_times or {})
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """Times, noise and which labels to drop."""
+        t = self.times(len(batch), rng)
+        noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
+        return Draws(t, noise, self.drop.draw(len(batch), rng) if self.drop else None)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The pseudo-loss, or the penalty; ``derivative`` logs the mean square of df/dt."""
+        cond = batch.cond
+        if self.drop is not None and draws.dropped is not None:
+            cond = self.drop.apply(cond, draws.dropped)
+        path, t = self.student.path, draws.t
+        x_t = path.perturb(batch.x0, draws.noise, t)
+        with torch.no_grad():
+            x0 = batch.x0 if self.teacher is None else self.teacher(x_t, t, None, cond)
+            velocity = path.velocity(x_t, x0, t)
+
+        def f(x: Tensor, at: Tensor) -> Tensor:
+            return self.student(x, at, torch.full_like(at, path.t_min), cond)
+
+        primals, tangents = (x_t, t), (velocity, torch.ones_like(t))
+        if self.penalty is None:
+            value, derivative = jvp(f, primals, tangents)
+            each = per_sample(derivative * value, batch.mask)
+        else:
+            # Here the derivative itself is differentiated, so it must keep its graph.
+            _, derivative, *_ = torch.func.jvp(f, primals, tangents)
+            each = self.penalty(derivative)
+        weight = expand(self.weight(t), each)
+        return Loss(
+            {"consistency": (weight * each).mean()},
+            {"derivative": derivative.detach().square().mean()},
+        )
+
+    def phases(self) -> Sequence[Phase]:
+        """The student's update."""
+        return (Phase("student", self.student, self.draw, self.loss),)
+
+    def contract(self, data: DataSpec) -> Contract:
+        """Any time serves; noise again between calls."""
+        path = self.student.path
+        times = {1: (path.t_max,), **self.sampling_times}
+        start = Start(t=path.t_max, std=path.start_std())
+        return Contract(
+            method="cd" if self.teacher is not None else "ct",
+            data=data,
+            sampling=Sampling(start=start, kind="renoise", times=times, any_times=True),
+        )

@@ -1,0 +1,298 @@
+"""Golden vectors: arrays that official implementations computed, and the stand-ins they ran on.
+
+A folder holds, for each topic, ``TOPIC.npz`` and ``TOPIC.json`` (what each array is and with which
+settings), and the stand-ins' coefficients in ``manifest.json`` or ``networks.json``. It is
+``tests/golden``, or what ``FEWSTEP_GOLDEN`` names; nothing here or in the tests knows a number
+of it. A topic's test hands :func:`check` one function a call of the official code; it turns a
+case (settings and inputs) into ``(output, value)`` pairs, each of which is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path as File
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.core import Batch, Cond, expand
+from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
+from fewstep.objectives.terms import (
+    SnrWeight,
+    karras_weight,
+    snr_plus_one,
+    snr_weight,
+    truncated_snr,
+    unweighted,
+)
+from fewstep.paths import Event, Path, Time, VarianceExploding
+
+PROGRESSIVE = "progressive distillation comes with its own method"
+EXCEPTED = {
+    ("openai_losses", "KarrasDenoiser.progdist_losses"): PROGRESSIVE,
+    ("openai_schedules", "progdist"): PROGRESSIVE,
+}
+"""(topic, call or case) -> why its outputs are not compared."""
+
+
+def folder() -> File:
+    return File(os.environ.get("FEWSTEP_GOLDEN") or File(__file__).parent / "golden")
+
+
+# Entries.
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array; floating ones in float64, whatever they were computed in."""
+
+    name: str
+    settings: dict[str, Any]
+    array: Tensor
+
+    def excepted(self, topic: str) -> str | None:
+        """Why this output is not compared, if it is not."""
+        settings = self.settings
+        if settings.get("statistical"):
+            return "statistical: the set gives no tolerance"
+        if settings.get("accumulated"):
+            return "accumulated over other outputs: the set names the one to use instead"
+        keys = ((topic, settings["call"]), (topic, settings["case"]))
+        return next((EXCEPTED[key] for key in keys if key in EXCEPTED), None)
+
+    def mismatch(self, value: Tensor, view: Callable[[Tensor], Tensor] | None) -> str | None:
+        """How ``value`` is not this array (or a ``view`` of it) within the recorded tolerance."""
+        want = self.array if view is None else view(self.array)
+        value = value.detach()
+        if value.shape != want.shape:
+            return f"{self.name}: shape {tuple(value.shape)}, expected {tuple(want.shape)}"
+        error = (value.double() - want.double()).abs()
+        bound = self.settings["atol"] + self.settings["rtol"] * want.double().abs()
+        if bool((error <= bound).all()):  # false for nan
+            return None
+        worst = error.max().item()
+        return f"{self.name}: off by up to {worst:.3g} where at most {bound.max().item():.3g} is"
+
+
+@dataclass(frozen=True)
+class Case:
+    """The outputs of one official call, with its settings and inputs."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Entry]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.settings[key]
+
+
+class Topic:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        document = json.loads((folder() / f"{name}.json").read_text())
+        with np.load(folder() / f"{name}.npz") as arrays:
+            self.entries = {
+                e["name"]: Entry(e["name"], _numbers(e["settings"]), _tensor(arrays[e["name"]]))
+                for e in document["entries"]
+            }
+        self.outputs = [e for e in self.entries.values() if e.settings["role"] == "output"]
+        self.compared: set[str] = set()
+        self.failures: list[str] = []
+
+    def cases(self) -> Iterator[Case]:
+        """Outputs, less the excepted, by what produced them: all but their own settings."""
+        groups: dict[str, list[Entry]] = {}
+        for entry in self.outputs:
+            if entry.excepted(self.name) is None:
+                own = {"output", "rtol", "atol", "dtype"}
+                shared = {k: v for k, v in entry.settings.items() if k not in own}
+                groups.setdefault(json.dumps(shared, sort_keys=True), []).append(entry)
+        for entries in groups.values():
+            settings = entries[0].settings
+            inputs = {k: self.entries[name].array for k, name in settings["inputs"].items()}
+            yield Case(settings, inputs, {e.settings["output"]: e for e in entries})
+
+    def compare(
+        self, entry: Entry, value: Tensor, view: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Record that ``entry`` was compared; a comparison of a mere ``view`` does not count."""
+        if view is None:
+            self.compared.add(entry.name)
+        failure = entry.mismatch(value, view)
+        if failure is not None:
+            self.failures.append(failure)
+
+    def missed(self) -> list[str]:
+        """Outputs that are neither compared nor excepted."""
+        return [
+            e.name
+            for e in self.outputs
+            if e.name not in self.compared and e.excepted(self.name) is None
+        ]
+
+
+Produce = Callable[[Case], Iterator[tuple[Any, ...]]]
+"""A case to ``(output, value)`` or ``(output, value, view)``: see :meth:`Topic.compare`."""
+
+
+def check(name: str, calls: Mapping[str, Produce], record_property: Callable[..., None]) -> None:
+    """Compare a topic, hand its line to the terminal summary, and fail on any difference."""
+    topic = Topic(name)
+    for case in topic.cases():
+        try:
+            for output, *value_and_view in calls[case["call"]](case):
+                topic.compare(case.outputs[output], *value_and_view)
+        except Exception:
+            topic.failures.append(f"{case['case']}: {traceback.format_exc(limit=-3)}")
+    line = f"golden {name}: {len(topic.compared)} of {len(topic.outputs)} arrays compared"
+    record_property("golden", line)
+    failures = topic.failures + [f"{n}: neither compared nor excepted" for n in topic.missed()]
+    assert not failures, "\n".join([f"{len(failures)} failures in {name}", *failures])
+
+
+def _numbers(value: Any) -> Any:
+    """Settings with the infinity that JSON lacks."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    return math.inf if value == "inf" else value
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+# Stand-ins.
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The folder's coefficients by role, and the text that says what they mean."""
+
+    network_doc: str
+    coefficients: dict[str, dict[str, float]]
+
+    @cached_property
+    def sigma_data(self) -> float:
+        """Of the closed-form denoiser D; the text is the only place that has it."""
+        found = re.search(r"\bsd = (\d+(?:\.\d+)?)", self.network_doc)
+        assert found, "network_doc does not say what sd is"
+        return float(found[1])
+
+
+def networks() -> Networks:
+    manifest = folder() / "manifest.json"
+    file = manifest if manifest.exists() else folder() / "networks.json"
+    document = json.loads(file.read_text())
+    return Networks(document["network_doc"], document["coefficients"])
+
+
+class StandIn(nn.Module):
+    """F(x, s) = a x + b tanh(x) sin(g s) + c cos(g s) + h roll(x); a, b, c, h are trained."""
+
+    cond_keys: tuple[str, ...] = ()
+    two_time = False
+
+    def __init__(self, a: float, b: float, c: float, h: float, g: float) -> None:
+        super().__init__()
+        for name, value in {"a": a, "b": b, "c": c, "h": h}.items():
+            self.register_parameter(name, nn.Parameter(torch.tensor(value, dtype=torch.float64)))
+        self.register_buffer("g", torch.tensor(g, dtype=torch.float64))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
+    ) -> Tensor:
+        angle = expand(self.g * c_noise, x)
+        wave = self.b * x.tanh() * angle.sin() + self.c * angle.cos()
+        return self.a * x + wave + self.h * x.roll(1, -1)
+
+
+def stand_in(
+    role: str, coefficients: Mapping[str, Mapping[str, float]], gscale: float = 1.0
+) -> StandIn:
+    of = coefficients[role]
+    return StandIn(of["a"], of["b"], of["c"], of["h"], of["g"] * gscale)
+
+
+class ClosedForm(AbstractDenoiser):
+    """D of ``network_doc``, on any path: read at x / alpha and sigma / alpha."""
+
+    cond_keys = ()
+    two_time = False
+
+    def __init__(self, net: nn.Module, sigma_data: float, path: Path) -> None:
+        super().__init__()
+        self.net, self.sigma_data, self.path = net, sigma_data, path
+
+    def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        alpha, sigma, _, _ = self.path.coefficients(t)
+        x, level = x / expand(alpha, x), sigma / alpha
+        std = (level**2 + self.sigma_data**2).sqrt()
+        answer = self.net(x / expand(std, x), level.log() / 4)
+        skip, out = (self.sigma_data / std) ** 2, level * self.sigma_data / std
+        return expand(skip, x) * x + expand(out, x) * answer
+
+
+def closed_form(role: str, path: Path) -> ClosedForm:
+    found = networks()
+    return ClosedForm(stand_in(role, found.coefficients), found.sigma_data, path)
+
+
+# What topics share.
+
+
+def noise_levels(case: Case) -> VarianceExploding:
+    """The path whose ends are the case's; calls that need no upper end record none."""
+    return VarianceExploding(case["sigma_min"], case.settings.get("sigma_max", math.inf))
+
+
+def karras_denoiser(case: Case, role: str, boundary: bool) -> Denoiser:
+    """OpenAI's ``KarrasDenoiser`` over F; its ``distillation`` is the boundary condition."""
+    scale = re.fullmatch(r"([\d.]+)\*ln\(sigma\+1e-44\)", case["net_time"])  # 1e-44 guards log(0)
+    assert scale, case["net_time"]
+    scalings = ConsistencyBoundary if boundary else EDM
+    return Denoiser(
+        stand_in(role, networks().coefficients, case["gscale"]),
+        scalings(
+            sigma_data=case["sigma_data"], time_scale=float(scale[1]), path=noise_levels(case)
+        ),
+    )
+
+
+def weighting(name: str, sigma_data: float) -> SnrWeight:
+    """By OpenAI's names."""
+    return {
+        "uniform": unweighted,
+        "snr": snr_weight,
+        "snr+1": snr_plus_one,
+        "truncated-snr": truncated_snr,
+        "karras": karras_weight(sigma_data),
+    }[name]
+
+
+def each_loss(objective: Any, x0: Tensor, draws: Any) -> Tensor:
+    """The public loss of each sample alone, ``(b,)``."""
+    losses = []
+    for i in range(len(x0)):
+        one = slice(i, i + 1)
+        drawn = type(draws)(*(None if d is None else d[one] for d in draws))
+        losses.append(objective.loss(Batch(x0[one]), drawn).total())
+    return torch.stack(losses)
+
+
+def gradients(case: Case, objective: Any, x0: Tensor, draws: Any) -> Iterator[tuple[str, Tensor]]:
+    """``grad_*``: one backward of the public loss of the whole batch."""
+    objective.zero_grad()
+    objective.loss(Batch(x0), draws).total().backward()
+    for output in case.outputs:
+        if output.startswith("grad_"):
+            yield output, objective.student.net.get_parameter(output.removeprefix("grad_")).grad
