@@ -31,10 +31,9 @@ def grid(x: Tensor, columns: int | None = None) -> Image.Image:
     columns = columns or math.ceil(math.sqrt(n))
     lines = math.ceil(n / columns)
     factor = max(1, math.ceil(SMALLEST / min(h, w)))
-    gap = max(1, factor // 4)
-    canvas = Image.new(
-        "RGB", (columns * (w * factor + gap) - gap, lines * (h * factor + gap) - gap)
-    )
+    gap = max(1, factor // 2)
+    size = (columns * (w * factor + gap) - gap, lines * (h * factor + gap) - gap)
+    canvas = Image.new("RGB", size, (72, 72, 72))
     for i, one in enumerate(pixels(x).transpose(0, 2, 3, 1)):
         tile = Image.fromarray(one[..., 0] if c == 1 else one)
         tile = tile.resize((w * factor, h * factor), Image.Resampling.NEAREST).convert("RGB")

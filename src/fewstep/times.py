@@ -17,7 +17,7 @@ from fewstep.paths import Path
 def karras(n: int, t_min: float, t_max: float, rho: float = 7.0) -> Tensor:
     """Uniform in t^(1/rho) (Karras et al. 2022, eq. 5); ``n`` points, the first is ``t_max``."""
     _at_least(n, 1)
-    ramp = torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double()
+    ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     high, low = t_max ** (1 / rho), t_min ** (1 / rho)
     return (high + ramp * (low - high)) ** rho
 
@@ -36,7 +36,8 @@ def log_snr(n: int, path: Path) -> Tensor:
             f"log_snr: {type(path).__name__} has an infinite log-SNR at {path.t_min} or "
             f"{path.t_max}; give it t_min and t_max inside its range"
         )
-    return path.time((-0.5 * torch.linspace(float(ends[0]), float(ends[1]), n).double()).exp())
+    logsnr = torch.linspace(float(ends[0]), float(ends[1]), n, dtype=torch.float64)
+    return path.time((-0.5 * logsnr).exp())
 
 
 def shift(t: Tensor, by: float) -> Tensor:
