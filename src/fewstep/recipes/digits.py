@@ -7,7 +7,7 @@ from fewstep.training.config import Run, TrainConfig
 SIGMA_DATA = 0.75
 """Standard deviation of the training digits (0.752)."""
 
-TWO_STEPS = (80.0, 1.0)
+TWO_STEPS = (80.0, 2.0)
 """Times of a two-step sample."""
 
 
@@ -45,9 +45,9 @@ def digits_edm(
 def digits_cd(
     *,
     teacher: str = "digits-edm",
-    points: int = 18,
+    points: int = 10,
     train: TrainConfig = TrainConfig(  # noqa: B008
-        steps=4000, batch=128, lr=1e-3, schedule="linear", warmup=100, sample_every=1000
+        steps=3000, batch=128, lr=1e-3, schedule="linear", warmup=100, sample_every=1000
     ),
 ) -> Run:
     """Distil the teacher of the digits into a consistency model: the main example.

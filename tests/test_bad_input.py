@@ -1,0 +1,285 @@
+"""Whatever a user gets wrong ends with exit code 2, one message, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny import Outcome, fewstep, pictures, trained, tree
+
+from fewstep.files import sha256
+
+QUICK = "--train.steps 2 --train.batch 8 --train.sample-every 0"
+TOY = f"train toy-edm --width 8 --blocks 1 {QUICK}"
+UNET = f"--resolution 16 --channels 8 --multipliers 1 1 --blocks 1 {QUICK}"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Good and broken models and data, by name; no test may change them."""
+    root = tmp_path_factory.mktemp("bad")
+    at = {"root": root}
+
+    def add(name: str) -> Path:
+        at[name] = root / name
+        return at[name]
+
+    pictures(add("images"))
+    pictures(add("unlabelled"), classes=0)
+    add("empty").mkdir()
+    (add("foreign")).mkdir()
+    (at["foreign"] / "thesis.txt").write_text("mine")
+    add("file").write_text("mine")
+    truncated = pictures(add("truncated")) / "class0" / "00.png"
+    truncated.write_bytes(truncated.read_bytes()[:60])
+    add("corrupt").write_bytes(b"PK\x03\x04 this is no zip")
+    add("nowhere")
+
+    few = {"steps": 2, "batch": 8}
+    trained(add("toy"), "toy-edm", **few)
+    trained(add("digits"), "digits-edm", **few)
+    trained(add("digits-student"), "digits-cd", teacher=at["digits"], **few)
+    trained(add("toy-student"), "toy-cd", teacher=at["toy"], **few)
+    trained(add("image-teacher"), "edm", data=at["images"], **few)
+
+    def altered(name: str, source: str) -> Path:
+        shutil.copytree(at[source] / "model", add(name))
+        return at[name]
+
+    weights = altered("flipped", "toy") / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    weights = altered("short", "toy") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (altered("no-weights", "toy") / "model.safetensors").unlink()
+    (altered("no-json", "toy") / "config.json").write_text("{")
+
+    other = altered("other", "toy")
+    tensors = load_file(other / "model.safetensors")
+    tensors["net.first.weight"] = tensors["net.first.weight"][:, :1].contiguous()
+    tensors["net.strange"] = tensors.pop("net.last.bias")
+    save_file(tensors, other / "model.safetensors")
+    digest = sha256((other / "model.safetensors").read_bytes())
+    _change_config(other, sha256=digest)
+    _change_config(altered("old-format", "toy"), format=0)
+    _change_config(altered("odd-denoiser", "toy"), denoiser=[1])
+    return at
+
+
+def _change_config(model: Path, **values: object) -> None:
+    file = model / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.fixture(autouse=True)
+def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(outcome: Outcome, *parts: str) -> None:
+    """Exit code 2 and one short message of ours that says all of ``parts``."""
+    assert outcome.code == 2, outcome
+    ours = [line for line in outcome.err.splitlines() if line.startswith("fewstep: ")]
+    assert len(ours) == 1, outcome.err
+    message = outcome.err[outcome.err.index("fewstep: ") :]
+    assert len(message) < 600, message
+    before = outcome.err[: outcome.err.index("fewstep: ")]
+    assert re.fullmatch(r"(model: .*\n)?", before), f"before the message: {before!r}"
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in message, f"{part!r} is not in {message!r}"
+
+
+# Each: the command, and what its message says. {names} are places.
+MESSAGES = {
+    # Names.
+    "command": ("trian toy-edm", "'trian'", "did you mean 'train'"),
+    "command, far off": ("xyzzy", "'xyzzy'", "known: recipes, train, sample, evaluate"),
+    "recipe": ("train toy-emd", "'toy-emd'", "did you mean 'toy-edm'"),
+    "recipe, none": ("train --out x", "'--out'", "known: "),
+    "recipes takes nothing": ("recipes toy", "toy"),
+    "model": ("sample digit-cd", "'digit-cd'", "did you mean 'digits-cd'"),
+    "model, evaluate": ("evaluate digit-cd", "'digit-cd'", "did you mean 'digits-cd'"),
+    "model is a file": ("sample {file}", "{file}"),
+    "model is any folder": ("sample {foreign}", "{foreign}", "run"),
+    "toy data": (f"{TOY} --data two-mode", "'two-mode'", "did you mean two-modes"),
+    # Teachers.
+    "no teacher, toys": (f"train toy-cd --teacher {{nowhere}} {QUICK}", "{nowhere}", "toy-edm"),
+    "no teacher, images": (
+        f"train cd --data {{images}} --resolution 16 --teacher {{nowhere}} {QUICK}",
+        "{nowhere}",
+        "fewstep train edm",
+    ),
+    "no teacher, digits": (
+        f"train digits-cd --teacher {{nowhere}} {QUICK}",
+        "{nowhere}",
+        "fewstep train digits-edm",
+    ),
+    "teacher of another resolution": (
+        f"train cd --data {{images}} --resolution 8 --teacher {{image-teacher}} {QUICK}",
+        "{image-teacher}",
+        "(3, 16, 16)",
+        "(3, 8, 8)",
+        "fewstep train edm",
+    ),
+    "teacher of other channels": (
+        f"train digits-cd --teacher {{image-teacher}} {QUICK}",
+        "(3, 16, 16)",
+        "(1, 8, 8)",
+    ),
+    "teacher with labels": (
+        f"train cd --data {{unlabelled}} --resolution 16 --teacher {{image-teacher}} {QUICK}",
+        "2 labels",
+    ),
+    "teacher is a student": (
+        f"train digits-cd --teacher {{digits-student}} {QUICK}",
+        "{digits-student}",
+        "cd model",
+        "diffusion",
+    ),
+    "teacher is damaged": (f"train toy-cd --teacher {{flipped}} {QUICK}", "{flipped}", "damaged"),
+    # Pictures.
+    "no data": (f"train edm --data {{nowhere}} {UNET}", "{nowhere}", "does not exist"),
+    "empty data": (f"train edm --data {{empty}} {UNET}", "{empty}", "no images"),
+    "data is a file": (f"train edm --data {{file}} {UNET}", "{file}"),
+    "truncated picture": (f"train edm --data {{truncated}} {UNET}", "class0/00.png"),
+    "corrupt zip": (f"train edm --data {{corrupt}} {UNET}", "{corrupt}"),
+    "resolution 0": (f"train edm --data {{images}} {UNET} --resolution 0", "resolution", "0"),
+    "resolution negative": (f"train ct --data {{images}} {UNET} --resolution -4", "-4"),
+    "resolution and multipliers": (
+        f"train edm --data {{images}} {UNET} --resolution 18 --multipliers 1 1 1",
+        "divisible by 4",
+        "18",
+    ),
+    # Networks.
+    "width 0": (f"{TOY} --width 0", "width", "0"),
+    "width 1": (f"train toy-ct --width 1 {QUICK}", "width", "1"),
+    "blocks 0": (f"{TOY} --blocks 0", "blocks", "0"),
+    "channels 3": (f"train edm --data {{images}} {UNET} --channels 3", "channels", "3"),
+    "channels odd": (f"train edm --data {{images}} {UNET} --channels 5", "channels", "5"),
+    "channels in no groups": (f"train edm --data {{images}} {UNET} --channels 14", "channels", "14"),
+    "multipliers 0": (f"train edm --data {{images}} {UNET} --multipliers 1 0", "multipliers"),
+    "U-Net of no blocks": (f"train ct --data {{images}} {UNET} --blocks 0", "blocks", "0"),
+    "dropout 2": (f"train edm --data {{images}} {UNET} --dropout 2", "dropout", "2"),
+    "dropout negative": (f"train ct --data {{images}} {UNET} --dropout -1", "dropout", "-1"),
+    "dropout nan": (f"train edm --data {{images}} {UNET} --dropout nan", "dropout", "nan"),
+    "dropout of the MLP": (f"train digits-edm --width 8 {QUICK} --dropout 2", "dropout", "2"),
+    "sigma data 0": (f"train edm --data {{images}} {UNET} --sigma-data 0", "sigma", "0"),
+    "sigma data nan": (f"train edm --data {{images}} {UNET} --sigma-data nan", "sigma", "nan"),
+    # Methods.
+    "points negative": (f"train toy-cd --teacher {{toy}} {QUICK} --points -3", "points", "-3"),
+    "points 1": (f"train toy-cd --teacher {{toy}} {QUICK} --points 1", "points", "1"),
+    "start 1": (f"train toy-ct --width 8 {QUICK} --start 1", "start", "1"),
+    "end below start": (f"train toy-ct --width 8 {QUICK} --start 9 --end 8", "end", "8"),
+    # Training.
+    "train steps 0": (f"{TOY} --train.steps 0", "train.steps", "0"),
+    "train steps 0, progressive": (f"train toy-ct --width 8 {QUICK} --train.steps 0", "train.steps"),
+    "train steps negative, progressive": (
+        f"train toy-ct --width 8 {QUICK} --train.steps -5",
+        "train.steps",
+        "-5",
+    ),
+    "batch negative": (f"{TOY} --train.batch -4", "train.batch", "-4"),
+    "accumulation 0": (f"{TOY} --train.accumulation 0", "train.accumulation", "0"),
+    "lr nan": (f"{TOY} --train.lr nan", "train.lr", "nan"),
+    "lr inf": (f"{TOY} --train.lr inf", "train.lr", "inf"),
+    "clip negative": (f"{TOY} --train.clip -1", "train.clip", "-1"),
+    "betas": (f"{TOY} --train.betas 0.9 1", "train.betas", "1.0"),
+    "keep 0": (f"{TOY} --train.keep 0", "train.keep", "0"),
+    "save every 0": (f"{TOY} --train.save-every 0", "train.save", "0"),
+    "seed negative": (f"{TOY} --train.seed -1", "train.seed", "-1"),
+    "seed huge": (f"{TOY} --train.seed {10**30}", "seed", f"{10**30}"),
+    "device of training": (f"{TOY} --train.device warp", "'warp'"),
+    "device of training holds nothing": (f"{TOY} --train.device meta", "'meta'"),
+    "two things wrong": (f"{TOY} --train.batch 0 --train.lr nan", "train.batch", "train.lr"),
+    "run folder is a file": (f"{TOY} --out {{file}}", "{file}", "--out"),
+    "run folder under a file": (f"{TOY} --out {{file}}/run", "{file}", "--out"),
+    "run folder of others": (f"{TOY} --out {{foreign}}", "{foreign}", "--out"),
+    # Models.
+    "damaged weights": ("sample {flipped}", "{flipped}", "damaged"),
+    "truncated weights": ("sample {short}", "{short}", "damaged"),
+    "no weights": ("sample {no-weights}", "{no-weights}"),
+    "no config": ("sample {no-json}", "{no-json}"),
+    "another format": ("sample {old-format}", "{old-format}", "format"),
+    "odd config": ("sample {odd-denoiser}", "denoiser"),
+    "another network's weights": (
+        "sample {other}",
+        "{other}",
+        "missing net.last.bias (2,)",
+        "extra net.strange (2,)",
+        "net.first.weight: expected (8, 2), found (8, 1)",
+    ),
+    # Sampling.
+    "n 0": ("sample {toy} -n 0", "-n", "0"),
+    "n negative": ("sample {toy} -n -5", "-n", "-5"),
+    "steps 0": ("sample {toy} --steps 0", "steps", "0"),
+    "steps negative": ("sample {toy-student} --steps -1", "steps", "-1"),
+    "label out of range": ("sample {digits} -n 2 --label 11", "11", "[0, 9]"),
+    "label negative": ("sample {digits} -n 2 --label -1", "-1", "[0, 9]"),
+    "label huge": (f"sample {{digits}} -n 2 --label {10**30}", "[0, 9]"),
+    "label without labels": ("sample {toy} -n 2 --label 0", "label", "no labels"),
+    "guidance of a student": ("sample {digits-student} -n 2 --guidance 2", "guidance", "2"),
+    "guidance without labels": ("sample {toy} -n 2 --guidance 2", "guidance", "2"),
+    "guidance nan": ("sample {digits} -n 2 --guidance nan", "guidance", "nan"),
+    "guidance out of range": ("sample {digits} -n 2 --guidance -1", "guidance", "-1"),
+    "seed below 0": ("sample {toy} -n 2 --seed -1", "seed"),
+    "seeds malformed": ("sample {toy} --seeds 3-x", "--seeds", "'3-x'", "0-63"),
+    "seeds backwards": ("sample {toy} --seeds 9-3", "--seeds", "'9-3'"),
+    "seeds empty": ("sample {toy} --seeds ,", "--seeds", "','"),
+    "seeds negative": ("sample {toy} --seeds=-3,4", "seed"),
+    "times malformed": ("sample {toy} --times 80;1", "--times", "'80;1'", "80,0.8"),
+    "times ascending": ("sample {toy} --times 1,80", "descend", "[1.0, 80.0]"),
+    "times beyond the start": ("sample {toy-student} --times 100", "80", "100"),
+    "times nan": ("sample {toy} --times nan", "nan"),
+    "time 0": ("sample {toy-student} --times 80,0", "0.0"),
+    "average": ("sample {toy} --average half", "'half'", "{toy}"),
+    "average of a bundled model": ("sample digits-cd --average half", "digits-cd", "--average"),
+    "device": ("sample {toy} --device warp", "'warp'"),
+    "device without memory": ("sample {toy} --device meta", "'meta'"),
+    "columns 0": ("sample {toy} --columns 0", "--columns", "0"),
+    "out of another kind": ("sample {toy} -n 2 --out x.jpg", "x.jpg", ".png"),
+    "out is this folder": ("sample {digits} -n 2 --out .", "--out"),
+    "out is a folder of others": ("sample {digits} -n 2 --out {foreign}", "{foreign}", "--out"),
+    "out under a file": ("sample {toy} -n 2 --out {file}/x.png", "{file}", "--out"),
+    "out folder is a file": ("sample {digits} -n 2 --out {file}", "{file}", "--out"),
+    "out folder under a file": ("sample {digits} -n 2 --out {file}/x", "{file}", "--out"),
+    "out has a folder's name": ("sample {toy} -n 2 --out {root}", "{root}", "--out"),
+    # Evaluating.
+    "evaluate steps malformed": ("evaluate {digits} --steps one", "--steps", "'one'"),
+    "evaluate steps 0": ("evaluate {digits} --steps 0", "steps", "0"),
+    "evaluate n": ("evaluate {digits} -n 1", "-n", "1"),
+    "evaluate on other data": ("evaluate {toy}", "(2,)", "(1, 8, 8)", "--data"),
+    "evaluate without held-out images": ("evaluate {image-teacher} --data {images}", "--held-out"),
+    "evaluate on no data": (
+        "evaluate {image-teacher} --data {images} --held-out {nowhere}",
+        "{nowhere}",
+    ),
+    "evaluate on images without labels": (
+        "evaluate {image-teacher} --data {images} --held-out {unlabelled} --steps 1",
+        "label",
+    ),
+    "evaluate guidance": ("evaluate {digits-student} --guidance 2", "guidance"),
+    "evaluate average": ("evaluate {digits} --average half", "'half'"),
+    "evaluate device": ("evaluate {digits} --device warp", "'warp'"),
+    "evaluate out is a folder": ("evaluate {digits} --steps 1 --out {foreign}", "{foreign}"),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_one_message(name, places, at_work, capsys):
+    command, *parts = MESSAGES[name]
+    before = tree(places["root"])
+    args = [word.format_map(places) for word in command.split(" ")]
+    outcome = fewstep(capsys, *args)
+    refused(outcome, *(part.format_map(places) for part in parts))
+    assert tree(at_work) == {}
+    assert tree(places["root"]) == before
