@@ -172,6 +172,24 @@ def four_points(data: Gaussian, *event: int) -> tuple[Tensor, Tensor]:
     return tuple(v.reshape(-1, *[1] * len(event)).expand(shape).clone() for v in (x0, noise))
 
 
+MIXTURE = Mixture(
+    torch.tensor([0.3, 0.7]),
+    torch.tensor([[-0.6], [0.5]], dtype=D),
+    torch.tensor([0.25, 0.35], dtype=D),
+)
+
+
+def quadrature(mixture: Mixture = MIXTURE, nodes: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean samples, noise and weights of mean 1: a Gauss-Hermite rule of one-dimensional data."""
+    z, w = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(nodes))
+    w = w / w.sum()
+    x0 = mixture.means + mixture.stds[:, None] * z
+    chance = mixture.weights[:, None] * w
+    noise, both = z.expand(x0.numel(), -1), chance.flatten()[:, None] * w
+    clean = x0.flatten()[:, None].expand_as(noise)
+    return clean.reshape(-1, 1), noise.reshape(-1, 1), both.flatten() * both.numel()
+
+
 def slope(steps, errors) -> float:
     """The power of ``steps`` by which ``errors`` grow."""
     return float(np.polyfit(np.log(np.asarray(steps)), np.log(np.asarray(errors)), 1)[0])

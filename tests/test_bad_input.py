@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import Outcome, fewstep, pictures, trained, tree
 
 from fewstep.files import sha256
+from tiny import Outcome, fewstep, pictures, trained, tree
 
 QUICK = "--train.steps 2 --train.batch 8 --train.sample-every 0"
 TOY = f"train toy-edm --width 8 --blocks 1 {QUICK}"
@@ -166,7 +166,11 @@ MESSAGES = {
     "blocks 0": (f"{TOY} --blocks 0", "blocks", "0"),
     "channels 3": (f"train edm --data {{images}} {UNET} --channels 3", "channels", "3"),
     "channels odd": (f"train edm --data {{images}} {UNET} --channels 5", "channels", "5"),
-    "channels in no groups": (f"train edm --data {{images}} {UNET} --channels 14", "channels", "14"),
+    "channels in no groups": (
+        f"train edm --data {{images}} {UNET} --channels 14",
+        "channels",
+        "14",
+    ),
     "multipliers 0": (f"train edm --data {{images}} {UNET} --multipliers 1 0", "multipliers"),
     "U-Net of no blocks": (f"train ct --data {{images}} {UNET} --blocks 0", "blocks", "0"),
     "dropout 2": (f"train edm --data {{images}} {UNET} --dropout 2", "dropout", "2"),
@@ -182,7 +186,10 @@ MESSAGES = {
     "end below start": (f"train toy-ct --width 8 {QUICK} --start 9 --end 8", "end", "8"),
     # Training.
     "train steps 0": (f"{TOY} --train.steps 0", "train.steps", "0"),
-    "train steps 0, progressive": (f"train toy-ct --width 8 {QUICK} --train.steps 0", "train.steps"),
+    "train steps 0, progressive": (
+        f"train toy-ct --width 8 {QUICK} --train.steps 0",
+        "train.steps",
+    ),
     "train steps negative, progressive": (
         f"train toy-ct --width 8 {QUICK} --train.steps -5",
         "train.steps",
@@ -247,12 +254,9 @@ MESSAGES = {
     "device without memory": ("sample {toy} --device meta", "'meta'"),
     "columns 0": ("sample {toy} --columns 0", "--columns", "0"),
     "out of another kind": ("sample {toy} -n 2 --out x.jpg", "x.jpg", ".png"),
-    "out is this folder": ("sample {digits} -n 2 --out .", "--out"),
-    "out is a folder of others": ("sample {digits} -n 2 --out {foreign}", "{foreign}", "--out"),
     "out under a file": ("sample {toy} -n 2 --out {file}/x.png", "{file}", "--out"),
     "out folder is a file": ("sample {digits} -n 2 --out {file}", "{file}", "--out"),
     "out folder under a file": ("sample {digits} -n 2 --out {file}/x", "{file}", "--out"),
-    "out has a folder's name": ("sample {toy} -n 2 --out {root}", "{root}", "--out"),
     # Evaluating.
     "evaluate steps malformed": ("evaluate {digits} --steps one", "--steps", "'one'"),
     "evaluate steps 0": ("evaluate {digits} --steps 0", "steps", "0"),
@@ -283,3 +287,125 @@ def test_one_message(name, places, at_work, capsys):
     refused(outcome, *(part.format_map(places) for part in parts))
     assert tree(at_work) == {}
     assert tree(places["root"]) == before
+
+
+# What the parser of options says is framed, but short, and names what was given.
+FRAMED = {
+    "option": ("sample {toy} --step 3", "--step", "--steps"),
+    "option of training": ("train toy-edm --trian.steps 3", "--trian.steps", "--train.steps"),
+    "another argument": ("train toy-edm toy-cd", "toy-cd"),
+    "no number": ("sample {toy} -n two", "'two'"),
+    "no choice": ("train toy-edm --train.schedule cosin", "'cosin'", "cosine"),
+    "no model": ("sample", "MODEL"),
+    "no teacher": ("train toy-cd", "--teacher", "toy-edm"),
+    "no data": ("train edm --resolution 8", "--data"),
+    "multipliers": (f"train edm --data {{images}} {UNET} --multipliers one", "'one'"),
+}
+
+
+@pytest.mark.parametrize("name", FRAMED)
+def test_options_of_the_parser(name, places, at_work, capsys):
+    command, *parts = FRAMED[name]
+    outcome = fewstep(capsys, *(word.format_map(places) for word in command.split(" ")))
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert len(outcome.err) < 1500
+    assert all(part in outcome.err for part in parts), outcome.err
+    assert tree(at_work) == {}
+
+
+# The disk.
+
+
+def full(path: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@pytest.mark.parametrize("out", ["x.png", "x.npz", "x"])
+def test_disk_full_while_sampling(out, places, at_work, capsys, monkeypatch):
+    args = ("sample", places["digits"], "-n", 2, "--steps", 1, "--out", out)
+    assert fewstep(capsys, *args).code == 0
+    before = tree(at_work)
+    monkeypatch.setattr("fewstep.files.flush", full)
+    refused(fewstep(capsys, *args, "--seed", 1), "No space left", "free some space", out)
+    assert tree(at_work) == before
+
+
+def test_disk_full_while_evaluating(places, at_work, capsys, monkeypatch):
+    monkeypatch.setattr("fewstep.evaluation.Protocol.judge", lambda *_: {"images_per_second": 1.0})
+    monkeypatch.setattr("fewstep.evaluation.Protocol.floor", lambda *_: {})
+    monkeypatch.setattr("fewstep.files.flush", full)
+    refused(
+        fewstep(capsys, "evaluate", places["digits"], "--steps", 1, "--out", "x.json"),
+        "No space left",
+    )
+    assert tree(at_work) == {}
+
+
+@pytest.mark.parametrize("part", ["run.json", "checkpoints", "model"])
+def test_disk_full_while_training(part, at_work, capsys, monkeypatch):
+    from fewstep.files import flush
+
+    def fills(path: Path) -> None:
+        if part in str(path):
+            full(path)
+        flush(path)
+
+    monkeypatch.setattr("fewstep.files.flush", fills)
+    outcome = fewstep(capsys, *TOY.split(" "), "--out", "run")
+    assert outcome.code == 2
+    assert outcome.err.count("fewstep: ") == 1
+    assert "No space left" in outcome.err
+    assert "free some space" in outcome.err
+    assert "Traceback" not in outcome.err
+    left = tree(at_work)
+    assert not [name for name in left if ".new" in name or ".old" in name]
+    assert not any(
+        f"run/{part}/" in name or name == "run/run.json" == f"run/{part}" for name in left
+    )
+    # With space again, the same command ends the run.
+    monkeypatch.setattr("fewstep.files.flush", flush)
+    assert fewstep(capsys, *TOY.split(" "), "--out", "run").code == 0
+    assert (at_work / "run" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("command", ["sample {toy} --out locked/x.png", f"{TOY} --out locked/run"])
+def test_no_permission(command, places, at_work, capsys):
+    (at_work / "locked").mkdir(mode=0o500)
+    outcome = fewstep(capsys, *(word.format_map(places) for word in command.split(" ")))
+    refused(outcome, "locked", "--out")
+    assert tree(at_work) == {"locked": None}
+
+
+@pytest.mark.parametrize("command", ["sample {toy} --out locked/x.png", f"{TOY} --out locked/run"])
+def test_permission_denied_by_the_system(command, places, at_work, capsys, monkeypatch):
+    def denied(path: Path, *args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    outcome = fewstep(capsys, *(word.format_map(places) for word in command.split(" ")))
+    refused(outcome, "locked", "--out")
+    assert tree(at_work) == {}
+
+
+def test_a_folder_keeps_what_else_is_in_it(places, at_work, capsys):
+    pictures(at_work / "photos", 2, classes=0)
+    before = tree(at_work)
+    outcome = fewstep(capsys, "sample", places["digits"], "-n", 2, "--out", "photos")
+    assert outcome.code == 0
+    after = tree(at_work)
+    assert before.items() <= after.items()
+    assert sorted(p.name for p in (at_work / "photos").glob("00000*.png")) == [
+        "000000.png",
+        "000001.png",
+    ]
+
+
+def test_debug_shows_the_traceback(places):
+    from fewstep.cli import main
+    from fewstep.errors import UsageError
+
+    with pytest.raises(UsageError, match="nowhere"):
+        main(["sample", str(places["nowhere"]), "--debug"])

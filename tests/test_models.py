@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from oracles import PATHS_AT_REST, D, Gaussian, four_points, full, normal, path_id
 from torch import Tensor, nn
 
 from fewstep.core import Batch, UsageError, expand
@@ -34,6 +33,7 @@ from fewstep.paths import (
     VariancePreserving,
 )
 from fewstep.times import LogNormal
+from oracles import PATHS_AT_REST, D, Gaussian, four_points, full, normal, path_id
 
 PRECONDITIONINGS = [
     EDM(sigma_data=0.5),
@@ -137,7 +137,7 @@ def test_the_true_output_gives_the_clean_sample(preconditioning):
     ("preconditioning", "c_in", "c_noise"),
     [
         (EDM(sigma_data=0.5), 1 / math.sqrt(0.74), 0.25 * math.log(0.7)),
-        (EDM(sigma_data=0.5, time_scale=250), 1 / math.sqrt(0.74), 250 * math.log(0.7)),
+        (EDM(sigma_data=0.5, time_scale=250.0), 1 / math.sqrt(0.74), 250 * math.log(0.7)),
         (ConsistencyBoundary(sigma_data=0.5), 1 / math.sqrt(0.74), 0.25 * math.log(0.7)),
         (NoisePrediction(), 1, 999 * 0.7),
         (VPrediction(), 1, 999 * 0.7),

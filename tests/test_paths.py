@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import PATHS_AT_REST, D, Gaussian, normal, path_id
 
 from fewstep.core import UsageError, expand
 from fewstep.paths import (
@@ -16,6 +15,7 @@ from fewstep.paths import (
     VarianceExploding,
     VariancePreserving,
 )
+from oracles import PATHS_AT_REST, D, Gaussian, normal, path_id
 
 # Examples depend on no clock and no file: the same ones at every run.
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)

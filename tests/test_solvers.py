@@ -2,20 +2,6 @@ import math
 
 import pytest
 import torch
-from oracles import (
-    PATHS_AT_REST,
-    D,
-    Gaussian,
-    GaussianConsistency,
-    GaussianDenoiser,
-    GaussianFlowMap,
-    MixtureDenoiser,
-    Watched,
-    full,
-    normal,
-    path_id,
-    slope,
-)
 from torch import Tensor, nn
 
 from fewstep.core import expand
@@ -44,6 +30,20 @@ from fewstep.solvers import (
     stochastic_ddim,
 )
 from fewstep.times import karras, to_zero, uniform
+from oracles import (
+    PATHS_AT_REST,
+    D,
+    Gaussian,
+    GaussianConsistency,
+    GaussianDenoiser,
+    GaussianFlowMap,
+    MixtureDenoiser,
+    Watched,
+    full,
+    normal,
+    path_id,
+    slope,
+)
 
 # Where each path is smooth and the curvature of its velocity moderate.
 SMOOTH = [
@@ -106,8 +106,8 @@ def test_order_of_dpmpp_2m(path, t_max, t_min):
 @each_path
 def test_ddim_is_exact_where_the_answer_is_constant(path):
     data = Gaussian(0.4, 0.0)
-    t, s = path.time(torch.tensor([[8.0], [0.1]], dtype=D))
     x = normal(1, 3)
+    t, s = path.time(full(8.0, x)), path.time(full(0.1, x))
     exact = data.flow(path, x, t, s)
     torch.testing.assert_close(ddim(GaussianDenoiser(path, data), x, t, s, None), exact)
 
@@ -229,9 +229,7 @@ def law(sample, mean: float, variance: float, noises: int) -> tuple[float, float
     probes = torch.cat([torch.zeros(1, noises + 1, dtype=D), torch.eye(noises + 1, dtype=D)])
     out = sample(probes[:, :1], lambda i: probes[:, i + 1 : i + 2])[:, 0]
     gains = out[1:] - out[0]
-    return float(out[0] + gains[0] * mean), float(
-        gains[0] ** 2 * variance + (gains[1:] ** 2).sum()
-    )
+    return float(out[0] + gains[0] * mean), float(gains[0] ** 2 * variance + (gains[1:] ** 2).sum())
 
 
 DATA = Gaussian(0.3, 0.7)

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import PATHS_AT_REST, D, path_id
 from scipy import stats
 from scipy.integrate import quad
 
@@ -24,6 +23,7 @@ from fewstep.times import (
     to_zero,
     uniform,
 )
+from oracles import PATHS_AT_REST, D, path_id
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -152,23 +152,22 @@ def cdf_of_karras(rho: float, low: float, high: float):
     return lambda t: np.clip((t ** (1 / rho) - a) / (b - a), 0, 1)
 
 
-@pytest.mark.parametrize(
-    ("law", "cdf"),
-    [
-        (Uniform(0.2, 3.0), stats.uniform(0.2, 2.8).cdf),
-        (LogUniform(0.02, 100.0), stats.loguniform(0.02, 100).cdf),
-        (LogNormal(), stats.lognorm(1.2, scale=math.exp(-1.2)).cdf),
-        (LogNormal(-0.8, 1.6), stats.lognorm(1.6, scale=math.exp(-0.8)).cdf),
-        (LogitNormal(), lambda t: stats.norm.cdf(np.log(t / (1 - t)))),
-        (
-            LogitNormal(-0.4, 0.7, 3.0),
-            lambda t: stats.norm(-0.4 + math.log(3), 0.7).cdf(np.log(t / (1 - t))),
-        ),
-        (KarrasUniform(), cdf_of_karras(7, 0.002, 80)),
-        (KarrasUniform(0.1, 2.0, 3.0), cdf_of_karras(3, 0.1, 2.0)),
-    ],
-    ids=str,
-)
+LAWS = [
+    (Uniform(0.2, 3.0), stats.uniform(0.2, 2.8).cdf),
+    (LogUniform(0.02, 100.0), stats.loguniform(0.02, 100).cdf),
+    (LogNormal(), stats.lognorm(1.2, scale=math.exp(-1.2)).cdf),
+    (LogNormal(-0.8, 1.6), stats.lognorm(1.6, scale=math.exp(-0.8)).cdf),
+    (LogitNormal(), lambda t: stats.norm.cdf(np.log(t / (1 - t)))),
+    (
+        LogitNormal(-0.4, 0.7, 3.0),
+        lambda t: stats.norm(-0.4 + math.log(3), 0.7).cdf(np.log(t / (1 - t))),
+    ),
+    (KarrasUniform(), cdf_of_karras(7, 0.002, 80)),
+    (KarrasUniform(0.1, 2.0, 3.0), cdf_of_karras(3, 0.1, 2.0)),
+]
+
+
+@pytest.mark.parametrize(("law", "cdf"), LAWS, ids=[str(law) for law, _ in LAWS])
 def test_laws_of_times(law, cdf):
     t = law(N, rng())
     assert t.shape == (N,)

@@ -49,8 +49,7 @@ def fewstep(capsys: pytest.CaptureFixture[str], *args: object) -> Outcome:
     try:
         main([str(arg) for arg in args])
     except SystemExit as stopped:
-        assert stopped.code is None or isinstance(stopped.code, int)
-        code = stopped.code or 0
+        code = int(stopped.code or 0)
     return Outcome(code, *capsys.readouterr())
 
 

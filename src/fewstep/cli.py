@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from fewstep.errors import UsageError, nearest
+from fewstep.files import TEMPORARY
 from fewstep.recipes import RECIPES, recipe
 
 USAGE = """\
@@ -43,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise
-        where = f": {error.filename}" if error.filename else ""
+        # Files are written beside their place first; the caller knows the place.
+        name = str(error.filename2 or error.filename or "").replace(TEMPORARY, "")
+        where = f": {name}" if name else ""
         _stop(debug, f"{error.strerror}{where}; {_OF_THE_DISK[error.errno]}", 2)
     except KeyboardInterrupt:
         _stop(debug, "interrupted", 130)
@@ -216,7 +219,7 @@ def sample(
 
     from fewstep.model import find, load
 
-    loaded = load(model, average=average, device=_device(device))
+    loaded = load(model, average=average, device=device)
     print(f"model: {find(model, average)}", file=sys.stderr)
     x = loaded.sample(
         n, steps=steps, times=at, seed=seed, seeds=chosen, label=label, guidance=guidance
@@ -233,7 +236,7 @@ def _write_samples(
     import numpy as np
 
     from fewstep import pictures
-    from fewstep.files import whole_file, whole_folder
+    from fewstep.files import whole_file
 
     classes = model.contract.data.labels
     if out.suffix == ".npz":
@@ -248,11 +251,9 @@ def _write_samples(
     if out.suffix == ".png":
         pictures.picture(x, out, columns)
         return
-    if out.exists() and any(p.suffix != ".png" for p in out.iterdir()):
-        raise UsageError(f"{out} holds other files than pictures; choose another --out")
-    with whole_folder(out) as folder:
-        for one, seed in zip(x, seeds, strict=True):
-            pictures.picture(one[None], folder / f"{seed:06d}.png", 1)
+    out.mkdir(parents=True, exist_ok=True)
+    for one, seed in zip(x, seeds, strict=True):
+        pictures.picture(one[None], out / f"{seed:06d}.png", 1)
 
 
 def evaluate(
@@ -287,7 +288,7 @@ def evaluate(
     from fewstep import evaluation
     from fewstep.model import load
 
-    loaded = load(model, average=average, device=_device(device))
+    loaded = load(model, average=average, device=device)
     protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
     judged = {steps: protocol.judge(loaded, steps, guidance) for steps in counts}
     named = {str(loaded.calls(steps, guidance)): row for steps, row in judged.items()}
@@ -320,16 +321,3 @@ def _numbers(option: str, text: str, kind: type) -> list[Any]:
         example = "0-63 or 1,5,9" if kind is int else "80,0.8"
         raise UsageError(f"{option} must look like {example}, got {text!r}") from None
     return found
-
-
-def _device(name: str | None) -> str | None:
-    if name is None:
-        return None
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(f"--device {name!r} cannot be used: {first}") from error
-    return name

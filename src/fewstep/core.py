@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -66,12 +66,13 @@ class Batch:
         )
 
 
-def expand(t: Float[Tensor, " b"], x: Float[Tensor, " b *event"]) -> Tensor:
+def expand(t: Shaped[Tensor, " b"], x: Float[Tensor, " b *event"]) -> Tensor:
     """``t`` as ``(b, 1, ..., 1)`` in ``x``'s precision, so that it broadcasts against ``x``.
 
-    Scalars of time are computed in float64 and meet the event once, here.
+    Scalars of time are computed in float64 and meet the event once, here. Booleans stay booleans.
     """
-    return t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    t = t if t.dtype == torch.bool else t.to(x.dtype)
+    return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def per_sample(

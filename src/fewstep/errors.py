@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 
-class UsageError(ValueError):
+class UsageError(Exception):
     """Something the caller gave cannot be used; the message says what was given and what to do.
 
     The command line prints the message alone and exits with code 2.

@@ -157,13 +157,15 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
                 f"the held-out images ({len(rest)}) must not outnumber the others ({len(train)})"
             )
         found = Protocol(train, rest, flatten)
-    label = found.train.cond.get("label")
-    classes = 0 if label is None else int(label.max()) + 1
-    if (tuple(found.train.x0.shape[1:]), classes) != (tuple(made.shape), made.labels):
-        raise UsageError(
-            f"the model draws {tuple(made.shape)} with {made.labels} labels, {data} is "
-            f"{tuple(found.train.x0.shape[1:])} with {classes}; name its own data with --data"
-        )
+    for name, part in ((data, found.train), (held_out or data, found.held_out)):
+        label = part.cond.get("label")
+        classes = 0 if label is None else int(label.max()) + 1
+        if (tuple(part.x0.shape[1:]), classes) != (tuple(made.shape), made.labels):
+            raise UsageError(
+                f"the model draws {tuple(made.shape)} with {made.labels} labels, {name} is "
+                f"{tuple(part.x0.shape[1:])} with {classes}; give what it learnt from with --data "
+                "and the like, unseen, with --held-out"
+            )
     return found
 
 

@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".new-"
+"""Prefix of a name while it is being written."""
+
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes ``path``'s place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    stale = path.with_name(f".{path.name}.old")
+    fresh = path.with_name(f"{TEMPORARY}{path.name}")
+    stale = path.with_name(f".old-{path.name}")
+    _restore(stale, path)
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir()
@@ -30,8 +34,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         fresh.rename(path)
         flush(path.parent)
     finally:
+        _restore(stale, path)
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def _restore(stale: Path, path: Path) -> None:
+    """Undo the first of the two renames if the second did not follow."""
+    if stale.exists() and not path.exists():
+        stale.rename(path)
 
 
 @contextmanager
@@ -39,7 +50,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A file to write; it takes ``path``'s place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays, because writers choose a format by it.
-    fresh = path.with_name(f".new-{path.name}")
+    fresh = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         yield fresh
         flush(fresh)

@@ -22,7 +22,7 @@ from fewstep.errors import UsageError, nearest
 from fewstep.files import sha256, whole_folder
 from fewstep.models import AbstractDenoiser, Clamped, Guided
 from fewstep.models.spec import build_denoiser, denoiser_spec
-from fewstep.times import karras, to_zero, uniform
+from fewstep.times import karras, uniform
 
 FORMAT = 1
 BUNDLED = ("digits-cd", "digits-edm")
@@ -121,7 +121,7 @@ class Model:
         return self
 
     def times(self, steps: int | None = None) -> list[float]:
-        """The times of ``steps`` steps; for an ODE they are grid points before the final 0.
+        """The times of ``steps`` steps; an ODE ends on the model's answer at the last of them.
 
         ``None`` is the contract's fewest steps, or 18 for an ODE.
         """
@@ -140,8 +140,9 @@ class Model:
         rule = karras if sampling.grid == "karras" else uniform
         path = self.denoiser.path
         if sampling.kind == "ode":
-            # A grid that ends on 0 has that as its last point already.
-            points = steps if path.t_min > 0 else steps + 1
+            # The last call is at t_min, or a step before it where that is clean data already.
+            end = torch.tensor([path.t_min], dtype=torch.float64)
+            points = steps if float(path.coefficients(end).sigma) > 0 else steps + 1
             return rule(points, path.t_min, sampling.start.t).tolist()[:steps]
         return rule(steps + 1, path.t_min, sampling.start.t).tolist()[:steps]
 
@@ -187,6 +188,8 @@ class Model:
         pairs = [(seed, i) for i in range(n)] if seeds is None else [(s, 0) for s in seeds]
         if not pairs:
             raise UsageError(f"asked for {n} samples; expected at least 1")
+        if batch < 1:
+            raise UsageError(f"batch must be at least 1, got {batch}")
         if any(s < 0 for s, _ in pairs):
             raise UsageError("a seed must be 0 or more")
         grid = self._given_times(times) if times is not None else self.times(steps)
@@ -212,7 +215,8 @@ class Model:
         x = noise(0).to(self.device, wide) * sampling.start.std
         times = torch.tensor(grid, dtype=torch.float64)
         if sampling.kind == "ode":
-            out = solvers.ode(denoiser, x, to_zero(times), cond)
+            x = solvers.ode(denoiser, x, times, cond)
+            out = solvers.one_step(denoiser, x, times[-1:], cond)
         elif sampling.kind == "renoise":
             if data.range is not None:
                 denoiser = Clamped(denoiser, *data.range)
@@ -245,14 +249,16 @@ class Model:
             return {}
         if label is None:
             return {"label": torch.arange(n) % classes}
-        given = torch.as_tensor(label)
+        allowed = f"in [0, {classes - 1}], or {classes} for none"
+        try:
+            given = torch.as_tensor(label)
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(f"label must be an integer {allowed}; got {label!r}") from error
         given = given.expand(n) if given.ndim == 0 else given
         if given.shape != (n,) or given.is_floating_point():
             raise UsageError(f"expected one integer label or {n}, got {label!r}")
         if bool((given < 0).any() or (given > classes).any()):
-            raise UsageError(
-                f"label must be in [0, {classes - 1}], or {classes} for none; got {label!r}"
-            )
+            raise UsageError(f"label must be {allowed}; got {label!r}")
         return {"label": given.long()}
 
     def _guided(self, guidance: float | None, cond: Cond) -> AbstractDenoiser:
@@ -345,9 +351,9 @@ def load(
         raise UsageError(f"{folder}/config.json: " + "; ".join(lines)) from error
     # Custom networks come built; the library's own are built without memory until shapes agree.
     with torch.device("meta" if network is None else "cpu"):
-        denoiser = build_denoiser(config.get("denoiser") or {}, network)
+        denoiser = build_denoiser(config.get("denoiser"), network)
     load_weights(denoiser, weights, folder, config.get("sha256"))
-    return Model(denoiser, contract).to(device or best_device())
+    return Model(denoiser, contract).to(usable_device(device))
 
 
 def load_weights(module: nn.Module, weights: bytes, source: Path, digest: str | None) -> None:
@@ -402,6 +408,23 @@ def best_device() -> torch.device:
     """An accelerator if there is one, else the CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
+
+
+def usable_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name; ``None`` or ``auto`` is the best there is.
+
+    Raises:
+        UsageError: it cannot hold tensors here.
+    """
+    if name is None or name == "auto":
+        return best_device()
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"the device {str(name)!r} cannot be used: {first}") from error
+    return device
 
 
 def data_spec(shape: Sequence[int], labels: int, image: bool) -> DataSpec:

@@ -2,7 +2,7 @@
 
 Samplers take the start ``x`` ``(b, *event)`` and a descending grid ``times`` ``(n,)`` that ends
 where the sample is wanted (0 for clean data), and keep the state in float64 where the device has
-it, as EDM and OpenAI's code do. Fresh noise comes from ``noise(i)``, the unit noise of step ``i``,
+it, as EDM's code does. Fresh noise comes from ``noise(i)``, the unit noise of step ``i``,
 so that a caller decides where it comes from.
 """
 
@@ -46,7 +46,7 @@ def heun(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond | No
     h = expand(s - t, x)
     clean = denoiser.path.coefficients(s).sigma == 0
     d_next = _velocity(denoiser, x + h * d, torch.where(clean, t, s), cond)
-    return x + h * torch.where(expand(clean, x) > 0, d, (d + d_next) / 2)
+    return x + h * torch.where(expand(clean, x), d, (d + d_next) / 2)
 
 
 def dpm_midpoint(

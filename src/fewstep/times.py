@@ -19,7 +19,10 @@ def karras(n: int, t_min: float, t_max: float, rho: float = 7.0) -> Tensor:
     _at_least(n, 1)
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     high, low = t_max ** (1 / rho), t_min ** (1 / rho)
-    return (high + ramp * (low - high)) ** rho
+    grid = (high + ramp * (low - high)) ** rho
+    # Rounding must not move the ends: t_min is where a consistency function is the identity.
+    grid[-1], grid[0] = t_min, t_max
+    return grid
 
 
 def uniform(n: int, t_min: float, t_max: float) -> Tensor:

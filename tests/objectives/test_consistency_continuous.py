@@ -14,8 +14,14 @@ from fewstep.objectives.terms import l2
 from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasUniform
 
-torch.set_default_dtype(torch.float64)
 MEAN, STD, T_MIN = 0.3, 0.7, 0.002
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 class GaussianDenoiser(AbstractDenoiser):

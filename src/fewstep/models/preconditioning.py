@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fewstep.errors import UsageError
 from fewstep.paths import Path, Time, Trig, VarianceExploding, VariancePreserving
 
 
@@ -28,9 +29,24 @@ class Scalings(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Preconditioning(ABC):
-    """What the network sees and what its output means, on ``path``."""
+    """What the network sees and what its output means, on ``path``.
 
+    ``home`` is the kind of path that the parametrisation is derived on.
+    """
+
+    home: ClassVar[type[Path]] = Path
     path: Path
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, self.home):
+            raise UsageError(
+                f"{type(self).__name__} is derived on {self.home.__name__}, got "
+                f"{type(self.path).__name__}; read it there with .on(path)"
+            )
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if isinstance(value, int | float) and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{field_.name} must be finite and above 0, got {value}")
 
     @abstractmethod
     def coefficients(self, t: Time) -> Scalings:
@@ -72,6 +88,7 @@ class EDM(Preconditioning):
         path: where times are noise levels.
     """
 
+    home = VarianceExploding
     sigma_data: float
     time_scale: float = 0.25
     path: Path = field(default_factory=VarianceExploding)
@@ -100,6 +117,7 @@ class ConsistencyBoundary(Preconditioning):
         path: times are noise levels; its ``t_min`` is the boundary.
     """
 
+    home = VarianceExploding
     sigma_data: float
     time_scale: float = 0.25
     path: Path = field(default_factory=VarianceExploding)
@@ -163,6 +181,7 @@ class Flow(Preconditioning):
 class TrigFlow(Preconditioning):
     """dx/dt = sigma_data F(x / sigma_data, t) on the trigonometric path (Lu & Song 2025, eq. 7)."""
 
+    home = Trig
     path: Trig = field(default_factory=Trig)
 
     def coefficients(self, t: Time) -> Scalings:
@@ -177,6 +196,7 @@ class TrigFlow(Preconditioning):
 class ScoreMatching(Preconditioning):
     """The variance-exploding score network of Song et al. 2021 in EDM's reading: D = x + t F."""
 
+    home = VarianceExploding
     path: Path = field(default_factory=lambda: VarianceExploding(0.02, 100.0))
 
     def coefficients(self, t: Time) -> Scalings:

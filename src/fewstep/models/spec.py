@@ -38,17 +38,19 @@ def denoiser_spec(denoiser: AbstractDenoiser) -> dict[str, Any]:
     }
 
 
-def build_denoiser(spec: Mapping[str, Any], network: nn.Module | None = None) -> Denoiser:
+def build_denoiser(spec: Any, network: nn.Module | None = None) -> Denoiser:
     """The denoiser of a spec, with fresh weights.
 
     Args:
         spec: from :func:`denoiser_spec`.
         network: the user's own network, where the spec's is of kind ``custom``.
     """
-    if spec.get("kind") != "denoiser" or set(spec) != {"kind", "network", "preconditioning"}:
+    names = {"kind", "network", "preconditioning"}
+    if not isinstance(spec, Mapping) or set(spec) != names or spec["kind"] != "denoiser":
+        given = sorted(map(str, spec)) if isinstance(spec, Mapping) else spec
+        kind = spec.get("kind") if isinstance(spec, Mapping) else None
         raise UsageError(
-            "expected a denoiser with network and preconditioning, "
-            f"got kind={spec.get('kind')!r} with {sorted(spec)}"
+            f"expected a denoiser with network and preconditioning, got kind {kind!r} of {given!r}"
         )
     preconditioning = _build("preconditioning", spec["preconditioning"])
     assert isinstance(preconditioning, Preconditioning)
@@ -69,19 +71,26 @@ def _spec(value: Path | Preconditioning) -> dict[str, Any]:
 
 def _build(family: str, spec: Any) -> Path | Preconditioning:
     table = _FAMILIES[family]
-    if not isinstance(spec, Mapping) or spec.get("kind") not in table:
-        kind = spec.get("kind") if isinstance(spec, Mapping) else spec
+    kind = spec.get("kind") if isinstance(spec, Mapping) else spec
+    if not isinstance(spec, Mapping) or not isinstance(kind, str) or kind not in table:
         raise UsageError(f"unknown {family} {kind!r}; {nearest(str(kind), table)}")
-    cls = table[spec["kind"]]
-    names = {field.name for field in dataclasses.fields(cls)}
+    cls = table[kind]
+    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    names = set(kinds)
     given = {key: value for key, value in spec.items() if key != "kind"}
     if set(given) != names:
-        raise UsageError(f"{family} {spec['kind']!r} takes {sorted(names)}, got {sorted(given)}")
+        raise UsageError(f"{family} {kind!r} takes {sorted(names)}, got {sorted(given)}")
     for key, value in given.items():
         if key in _FAMILIES:
             given[key] = _build(key, value)
         elif not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"{family} {spec['kind']!r}: {key} must be a number, got {value!r}")
+            raise UsageError(f"{family} {kind!r}: {key} must be a number, got {value!r}")
+        elif kinds[key] in {"int", "bool"} and type(value).__name__ != kinds[key]:
+            raise UsageError(
+                f"{family} {kind!r}: {key} must be of type {kinds[key]}, got {value!r}"
+            )
+        elif abs(value) > _LARGEST:
+            raise UsageError(f"{family} {kind!r}: {key}={value!r} is out of range")
     return cls(**given)
 
 
@@ -104,7 +113,7 @@ def _build_network(spec: Any, network: nn.Module | None) -> nn.Module:
         return network
     if network is not None:
         raise UsageError(f"this model's network is the library's {kind!r}; pass no network")
-    if kind not in NETWORKS:
+    if not isinstance(kind, str) or kind not in NETWORKS:
         raise UsageError(f"unknown network {kind!r}; {nearest(str(kind), NETWORKS)}")
     cls = NETWORKS[kind]
     return cls(**_checked(kind, cls, {k: v for k, v in spec.items() if k != "kind"}))

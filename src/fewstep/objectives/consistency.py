@@ -108,8 +108,6 @@ class Consistency(Objective):
         times: the times at which users sample in so many calls, e.g. ``{2: (80.0, 0.6)}``.
     """
 
-    frozen = ("step",)
-
     def __init__(
         self,
         student: AbstractDenoiser,
@@ -132,6 +130,7 @@ class Consistency(Objective):
             )
         self.student = student
         self.step = step
+        self.frozen = ("step.teacher",) if isinstance(step, TeacherStep) else ()
         self.target = frozen_copy(student) if schedule(0).rate > 0 else None
         self.schedule = schedule
         self.weight = weight

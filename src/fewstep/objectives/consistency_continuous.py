@@ -4,13 +4,13 @@ Along a trajectory of the probability-flow ODE a consistency function is constan
 
 $$\frac{d}{dt} f_\theta(x_t, t) = \partial_t f_\theta + \nabla_x f_\theta \cdot \dot x_t = 0.$$
 
-With the target's gradient stopped, the limit of the squared discrete loss over its step size has the
-gradient of
+With the target's gradient stopped, the limit of the squared discrete loss over its step size has
+the gradient of
 
 $$L = E[ w(t)\, \langle \mathrm{sg}\, \tfrac{d f_\theta}{dt},\ f_\theta(x_t, t) \rangle ]$$
 
-(its value means nothing); without stopping it, the derivative itself is penalised. $\dot x_t$ is the
-teacher's velocity (distillation), or the sample's own, whose expectation it is (training).
+(its value means nothing); without stopping it, the derivative itself is penalised. $\dot x_t$ is
+the teacher's velocity (distillation), or the sample's own, whose expectation it is (training).
 
 """
 
@@ -50,8 +50,6 @@ class ContinuousConsistency(Objective):
         sampling_times: the times at which users sample in so many calls.
     """
 
-    frozen = ("teacher",)
-
     def __init__(
         self,
         student: AbstractDenoiser,
@@ -66,6 +64,7 @@ class ContinuousConsistency(Objective):
         super().__init__()
         self.student = student
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+        self.frozen = () if teacher is None else ("teacher",)
         self.times = times
         self.weight = weight
         self.penalty = penalty

@@ -71,5 +71,5 @@ def consistency_loss(
     with torch.no_grad():
         # At the boundary f is the identity, whatever c_skip is there.
         answer = target(x_r, r, s, batch.cond)
-        answer = torch.where(expand(r > s, x_r) > 0, answer, x_r)
+        answer = torch.where(expand(r > s, x_r), answer, x_r)
     return weight(t, r).to(x_t.dtype) * distance(online, answer, batch.mask)

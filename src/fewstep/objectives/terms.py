@@ -99,7 +99,7 @@ def lpips_distance(network: nn.Module, size: int = 224) -> Distance:
     return distance
 
 
-def _enlarged(x: Event, size: int | None) -> Event:
+def _enlarged(x: Event, size: int | None) -> Tensor:
     if size is None or min(x.shape[-2:]) >= size:
         return x
     return F.interpolate(x, size=(size, size), mode="bilinear")

@@ -14,7 +14,7 @@ from torch import nn
 from fewstep.data import Arrays, Dataset, ImageFolder, digits, toy
 from fewstep.errors import UsageError
 from fewstep.evaluation import digits_protocol, table, write_metrics
-from fewstep.model import Model, find, load
+from fewstep.model import BUNDLED, Model, find, load
 from fewstep.models import EDM, ConsistencyBoundary, Denoiser
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.base import Objective
@@ -53,6 +53,7 @@ def image_data(data: str, resolution: int, labels: bool) -> ImageFolder:
 def mlp(data: Dataset, width: int, blocks: int, dropout: float, *, seed: int) -> nn.Module:
     """A residual MLP for the data, with seeded weights."""
     _at_least({"width": (width, 2), "blocks": (blocks, 1)})
+    _probability("dropout", dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ResidualMLP(data.shape, width, blocks, data.labels, dropout=dropout)
@@ -70,15 +71,29 @@ def ddpmpp(
 ) -> nn.Module:
     """A DDPM++ U-Net for the data, with seeded weights."""
     _at_least({"channels": (channels, 4), "blocks": (blocks, 1)})
+    _probability("dropout", dropout)
     if not multipliers or min(multipliers) < 1:
         raise UsageError(f"multipliers must be one or more positive numbers, got {multipliers}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DDPMpp(data.shape, channels, multipliers, blocks, attention, dropout, data.labels)
+        return DDPMpp(
+            data.shape,
+            channels,
+            tuple(multipliers),
+            blocks,
+            tuple(attention),
+            dropout,
+            data.labels,
+        )
 
 
-def teacher_for(data: Dataset, name: str) -> Model:
+def teacher_for(data: Dataset, name: str, trained_by: str) -> Model:
     """A diffusion model of the same kind of data, on the CPU."""
+    if not Path(name).exists() and name not in BUNDLED:
+        raise UsageError(
+            f"no teacher {name!r}: not a folder, and not bundled ({', '.join(BUNDLED)}); train one "
+            f"with: fewstep train {trained_by} --out {name}"
+        )
     model = load(name, device="cpu")
     made = model.contract.data
     if (tuple(made.shape), made.labels) != (tuple(data.shape), data.labels):
@@ -131,7 +146,7 @@ def distillation(
 ) -> Run:
     """Consistency distillation; the student starts from the teacher's weights."""
     _at_least({"points": (points, 2)})
-    model = teacher_for(data, teacher)
+    model = teacher_for(data, teacher, recipe.replace("cd", "edm"))
     source = model.denoiser
     if not isinstance(source, Denoiser) or not isinstance(source.preconditioning, EDM):
         raise UsageError(f"the recipe {recipe} distils EDM models, and {teacher} is another kind")
@@ -217,6 +232,11 @@ def _without_dropout(net: nn.Module) -> nn.Module:
     if isinstance(student, ResidualMLP | DDPMpp):
         student.options["dropout"] = 0.0
     return student
+
+
+def _probability(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UsageError(f"{name} must lie in [0, 1), got {value}")
 
 
 def _at_least(given: Mapping[str, tuple[int, int]]) -> None:

@@ -27,7 +27,8 @@ def save(folder: Path, step: int, state: State, keep: int) -> Path:
     target = folder / f"{step:09d}"
     with whole_folder(target) as fresh:
         (fresh / "state.safetensors").write_bytes(data)
-        manifest = {**values, "step": step, "sha256": sha256(data), "bytes": len(data)}
+        manifest = {**values, "step": step}
+        manifest["sha256"] = _digest(manifest, data)
         (fresh / "state.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
@@ -49,8 +50,8 @@ def read(checkpoint: Path) -> State:
     try:
         values = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         data = (checkpoint / "state.safetensors").read_bytes()
-        if values["bytes"] != len(data) or values["sha256"] != sha256(data):
-            raise ValueError("the tensors do not match their sha256")
+        if values.pop("sha256") != _digest(values, data):
+            raise ValueError("it does not match its sha256")
         return load_tensors(data), values
     except Exception as error:
         raise UsageError(
@@ -79,6 +80,11 @@ def fingerprint(module: nn.Module) -> str:
         data = value.detach().cpu().contiguous().reshape(-1)
         digest.update(data.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _digest(values: dict[str, Any], data: bytes) -> str:
+    """Of the tensors and of the values beside them."""
+    return sha256(json.dumps(values, sort_keys=True).encode() + data)
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from fewstep.errors import UsageError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -70,29 +72,23 @@ class TrainConfig:
     tensorboard: bool = False
     """Log to TensorBoard too (extra: tensorboard)."""
 
-    def problems(self) -> list[str]:
-        """What is wrong with the values, one line each."""
-        least = {
-            "steps": 1,
-            "batch": 1,
-            "accumulation": 1,
-            "log_every": 1,
-            "save_every": 1,
-            "keep": 1,
-        }
-        least |= {"warmup": 0, "seed": 0, "threads": 0, "sample_every": 0}
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch": 1, "accumulation": 1, "log_every": 1, "save_every": 1}
+        least |= {"keep": 1, "warmup": 0, "seed": 0, "threads": 0, "sample_every": 0}
         found = [
-            f"train.{name} must be at least {low}, got {getattr(self, name)}"
+            f"train.{name} must be at least {low} and below 2^63, got {getattr(self, name)}"
             for name, low in least.items()
-            if getattr(self, name) < low
+            if not low <= getattr(self, name) < 2**63
         ]
-        for name in ("lr", "eps", "weight_decay", "clip"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                found.append(f"train.{name} must be finite and at least 0, got {value}")
+        found += [
+            f"train.{name} must be finite and at least 0, got {getattr(self, name)}"
+            for name in ("lr", "eps", "weight_decay", "clip")
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0)
+        ]
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"train.betas must lie in [0, 1), got {self.betas}")
-        return found
+        if found:
+            raise UsageError("\n".join(found))
 
     def learning_rate(self, step: int) -> float:
         """At a step, counted from 0 in the current stage."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,25 +42,62 @@ class RunFolder:
         """Rename an existing folder to the first free NAME.k; nothing is deleted."""
         if not self.path.exists():
             return None
+        with self._locked():
+            return self._renamed()
+
+    def _renamed(self) -> Path:
         k = 1
         while (aside := self.path.with_name(f"{self.path.name}.{k}")).exists():
             k += 1
         self.path.rename(aside)
         return aside
 
-    def open(self, run: Run, device: torch.device, frozen: dict[str, str]) -> None:
-        """Begin here or check that ``run`` may go on here, and record it.
+    @contextmanager
+    def opened(self, record: dict[str, Any]) -> Iterator[None]:
+        """Begin a run here or go on with it, as the only process that does.
+
+        The lock goes with the process, however that ends.
+
+        Args:
+            record: from :func:`describe`.
 
         Raises:
-            UsageError: something else is here, or a run with other arguments.
+            UsageError: something else is here, a run with other arguments, or another process.
         """
-        record = describe(run, device, frozen)
-        if self.path.exists() and not self.record.exists() and any(self.path.iterdir()):
+        self._check(record)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            write_json(self.record, {**record, "delivered": self.delivered()})
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(f"another process is training in {self.path}") from error
+            yield
+
+    def delivered(self) -> int | None:
+        """The step of the finished model and its report, if they are there."""
+        if not self.record.exists():
+            return None
+        return json.loads(self.record.read_text(encoding="utf-8")).get("delivered")
+
+    def deliver(self, step: int) -> None:
+        """Record that the model and the report of ``step`` are complete."""
+        record = json.loads(self.record.read_text(encoding="utf-8"))
+        write_json(self.record, {**record, "delivered": step})
+
+    def _check(self, record: dict[str, Any]) -> None:
+        others = self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir())
+        if others and not self.record.exists():
             raise UsageError(f"{self.path} is not empty and not a run; choose another --out")
         if self.record.exists():
             try:
                 before = json.loads(self.record.read_text(encoding="utf-8"))
-                changed = _differences(before["run"], record["run"])
+                changed = _differences(before, record)
             except (ValueError, KeyError, TypeError) as error:
                 raise UsageError(
                     f"{self.record} is damaged ({error}); start anew with --fresh"
@@ -71,19 +109,6 @@ class RunFolder:
                     + "\nrepeat them to resume it, choose another --out, or move it aside with "
                     "--fresh"
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.record, record)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Only one trainer at a time; the lock goes with the process, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as handle:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UsageError(f"another process is training in {self.path}") from error
-            yield
 
 
 def describe(run: Run, device: torch.device, frozen: dict[str, str]) -> dict[str, Any]:
@@ -107,19 +132,26 @@ def describe(run: Run, device: torch.device, frozen: dict[str, str]) -> dict[str
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    pairs = [("recipe", before["recipe"], now["recipe"])]
+    old_run, new_run = before["run"], now["run"]
+    pairs = [("recipe", old_run["recipe"], new_run["recipe"])]
     for part, prefix in (("arguments", ""), ("train", "train.")):
-        names = {*before[part], *now[part]} - (set(FREE) if part == "train" else set())
-        pairs += [(prefix + n, before[part].get(n), now[part].get(n)) for n in sorted(names)]
+        old, new = old_run[part], new_run[part]
+        names = {*old, *new} - (set(FREE) if part == "train" else set())
+        pairs += [(prefix + n, old.get(n), new.get(n)) for n in sorted(names)]
+    for name in sorted({*before["frozen"], *now["frozen"]}):
+        digests = before["frozen"].get(name, ""), now["frozen"].get(name, "")
+        pairs.append((f"weights of its {name}", digests[0][:12], digests[1][:12]))
     return [f"{name}: was {old!r}, now {new!r}" for name, old, new in pairs if old != new]
 
 
 def _commit() -> str | None:
     """The commit of the library's own checkout, if it runs from one."""
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or None
+    if shutil.which("git") is None:
+        return None
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    # An environment may lie inside somebody else's repository, which does not track this file.
+    return git("rev-parse", "HEAD") if git("ls-files", Path(__file__).name) else None

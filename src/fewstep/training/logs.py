@@ -70,9 +70,9 @@ class Logger:
         if self.bar is not None:
             self.bar.update(self.task, completed=step)
 
-    def row(self, step: int, values: dict[str, float], loss: float) -> None:
+    def row(self, step: int, values: dict[str, float]) -> None:
         """Write a row; the rate is that since the last one."""
-        now = time.monotonic()
+        now, loss = time.monotonic(), values.get("loss", float("nan"))
         rate = (step - self.last_step) / max(now - self.last, 1e-9)
         self.last, self.last_step = now, step
         row = {"step": step, **values, "steps_per_second": rate, "seconds": now - self.began}

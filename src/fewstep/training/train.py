@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from fewstep.core import UsageError
-from fewstep.model import Contract, Model, best_device, data_spec
+from fewstep.model import Contract, Model, data_spec, usable_device
 from fewstep.pictures import picture
 from fewstep.training import checkpoints
 from fewstep.training.config import Run
-from fewstep.training.folder import RunFolder
+from fewstep.training.folder import RunFolder, describe
 from fewstep.training.logs import Logger
 from fewstep.training.trainer import Trainer
 
@@ -49,22 +48,18 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
         Interrupted: SIGINT or SIGTERM came; the run was saved.
         Diverged: gradients stayed non-finite.
     """
-    if problems := run.config.problems():
-        raise UsageError("\n".join(problems))
-    device = _device(run.config.device)
+    device = usable_device(run.config.device)
     if run.config.threads:
         torch.set_num_threads(run.config.threads)
     folder = RunFolder(Path(out))
     if fresh and (aside := folder.move_aside()):
         _say(f"moved the old run to {aside}")
     trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
-    folder.open(run, device, trainer.frozen_fingerprints())
-    with folder.locked():
+    with folder.opened(describe(run, device, trainer.frozen_fingerprints())):
         resumed = checkpoints.newest(folder.checkpoints)
         if resumed is not None:
             trainer.load(checkpoints.read(resumed), resumed)
-        complete = folder.model.exists() and (run.finish is None or folder.metrics.exists())
-        if trainer.step >= run.config.steps and complete:
+        if trainer.step >= run.config.steps and folder.delivered() == trainer.step:
             _say(f"{folder.path} is finished at step {trainer.step}; --fresh starts anew")
             return _model(run, trainer)
         _header(run, trainer, folder, resumed)
@@ -72,6 +67,7 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
         model = _deliver(run, trainer, folder)
         if run.finish is not None:
             run.finish(folder.path, model)
+        folder.deliver(trainer.step)
     return model
 
 
@@ -79,7 +75,7 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
     config = run.config
     board = folder.path / "tensorboard" if config.tensorboard else None
     with Logger(folder.log, trainer.step, config.steps, board) as logger, _signals() as caught:
-        if trainer.step == 0:
+        if trainer.step == 0 and config.sample_every:
             _picture(run, trainer, folder)
         while trainer.step < config.steps:
             values = trainer.advance()
@@ -89,15 +85,12 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
             if last or step % config.log_every == 0:
                 row = {name: float(value) for name, value in values.items()}
                 row["skipped"] = float(trainer.skipped)
-                own = [
-                    v for k, v in row.items() if not k.startswith(("lr", "grad_norm", "skipped"))
-                ]
-                logger.row(step, row, own[0] if own else float("nan"))
+                logger.row(step, row)
             if config.sample_every and (last or step % config.sample_every == 0):
                 _picture(run, trainer, folder)
             if last or caught or step % config.save_every == 0:
                 saved = checkpoints.save(folder.checkpoints, step, trainer.state(), config.keep)
-                if caught and not last:
+                if caught:
                     raise Interrupted(caught[0], saved)
 
 
@@ -119,7 +112,7 @@ def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:
     for name in [*trainer.averages.copies][1:]:
         _model(run, trainer, name).save(folder.averages / name)
     model = _model(run, trainer)
-    model.save(folder.model, card=_card(run, trainer))
+    model.save(folder.model, card=_card(run, trainer, folder))
     return model
 
 
@@ -150,14 +143,15 @@ def _header(run: Run, trainer: Trainer, folder: RunFolder, resumed: Path | None)
     _say(f"{where} in {folder.path}")
 
 
-def _card(run: Run, trainer: Trainer) -> str:
+def _card(run: Run, trainer: Trainer, folder: RunFolder) -> str:
     made = contract(run)
+    name = f"samples/{trainer.step:09d}.png"
+    samples = f"![samples](../{name})\n\n" if (folder.path / name).exists() else ""
     arguments = "\n".join(f"| {k} | `{v}` |" for k, v in run.arguments.items())
     return (
         f"# {run.recipe}\n\n"
         f"A {made.method} model trained with fewstep for {trainer.step:,} steps.\n\n"
-        f"![samples](../samples/{trainer.step:09d}.png)\n\n"
-        "```python\nimport fewstep\n\nx = fewstep.load('PATH').sample(16)\n```\n\n"
+        f"{samples}```python\nimport fewstep\n\nx = fewstep.load('PATH').sample(16)\n```\n\n"
         f"| argument | value |\n| --- | --- |\n{arguments}\n\n"
         "Limits: it can only draw what its data showed it; the data's licence applies to it.\n"
     )
@@ -186,18 +180,6 @@ def _signals() -> Iterator[list[int]]:
         yield caught
     finally:
         each(lambda s: signal.signal(s, before[s]))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return best_device()
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(f"train.device {name!r} cannot be used: {first}") from error
-    return device
 
 
 def _say(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Rng, UsageError, entropy
+from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.data.order import positions
 from fewstep.objectives.base import Objective, Phase
@@ -54,16 +54,17 @@ class Trainer:
         self.optimizers = self._optimizers()
         objective.train()
         for name in objective.frozen:
-            _named(objective, name).eval()
+            objective.get_submodule(name).eval()
 
     def advance(self) -> dict[str, Tensor | float]:
         """One step: every due phase, then what follows the student. Returns what to log."""
         self._enter_stage()
         rate = self.config.learning_rate(self.step - self.stage_start)
-        logs: dict[str, Tensor | float] = {"lr": rate}
-        finite = student_moved = False
+        logs: dict[str, Tensor | float] = {"lr": rate, "loss": 0.0}
+        batches = [self._batch(shard) for shard in range(self.config.accumulation)]
+        finite, student_moved = True, False
         for phase in (p for p in self.objective.phases() if p.due(self.step)):
-            finite = self._update(phase, rate, logs)
+            finite = self._update(phase, batches, rate, logs)
             if not finite:
                 break
             student_moved |= _holds(phase.module, self.objective.student)
@@ -81,28 +82,29 @@ class Trainer:
             )
         return logs
 
-    def _update(self, phase: Phase, rate: float, logs: dict[str, Tensor | float]) -> bool:
+    def _batch(self, shard: int) -> Batch:
+        config = self.config
+        index = positions(
+            config.seed, self.step, config.batch, len(self.data), shard, config.accumulation
+        )
+        return self.data.batch(index).to(self.device)
+
+    def _update(
+        self, phase: Phase, batches: list[Batch], rate: float, logs: dict[str, Tensor | float]
+    ) -> bool:
         """Draw, score, back-propagate, step. False if the gradient is not finite."""
         config, optimizer = self.config, self.optimizers[phase.name]
         parameters = [*phase.module.parameters()]
         with training(self.objective, phase.module):
-            for shard in range(config.accumulation):
-                batch = self.data.batch(
-                    positions(
-                        config.seed,
-                        self.step,
-                        config.batch,
-                        len(self.data),
-                        shard,
-                        config.accumulation,
-                    )
-                ).to(self.device)
+            for shard, batch in enumerate(batches):
                 rng = Rng(config.seed, self.step, phase.name, shard, self.device)
                 draws = phase.draw(batch, self.step, rng)
                 # Dropout has no generator of its own: torch's default ones are seeded alike.
                 torch.manual_seed(entropy(config.seed, self.step, phase.name, shard))
                 loss = phase.loss(batch, draws)
-                (loss.total() / config.accumulation).backward()
+                total = loss.total() / config.accumulation
+                total.backward()
+                logs["loss"] += total.detach()
                 for name, value in {**loss.terms, **loss.logs}.items():
                     logs[name] = logs.get(name, 0.0) + value.detach() / config.accumulation
         norm = nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
@@ -166,7 +168,7 @@ class Trainer:
                 )
         kept = {k: v for k, v in tensors.items() if k.startswith("objective.")}
         for name in self.objective.frozen:
-            module = _named(self.objective, name)
+            module = self.objective.get_submodule(name)
             kept |= {f"objective.{name}.{k}": v for k, v in module.state_dict().items()}
         load_into(self.objective, kept, "objective.", source)
         for name, copy in self.averages.copies.items():
@@ -180,9 +182,8 @@ class Trainer:
             _load_optimizer(optimizer, tensors, f"optimizer.{name}.")
 
     def frozen_fingerprints(self) -> dict[str, str]:
-        """sha256 of each frozen submodule that has weights."""
-        modules = {name: _named(self.objective, name) for name in self.objective.frozen}
-        return {name: fingerprint(m) for name, m in modules.items() if m.state_dict()}
+        """sha256 of each frozen submodule."""
+        return {n: fingerprint(self.objective.get_submodule(n)) for n in self.objective.frozen}
 
 
 @contextmanager
@@ -195,12 +196,6 @@ def training(objective: Objective, module: nn.Module) -> Iterator[None]:
 
 def _holds(module: nn.Module, student: nn.Module) -> bool:
     return any(m is student for m in module.modules())
-
-
-def _named(objective: Objective, name: str) -> nn.Module:
-    """A frozen part; one that is no module (CT's way to the earlier point) has no state."""
-    part: Any = getattr(objective, name)
-    return part if isinstance(part, nn.Module) else nn.Module()
 
 
 def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -88,7 +88,13 @@ def xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Linear | nn.Co
 
 def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
     """At most 32 groups of at least 4 channels."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
+    groups = max(1, min(32, channels // 4))
+    if channels % groups:
+        raise UsageError(
+            f"group normalisation cannot split {channels} channels into {groups} groups; take a "
+            "multiple of 4, or of 32 from 128 on"
+        )
+    return nn.GroupNorm(groups, channels, eps=eps)
 
 
 def resize(x_BCHW: Tensor, factor: float) -> Tensor:

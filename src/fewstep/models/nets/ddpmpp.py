@@ -61,6 +61,11 @@ class DDPMpp(nn.Module):
                 f"DDPMpp: {len(multipliers)} resolutions need an event (c, h, w) whose h and w are "
                 f"divisible by {2 ** (len(multipliers) - 1)}, got {tuple(shape)}"
             )
+        if channels % 2 or not multipliers or min(multipliers) < 1:
+            raise UsageError(
+                f"DDPMpp: expected an even number of channels and positive multipliers, got "
+                f"{channels} and {tuple(multipliers)}"
+            )
         self.cond_keys = label_keys(classes)
         width = 4 * channels
 
