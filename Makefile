@@ -21,4 +21,4 @@ test:
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 docs:
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
