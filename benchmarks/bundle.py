@@ -1,6 +1,6 @@
 """Put a run's model among those that ship with the package, its weights in half precision.
 
-    python benchmarks/bundle.py runs/digits-edm digits-edm
+python benchmarks/bundle.py runs/digits-edm digits-edm
 """
 
 from __future__ import annotations

@@ -1,21 +1,20 @@
-"""Your own network in your own loop: any nn.Module, fifteen lines of training, then sample and save.
+"""Your own network in your own loop: any nn.Module, fifteen lines of training, sample, save.
 
 python examples/own_network.py
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import fewstep
+from fewstep.contract import data_spec
 from fewstep.core import Rng
 from fewstep.data import toy
 from fewstep.data.order import positions
-from fewstep.model import data_spec
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
 
@@ -28,8 +27,7 @@ class MyNetwork(nn.Module):
 
     def __init__(self, d: int, width: int = 128) -> None:
         super().__init__()
-        layers = [nn.Linear(d + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()]
-        self.net = nn.Sequential(*layers, nn.Linear(width, d))
+        self.net = nn.Sequential(nn.Linear(d + 1, width), nn.SiLU(), nn.Linear(width, d))
 
     def forward(self, x: Tensor, c_noise: Tensor, s_noise=None, cond=None) -> Tensor:
         return self.net(torch.cat([x, c_noise[:, None]], dim=1))
@@ -51,13 +49,11 @@ def main(steps: int = 2000, out: Path = Path("runs/own-network")) -> Tensor:
             optimizer.step()
         objective.after_step(step)
 
-    model = fewstep.Model(
-        student, objective.contract(data_spec(data.shape, data.labels, data.image))
-    )
-    model.save(out)
+    contract = objective.contract(data_spec(data.shape, data.labels, data.image))
+    fewstep.Model(student, contract).save(out)
     return fewstep.load(out, network=MyNetwork(2)).sample(1000)
 
 
 if __name__ == "__main__":
-    samples = main(*map(int, sys.argv[1:]))
+    samples = main()
     print("mean", samples.mean(0).tolist(), "std", samples.std(0).tolist())

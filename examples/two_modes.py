@@ -5,7 +5,6 @@ python examples/two_modes.py        # writes docs/pictures/two_modes.png (extra:
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +54,8 @@ def draw(teacher: fewstep.Model, student: fewstep.Model, path: Path) -> None:
     axes[2].set(xlim=(-3, 3), ylim=(-3, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, bbox_inches="tight")
+    plt.close(figure)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -6,9 +6,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import UsageError
 from fewstep.files import sha256
-from fewstep.model import Contract, DataSpec, Guidance, Model, SampleNoise, Sampling, Start, load
+from fewstep.model import Model, SampleNoise, load
 from fewstep.models import EDM, Clamped, Denoiser
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.paths import DiscreteVariancePreserving, Linear, VarianceExploding

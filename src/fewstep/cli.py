@@ -273,10 +273,10 @@ def evaluate(
 
     Args:
         model: a model folder, a run folder or a bundled name.
-        data: digits, or a folder or zip of the images it learnt from.
+        data: digits, a toy's name, or a folder or zip of the images it learnt from.
         held_out: for images: a folder or zip that it never saw.
         steps: step counts, e.g. 1,2; for a diffusion model 18 means 35 calls.
-        n: for images: samples and held-out images compared, at most.
+        n: for toys and images: samples and held-out data compared, at most.
         guidance: scale of classifier-free guidance.
         average: another of the run's averages than its first.
         device: where to run; an accelerator if there is one.

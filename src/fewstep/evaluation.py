@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
-from fewstep.data import ImageFolder, digits
+from fewstep.data import ImageFolder, digits, toy
+from fewstep.data.toys import SAMPLERS
 from fewstep.files import write_json
 from fewstep.metrics import (
     Features,
@@ -30,7 +32,7 @@ from fewstep.metrics import (
     neighbour_ratio,
     sliced_wasserstein,
 )
-from fewstep.model import DataSpec, Model
+from fewstep.model import Model
 
 DRAWS = 5
 FIRST_SEED = 1000
@@ -125,7 +127,7 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
     """The protocol of a data set's name or of two folders of images.
 
     Args:
-        data: ``digits``, or a folder or zip of images that the model learnt from.
+        data: ``digits``, a toy, or a folder or zip of images that the model learnt from.
         held_out: a folder or zip of images that it never saw.
         made: what the model draws; images are read at its resolution.
         n: at most so many held-out images, a seeded choice of them.
@@ -135,6 +137,10 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
     """
     if data == "digits":
         found = digits_protocol()
+    elif data in SAMPLERS:
+        parts = [toy(data, size, seed) for size, seed in ((20_000, 0), (n, 1))]
+        train, rest = (part.batch(np.arange(len(part))) for part in parts)
+        found = Protocol(train, rest, flatten)
     elif held_out is None:
         raise UsageError(
             f"to judge on {data} also give images that the model never saw: --held-out FOLDER"

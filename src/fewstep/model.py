@@ -1,4 +1,4 @@
-"""A model that can be shipped: a denoiser, and the contract of its training with its sampling."""
+"""A model that can be shipped: a denoiser and its contract; load, save, sample."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from fewstep import solvers
+from fewstep.contract import Contract
 from fewstep.core import Cond, entropy
+from fewstep.devices import usable_device
 from fewstep.errors import UsageError, nearest
 from fewstep.files import sha256, whole_folder
 from fewstep.models import AbstractDenoiser, Clamped, Guided
@@ -28,65 +30,11 @@ FORMAT = 1
 BUNDLED = ("digits-cd", "digits-edm")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DataSpec(_Strict):
-    """What a sample is: event shape, range of values (None: unbounded), number of labels."""
-
-    shape: tuple[int, ...] = Field(min_length=1)
-    range: tuple[float, float] | None = (-1.0, 1.0)
-    labels: int = Field(default=0, ge=0)
-
-
-class Start(_Strict):
-    """Sampling starts at time ``t`` from Gaussian noise of that standard deviation."""
-
-    t: float = Field(gt=0)
-    std: float = Field(gt=0)
-
-
-class Guidance(_Strict):
-    """Scales of classifier-free guidance that the model can be sampled with; 1 is none."""
-
-    kind: Literal["classifier_free"] = "classifier_free"
-    min: float = 0.0
-    max: float = 20.0
-
-
-class Sampling(_Strict):
-    """How a model may be sampled.
-
-    Args:
-        start: where.
-        kind: ``renoise`` (consistency models), ``deterministic`` (flow maps), ``ode`` (diffusion).
-        times: for a number of steps, the times at which the model is called.
-        any_times: whether other times than those are allowed.
-        grid: rule for the times of step counts that ``times`` does not list.
-        guidance: None if the model cannot be guided.
-    """
-
-    start: Start
-    kind: Literal["renoise", "deterministic", "ode"]
-    times: dict[int, tuple[float, ...]] = Field(default_factory=dict)
-    any_times: bool = False
-    grid: Literal["karras", "uniform"] = "karras"
-    guidance: Guidance | None = None
-
-
-class Contract(_Strict):
-    """Method, data and sampling of a model: everything but its weights."""
-
-    method: str
-    data: DataSpec
-    sampling: Sampling
-
-
 class SampleNoise:
     """Unit noise that belongs to the sample: drawn on the CPU from (seed, index).
 
-    So a picture depends neither on the batch it is made in nor on the device.
+    So a picture depends neither on the batch it is made in nor on the device, but for the rounding
+    of matrix products.
     """
 
     def __init__(self, seeds: Sequence[tuple[int, int]], shape: Sequence[int]) -> None:
@@ -402,31 +350,3 @@ def _average(run: Path, name: str) -> Path:
     if name not in known:
         raise UsageError(f"{run} has no average {name!r} besides its model; it has {known}")
     return run / "averages" / name
-
-
-def best_device() -> torch.device:
-    """An accelerator if there is one, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
-def usable_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name; ``None`` or ``auto`` is the best there is.
-
-    Raises:
-        UsageError: it cannot hold tensors here.
-    """
-    if name is None or name == "auto":
-        return best_device()
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(f"the device {str(name)!r} cannot be used: {first}") from error
-    return device
-
-
-def data_spec(shape: Sequence[int], labels: int, image: bool) -> DataSpec:
-    """The data part of a contract."""
-    return DataSpec(shape=tuple(shape), range=(-1.0, 1.0) if image else None, labels=labels)

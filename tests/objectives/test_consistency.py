@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, UsageError, expand
-from fewstep.model import DataSpec
 from fewstep.models import AbstractDenoiser, Guided
 from fewstep.objectives.consistency import (
     Consistency,

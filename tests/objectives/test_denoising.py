@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, expand
-from fewstep.model import DataSpec
 from fewstep.objectives.denoising import Denoising, Draws
 from fewstep.objectives.terms import (
     LabelDrop,

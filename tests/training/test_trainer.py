@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.data import Arrays, positions
-from fewstep.model import Contract, DataSpec, Sampling, Start
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Loss, Objective, Phase, always, every

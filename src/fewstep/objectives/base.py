@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng
-from fewstep.model import Contract, DataSpec
 from fewstep.models import AbstractDenoiser
 
 

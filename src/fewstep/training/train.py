@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from fewstep.model import Contract, Model, data_spec, usable_device
+from fewstep.contract import Contract, data_spec
+from fewstep.devices import usable_device
+from fewstep.model import Model
 from fewstep.pictures import picture
 from fewstep.training import checkpoints
 from fewstep.training.config import Run

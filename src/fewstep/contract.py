@@ -1,0 +1,68 @@
+"""The contract between a model's training and its sampling: what ``config.json`` says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSpec(_Strict):
+    """What a sample is: event shape, range of values (None: unbounded), number of labels."""
+
+    shape: tuple[int, ...] = Field(min_length=1)
+    range: tuple[float, float] | None = (-1.0, 1.0)
+    labels: int = Field(default=0, ge=0)
+
+
+class Start(_Strict):
+    """Sampling starts at time ``t`` from Gaussian noise of that standard deviation."""
+
+    t: float = Field(gt=0)
+    std: float = Field(gt=0)
+
+
+class Guidance(_Strict):
+    """Scales of classifier-free guidance that the model can be sampled with; 1 is none."""
+
+    kind: Literal["classifier_free"] = "classifier_free"
+    min: float = 0.0
+    max: float = 20.0
+
+
+class Sampling(_Strict):
+    """How a model may be sampled.
+
+    Args:
+        start: where.
+        kind: ``renoise`` (consistency models), ``deterministic`` (flow maps), ``ode`` (diffusion).
+        times: for a number of steps, the times at which the model is called.
+        any_times: whether other times than those are allowed.
+        grid: rule for the times of step counts that ``times`` does not list.
+        guidance: None if the model cannot be guided.
+    """
+
+    start: Start
+    kind: Literal["renoise", "deterministic", "ode"]
+    times: dict[int, tuple[float, ...]] = Field(default_factory=dict)
+    any_times: bool = False
+    grid: Literal["karras", "uniform"] = "karras"
+    guidance: Guidance | None = None
+
+
+class Contract(_Strict):
+    """Method, data and sampling of a model: everything but its weights."""
+
+    method: str
+    data: DataSpec
+    sampling: Sampling
+
+
+def data_spec(shape: Sequence[int], labels: int, image: bool) -> DataSpec:
+    """The data part of a contract."""
+    return DataSpec(shape=tuple(shape), range=(-1.0, 1.0) if image else None, labels=labels)

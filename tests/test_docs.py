@@ -1,0 +1,47 @@
+"""What the pages promise: their Python runs, their commands parse, their files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+
+
+def test_the_readme_begins_with_its_two_commands():
+    train, test = blocks("README.md", "")[:2]
+    for command in (train, test):
+        assert command.count("\n") == 1
+        assert not re.search(r"\bcd\b|git clone", command)
+    assert train.rstrip().endswith("fewstep train digits-cd")
+    assert "-m pytest" in test
+
+
+@pytest.mark.parametrize("code", blocks("docs/tutorial.md", "python"))
+def test_the_tutorials_python_runs(code):
+    exec(compile(code, "tutorial", "exec"), {})
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_pictures_and_pages_exist(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_every_method_has_its_row_and_its_files():
+    table = (ROOT / "docs" / "methods.md").read_text()
+    shared = {"__init__", "base", "terms", "discrete"}
+    for file in (ROOT / "src" / "fewstep" / "objectives").glob("*.py"):
+        assert file.stem in shared or f"`objectives/{file.name}`" in table, file.name
+    for name in set(re.findall(r"`(test_\w+\.py)`", table)):
+        assert list((ROOT / "tests").rglob(name)), name
+
+
+def test_method_files_are_short():
+    for file in (ROOT / "src" / "fewstep" / "objectives").glob("*.py"):
+        assert len(file.read_text().splitlines()) <= 210, file.name
