@@ -27,6 +27,7 @@ def main(
     run = toy_cd(teacher=str(teacher_run))
     student = fewstep.train(replace(run, config=replace(run.config, steps=steps)), student_run)
     if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
         draw(teacher, student, plot)
     return student.sample(2000)
 
@@ -43,16 +44,13 @@ def draw(teacher: fewstep.Model, student: fewstep.Model, path: Path) -> None:
     ends = solvers.one_step(student.denoiser, x, times[:1])
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharex=True, sharey=True)
     axes[0].plot(late[..., 0], late[..., 1], color="tab:blue", lw=0.6)
-    axes[0].set_title("teacher: 35 network calls a path")
-    for a, b in zip(late[0], ends, strict=True):
-        axes[1].plot([a[0], b[0]], [a[1], b[1]], color="tab:orange", lw=0.6)
+    axes[0].set_title("teacher: 35 calls a path")
+    axes[1].plot(*torch.stack([late[0], ends]).permute(2, 0, 1), color="tab:orange", lw=0.6)
     axes[1].scatter(*ends.T, s=8, color="tab:orange", zorder=2)
     axes[1].scatter(*late[-1].T, s=8, facecolors="none", edgecolors="tab:blue", zorder=3)
-    axes[1].set_title("student: one call (dots) onto the teacher's ends (rings)")
+    axes[1].set_title("student: one call (dots); teacher's ends (rings)")
     axes[2].scatter(*student.sample(2000).T, s=1, color="tab:orange")
-    axes[2].set_title("2,000 one-call samples")
-    axes[2].set(xlim=(-3, 3), ylim=(-3, 3))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    axes[2].set(title="2,000 one-call samples", xlim=(-3, 3), ylim=(-3, 3))
     figure.savefig(path, dpi=100, bbox_inches="tight")
     plt.close(figure)
 

@@ -38,7 +38,7 @@ from fewstep.objectives.consistency import (
     TeacherStep,
 )
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import PseudoHuber, karras_weight, l2, lpips_distance
+from fewstep.objectives.terms import LPIPS, PseudoHuber, karras_weight, l2
 from fewstep.paths import VarianceExploding, VariancePreserving
 from fewstep.recipes import recipe
 from fewstep.solvers import ddim, euler
@@ -372,7 +372,7 @@ class Seen(nn.Module):
 def test_lpips_sees_enlarged_images_in_minus_one_to_one():
     a = torch.full((2, 3, 8, 8), -1.0, dtype=D)
     lpips = Seen()
-    found = lpips_distance(lpips, size=16)(a, -a, None)
+    found = LPIPS(lpips, size=16)(a, -a, None)
     assert found.shape == (2,)
     assert [tuple(x.shape[-2:]) for x in lpips.seen] == [(16, 16)] * 2
     assert [(float(x.min()), float(x.max())) for x in lpips.seen] == [(-1, -1), (1, 1)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Strict(BaseModel):
@@ -53,6 +54,17 @@ class Sampling(_Strict):
     any_times: bool = False
     grid: Literal["karras", "uniform"] = "karras"
     guidance: Guidance | None = None
+
+    @model_validator(mode="after")
+    def _times_start_at_the_start(self) -> Sampling:
+        for steps, times in self.times.items():
+            descending = all(a > b for a, b in pairwise(times))
+            if len(times) != steps or not descending or times[0] != self.start.t or times[-1] <= 0:
+                raise ValueError(
+                    f"the times of {steps} step(s) must be as many, descend from {self.start.t} "
+                    f"and stay above 0, got {times}"
+                )
+        return self
 
 
 class Contract(_Strict):

@@ -86,23 +86,29 @@ def per_sample(
 
 
 def jvp(
-    fn: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+    fn: Callable[..., Tensor],
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor, ...],
+    *,
+    differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Value (with gradient) and directional derivative (detached) of ``fn`` in one forward.
+    """Value (with gradient) and directional derivative of ``fn`` in one forward.
+
+    The derivative is detached unless it is to be ``differentiable`` itself.
 
     Attention runs on the math kernel inside: the fused ones have no forward-mode rule
     (pytorch#128971), and some layouts fall back silently, so it is pinned here and nowhere else.
     """
     with sdpa_kernel(SDPBackend.MATH):
         value, tangent, *_ = torch.func.jvp(fn, primals, tangents)
-    return value, tangent.detach()
+    return value, tangent if differentiable else tangent.detach()
 
 
 @contextmanager
 def same_dropout(x: Tensor) -> Iterator[None]:
     """Rewind the generator of ``x``'s device on exit, so that what follows draws the same masks.
 
-    Official consistency-model code rewinds the CPU generator only, which does nothing on a GPU.
+    OpenAI's PyTorch code rewinds the CPU's generator only, which does nothing for masks on a GPU.
     """
     device = x.device
     module: Any = torch.random if device.type == "cpu" else torch.get_device_module(device)

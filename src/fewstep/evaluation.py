@@ -110,6 +110,8 @@ class Protocol:
         wanted = np.bincount(self.held_out.cond["label"].numpy())
         by_class = label.numpy()[order]
         parts = [order[by_class == k][:count] for k, count in enumerate(wanted)]
+        if sum(map(len, parts)) < len(self.held_out):
+            raise UsageError("a label has more held-out samples than training samples")
         return self.train.x0[np.concatenate(parts)]
 
 

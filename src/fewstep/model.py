@@ -164,7 +164,7 @@ class Model:
         times = torch.tensor(grid, dtype=torch.float64)
         if sampling.kind == "ode":
             x = solvers.ode(denoiser, x, times, cond)
-            out = solvers.one_step(denoiser, x, times[-1:], cond)
+            out = denoiser(x, times[-1:].to(x.device, x.dtype).expand(len(x)), None, cond)
         elif sampling.kind == "renoise":
             if data.range is not None:
                 denoiser = Clamped(denoiser, *data.range)
@@ -177,8 +177,8 @@ class Model:
         start = self.contract.sampling.start.t
         grid = [float(t) for t in times]
         ordered = all(a > b for a, b in pairwise(grid))
-        if not grid or not ordered or not all(0 < t <= start for t in grid):
-            raise UsageError(f"times must descend within (0, {start}], got {grid}")
+        if not grid or not ordered or grid[0] != start or grid[-1] <= 0:
+            raise UsageError(f"times must descend from {start} and stay above 0, got {grid}")
         if (
             not self.contract.sampling.any_times
             and tuple(grid) not in self.contract.sampling.times.values()

@@ -231,17 +231,17 @@ class DiscreteVariancePreserving(Path):
                 f"0 < beta_start <= beta_end < 1, got {self}"
             )
 
-    def _half_logsnr(self, device: torch.device) -> Tensor:
-        """log(alpha/sigma) of every entry, float64."""
+    def _half_logsnr(self, like: Tensor) -> Tensor:
+        """log(alpha/sigma) of every entry, computed in float64, on the device of ``like``."""
         power = 0.5 if self.scaled_linear else 1.0
         ends = (self.beta_start**power, self.beta_end**power)
         betas = torch.linspace(*ends, self.steps, dtype=torch.float64) ** (1 / power)
         log_alpha_bar = torch.log1p(-betas).cumsum(0)
-        return (0.5 * (log_alpha_bar - (-torch.expm1(log_alpha_bar)).log())).to(device)
+        return (0.5 * (log_alpha_bar - (-torch.expm1(log_alpha_bar)).log())).to(like)
 
     def coefficients(self, t: Time) -> Coefficients:
         """By interpolation in the log ratio; one-sided derivatives at the entries."""
-        table = self._half_logsnr(t.device).to(t.dtype)
+        table = self._half_logsnr(t)
         low = t.floor().clamp(0, self.steps - 2).long()
         slope = table[low + 1] - table[low]
         half = table[low] + slope * (t - low)
@@ -250,7 +250,7 @@ class DiscreteVariancePreserving(Path):
 
     def time(self, ratio: Time) -> Time:
         """By bisection in the decreasing table."""
-        table = self._half_logsnr(ratio.device).to(ratio.dtype)
+        table = self._half_logsnr(ratio)
         half = -ratio.log()
         low = (torch.searchsorted(-table, -half) - 1).clamp(0, self.steps - 2)
         return low + (half - table[low]) / (table[low + 1] - table[low])

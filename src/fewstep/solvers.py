@@ -104,6 +104,8 @@ def ode(
         raise TypeError(
             f"churn is defined on VarianceExploding, got {type(denoiser.path).__name__}"
         )
+    if (churn is None) != (noise is None):
+        raise TypeError("churn needs noise, and noise is used by churn only; give both or neither")
     x = x.to(widest(x.device))
     for i, (t, s) in enumerate(pairwise(times.tolist())):
         if churn is not None and noise is not None:
@@ -178,8 +180,8 @@ def ancestral_std(path: Path, t: Time, s: Time, eta: float = 1.0) -> tuple[Time,
 def one_step(
     denoiser: AbstractDenoiser, x: Event, times: Tensor, cond: Cond | None = None
 ) -> Event:
-    """The model's answer at ``times[0]``."""
-    return denoiser(x, _at(float(times[0]), x), _at(denoiser.path.t_min, x), cond)
+    """The model's answer at ``times[0]``: f(x, t), or a two-time model's jump to ``t_min``."""
+    return _answer(denoiser, x, float(times[0]), cond)
 
 
 def multistep(
@@ -198,7 +200,7 @@ def multistep(
     out = one_step(denoiser, x, times, cond)
     for i, t in enumerate(times[1:].tolist()):
         x = path.renoise(out, noise(i).to(x), _at(t, x))
-        out = denoiser(x, _at(t, x), _at(path.t_min, x), cond)
+        out = _answer(denoiser, x, t, cond)
     return out
 
 
@@ -211,6 +213,11 @@ def deterministic(
     for t, s in _pairs(torch.cat([times, end]), x):
         x = denoiser.jump(x, t, s, cond)
     return x
+
+
+def _answer(denoiser: AbstractDenoiser, x: Event, t: float, cond: Cond | None) -> Event:
+    end = _at(denoiser.path.t_min, x)
+    return (denoiser.jump if denoiser.two_time else denoiser)(x, _at(t, x), end, cond)
 
 
 def _at(t: float, x: Tensor) -> Tensor:

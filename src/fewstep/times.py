@@ -40,7 +40,9 @@ def log_snr(n: int, path: Path) -> Tensor:
             f"{path.t_max}; give it t_min and t_max inside its range"
         )
     logsnr = torch.linspace(float(ends[0]), float(ends[1]), n, dtype=torch.float64)
-    return path.time((-0.5 * logsnr).exp())
+    grid = path.time((-0.5 * logsnr).exp())
+    grid[-1], grid[0] = path.t_min, path.t_max
+    return grid
 
 
 def shift(t: Tensor, by: float) -> Tensor:
@@ -153,7 +155,7 @@ class DiscreteLogNormal:
 
     def __call__(self, b: int, grid: Tensor, rng: torch.Generator) -> Tensor:
         """Indices ``(b,)`` in [0, n - 2]."""
-        mass = self.mass(grid).to(rng.device)
+        mass = self.mass(grid).to(rng.device, widest(rng.device))
         return torch.multinomial(mass, b, replacement=True, generator=rng)
 
 

@@ -61,6 +61,8 @@ class Preconditioning(ABC):
 class Reparametrised(Preconditioning):
     r"""``inner`` read at the time of equal log-SNR, its input rescaled by k = alpha_old/alpha_new.
 
+    The sums below have the same quotient, and no 0/0 where both paths end on pure noise.
+
     Times noisier than ``inner`` was made for (pure noise on a linear path is infinitely noisy for
     EDM) are read at its noisiest.
     """
@@ -73,7 +75,9 @@ class Reparametrised(Preconditioning):
         ceiling = old.ratio(torch.full_like(t, old.t_max))
         ratio = torch.minimum(self.path.ratio(t), ceiling)
         t_old, t_new = old.time(ratio), self.path.time(ratio)
-        k = old.coefficients(t_old).alpha / self.path.coefficients(t_new).alpha
+        alpha_old, sigma_old, _, _ = old.coefficients(t_old)
+        alpha_new, sigma_new, _, _ = self.path.coefficients(t_new)
+        k = (alpha_old + sigma_old) / (alpha_new + sigma_new)
         c_skip, c_out, c_in, c_noise = self.inner.coefficients(t_old)
         return Scalings(k * c_skip, c_out, k * c_in, c_noise)
 
@@ -106,7 +110,7 @@ class EDM(Preconditioning):
 
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyBoundary(Preconditioning):
-    """EDM scalings moved so that f(x, t_min) = x exactly (Song et al. 2023, eq. 25 of app. C).
+    """EDM scalings moved so that f(x, t_min) = x exactly (Song et al. 2023, app. C).
 
     c_out has ``t``, not ``t - t_min``, in the root, as in the paper and its code.
 
@@ -179,7 +183,7 @@ class Flow(Preconditioning):
 
 @dataclass(frozen=True, kw_only=True)
 class TrigFlow(Preconditioning):
-    """dx/dt = sigma_data F(x / sigma_data, t) on the trigonometric path (Lu & Song 2025, eq. 7)."""
+    """dx/dt = sigma_data F(x / sigma_data, t) on the trigonometric path (Lu & Song 2025, eq. 3)."""
 
     home = Trig
     path: Trig = field(default_factory=Trig)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.contract import Contract, DataSpec, Sampling, Start
-from fewstep.core import Batch, Rng, UsageError
+from fewstep.core import Batch, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.discrete import PairWeight, SameNoise, TeacherStep, consistency_loss
@@ -122,6 +122,8 @@ class Consistency(Objective):
         times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
+        if student.two_time:
+            raise UsageError("a consistency model goes to t_min only; take a one-time network")
         path = step.teacher.path if isinstance(step, TeacherStep) else step.path
         if path != student.path:
             raise UsageError(
@@ -130,7 +132,8 @@ class Consistency(Objective):
             )
         self.student = student
         self.step = step
-        self.frozen = ("step.teacher",) if isinstance(step, TeacherStep) else ()
+        teacher = ("step.teacher",) if isinstance(step, TeacherStep) else ()
+        self.frozen = (*teacher, *(("distance",) if isinstance(distance, nn.Module) else ()))
         self.target = frozen_copy(student) if schedule(0).rate > 0 else None
         self.schedule = schedule
         self.weight = weight
@@ -142,7 +145,7 @@ class Consistency(Objective):
 
     def pair(self, index: Tensor, points: int) -> tuple[Tensor, Tensor]:
         """Times ``(t, r)`` of grid intervals: int64 ``(b,)`` in [0, points - 2] to float64."""
-        grid = self.grid(points).to(index.device)
+        grid = self.grid(points).to(index.device, widest(index.device))
         return grid[index], grid[index + 1]
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:

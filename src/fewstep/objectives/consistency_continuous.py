@@ -1,4 +1,4 @@
-r"""Continuous-time consistency models (Song et al. 2023, app. B.3, theorems 3 to 6).
+r"""Continuous-time consistency models (Song et al. 2023, app. B.1 and B.2, theorems 3 to 6).
 
 Along a trajectory of the probability-flow ODE a consistency function is constant:
 
@@ -9,9 +9,9 @@ the gradient of
 
 $$L = E[ w(t)\, \langle \mathrm{sg}\, \tfrac{d f_\theta}{dt},\ f_\theta(x_t, t) \rangle ]$$
 
-(its value means nothing); without stopping it, the derivative itself is penalised. $\dot x_t$ is
-the teacher's velocity (distillation), or the sample's own, whose expectation it is (training).
-
+up to a factor 2 (its value means nothing); without stopping it, the derivative itself is penalised.
+$\dot x_t$ is the teacher's velocity (distillation), or the sample's own, whose expectation it is
+(training).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from fewstep.contract import Contract, DataSpec, Sampling, Start
-from fewstep.core import Batch, Rng, expand, jvp, per_sample
+from fewstep.core import Batch, Rng, UsageError, expand, jvp, per_sample
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.terms import Distance, LabelDrop
 
 
 class Draws(NamedTuple):
@@ -45,7 +45,7 @@ class ContinuousConsistency(Objective):
         teacher: of the same path, or None.
         times: the law of the training times, :class:`fewstep.times.KarrasUniform` in the paper.
         weight: w(t).
-        penalty: of the derivative ``(b, *event)``, giving ``(b,)``; None stops the gradient.
+        penalty: distance of the derivative from 0; None stops the gradient instead.
         drop: label dropping.
         sampling_times: the times at which users sample in so many calls.
     """
@@ -57,11 +57,18 @@ class ContinuousConsistency(Objective):
         *,
         times: Callable[[int, torch.Generator], Tensor],
         weight: Callable[[Tensor], Tensor] = torch.ones_like,
-        penalty: Callable[[Tensor], Tensor] | None = None,
+        penalty: Distance | None = None,
         drop: LabelDrop | None = None,
         sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
+        if student.two_time:
+            raise UsageError("a consistency model goes to t_min only; take a one-time network")
+        if teacher is not None and teacher.path != student.path:
+            raise UsageError(
+                f"the teacher lives on {teacher.path}, the student on {student.path}; read the "
+                "teacher on the student's path with teacher.on(student.path)"
+            )
         self.student = student
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.frozen = () if teacher is None else ("teacher",)
@@ -96,9 +103,8 @@ class ContinuousConsistency(Objective):
             value, derivative = jvp(f, primals, tangents)
             each = per_sample(derivative * value, batch.mask)
         else:
-            # Here the derivative itself is differentiated, so it must keep its graph.
-            _, derivative, *_ = torch.func.jvp(f, primals, tangents)
-            each = self.penalty(derivative)
+            _, derivative = jvp(f, primals, tangents, differentiable=True)
+            each = self.penalty(derivative, torch.zeros_like(derivative), batch.mask)
         weight = expand(self.weight(t), each)
         return Loss(
             {"consistency": (weight * each).mean()},

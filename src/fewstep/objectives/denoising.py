@@ -1,4 +1,4 @@
-r"""Denoising score matching: $E[ w(t) \|D(x_t, t) - x_0\|^2 ]$ (Karras et al. 2022, eq. 2 and 108).
+r"""Denoising score matching: $E[ w(t) \|D(x_t, t) - x_0\|^2 ]$ (Karras et al. 2022, eq. 2).
 
 EDM, and by another weight and another law of times every earlier diffusion loss:
 

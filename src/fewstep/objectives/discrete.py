@@ -39,8 +39,8 @@ class TeacherStep(nn.Module):
 class SameNoise:
     """x_r from the same clean sample and noise: consistency training.
 
-    It is an Euler step with the clean sample for a denoiser; its expectation given x_t is the exact
-    Euler step.
+    It is a DDIM step with the clean sample for a denoiser (Euler's on VE and linear paths); its
+    expectation given x_t is that step with the exact denoiser.
     """
 
     path: Path

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Cond, per_sample
+from fewstep.core import Cond, UsageError, per_sample
 from fewstep.paths import Event
 
 M = TypeVar("M", bound=nn.Module)
@@ -41,6 +41,7 @@ def l2(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
 
 def l2_at_32(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
     """Mean squared difference of images resized to 32 x 32 (bilinear): OpenAI's "l2-32"."""
+    _no_mask(mask)
     a, b = (F.interpolate(x, size=(32, 32), mode="bilinear") for x in (a, b))
     return per_sample((a - b) ** 2)
 
@@ -66,8 +67,8 @@ class Perceptual(nn.Module):
     """Distance in the features of a frozen network.
 
     Each feature map is normalised to unit length over its channels, as LPIPS does with heads of
-    ones; squared differences are averaged over positions and summed over maps. The true LPIPS,
-    ``lpips.LPIPS()``, fits wherever a distance does through :func:`lpips_distance`.
+    ones; squared differences are averaged over positions and summed over maps.
+    :class:`LPIPS` is the true one.
 
     Args:
         features: images ``(b, c, h, w)`` in [-1, 1] to a list of maps ``(b, f, *space)``.
@@ -82,6 +83,7 @@ class Perceptual(nn.Module):
 
     def forward(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
         """``(b,)``."""
+        _no_mask(mask)
         maps = zip(self._maps(a), self._maps(b), strict=True)
         return torch.stack([_channel_distance(f, g) for f, g in maps]).sum(0)
 
@@ -89,14 +91,28 @@ class Perceptual(nn.Module):
         return self.features(_enlarged(x, self.size))
 
 
-def lpips_distance(network: nn.Module, size: int = 224) -> Distance:
-    """True LPIPS as a distance: pass ``lpips.LPIPS(net="vgg")`` (extra ``lpips``)."""
-    network.eval().requires_grad_(False)
+class LPIPS(nn.Module):
+    """True LPIPS as a distance.
 
-    def distance(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
-        return network(_enlarged(a, size), _enlarged(b, size)).flatten()
+    Args:
+        network: ``lpips.LPIPS(net="vgg")`` (extra ``lpips``), frozen here.
+        size: images with a shorter side are enlarged to it first, as in OpenAI's code.
+    """
 
-    return distance
+    def __init__(self, network: nn.Module, size: int = 224) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.size = size
+
+    def forward(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
+        """``(b,)``."""
+        _no_mask(mask)
+        return self.network(_enlarged(a, self.size), _enlarged(b, self.size)).flatten()
+
+
+def _no_mask(mask: Tensor | None) -> None:
+    if mask is not None:
+        raise UsageError("this distance mixes positions and cannot leave out masked ones; take l2")
 
 
 def _enlarged(x: Event, size: int | None) -> Tensor:

@@ -76,10 +76,10 @@ def digits_ct(
     *,
     width: int = 256,
     blocks: int = 4,
-    start: int = 2,
-    end: int = 150,
+    start: int = 10,
+    end: int = 40,
     train: TrainConfig = TrainConfig(  # noqa: B008
-        steps=8000, batch=128, lr=1e-3, schedule="linear", warmup=100, sample_every=2000
+        steps=6000, batch=128, lr=2e-3, schedule="linear", warmup=100, sample_every=2000
     ),
 ) -> Run:
     """Train a consistency model of the digits without a teacher.

@@ -114,8 +114,8 @@ def ct(
     dropout: float = 0.0,
     labels: bool = True,
     sigma_data: float = SIGMA_DATA,
-    start: int = 2,
-    end: int = 150,
+    start: int = 10,
+    end: int = 80,
     train: TrainConfig = TrainConfig(  # noqa: B008
         steps=20_000, batch=64, lr=3e-4, schedule="linear", warmup=100, threads=0
     ),

@@ -20,9 +20,9 @@ from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import LabelDrop, karras_weight
+from fewstep.objectives.terms import LabelDrop, PseudoHuber, karras_weight
 from fewstep.pictures import rows
-from fewstep.times import LogNormal
+from fewstep.times import DiscreteLogNormal, LogNormal
 from fewstep.training.averages import warmed
 from fewstep.training.config import Run, TrainConfig
 
@@ -182,15 +182,21 @@ def consistency_training(
     average: float,
     finish: Callable[[float], Report] | None = None,
 ) -> Run:
-    """Consistency training with the adaptive schedule of N and mu."""
+    """Consistency training, as runs of minutes can afford it.
+
+    No target average, the pseudo-Huber distance, weights 1/(t - r) and log-normal intervals (Song &
+    Dhariwal 2024): with the equal weights, the lagging target and the distances without learnt
+    features of the first paper, a short run ends at the mean of the data.
+    """
     _at_least({"start": (start, 2), "end": (end, start)})
     student = Denoiser(network, ConsistencyBoundary(sigma_data=sigma_data))
-    weight = karras_weight(sigma_data)
     objective = Consistency(
         student,
         SameNoise(student.path),
-        schedule=Progressive(start, end, train.steps),
-        weight=lambda t, r: weight(student.path.snr(t)),
+        schedule=Progressive(start, end, train.steps, rate=0.0, adaptive=False),
+        weight=lambda t, r: 1 / (t - r),
+        distance=PseudoHuber(),
+        index=DiscreteLogNormal(),
         drop=_drop(data),
         times={2: two_steps},
     )

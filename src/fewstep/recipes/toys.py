@@ -78,10 +78,10 @@ def toy_ct(
     data: str = "two-modes",
     width: int = 128,
     blocks: int = 3,
-    start: int = 2,
-    end: int = 150,
+    start: int = 10,
+    end: int = 80,
     train: TrainConfig = TrainConfig(  # noqa: B008
-        steps=6000, batch=512, lr=1e-3, schedule="linear", warmup=100, sample_every=2000
+        steps=4000, batch=512, lr=1e-3, schedule="linear", warmup=100, sample_every=2000
     ),
 ) -> Run:
     """Train a consistency model of points in the plane without a teacher.

@@ -160,5 +160,6 @@ class ResidualBlock(nn.Module):
         )
         q_BNLD, k_BNLD, v_BNLD = qkv_BNDXL.permute(3, 0, 1, 4, 2)
         a_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
-        a_BCHW = a_BNLD.transpose(2, 3).reshape(x_BCHW.shape)
+        # contiguous: forward-mode derivatives of the next norm need it.
+        a_BCHW = a_BNLD.transpose(2, 3).contiguous().reshape(x_BCHW.shape)
         return (self.proj(a_BCHW) + x_BCHW) * self.skip_scale
