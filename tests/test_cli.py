@@ -64,7 +64,7 @@ def short_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     short = dataclasses.replace(whole, held_out=held_out, draws=1)
     monkeypatch.setattr("fewstep.evaluation.digits_protocol", lambda: short)
-    monkeypatch.setattr("fewstep.recipes.parts.digits_protocol", lambda: short)
+    monkeypatch.setattr("fewstep.recipes.reports.digits_protocol", lambda: short)
 
 
 # Help.

@@ -28,7 +28,7 @@ def digits_edm(
         dropout: against learning the 1,200 digits by heart.
         train: the trainer's settings.
     """
-    from fewstep.recipes import parts
+    from fewstep.recipes import parts, reports
 
     return parts.diffusion(
         "digits-edm",
@@ -38,7 +38,7 @@ def digits_edm(
         train,
         sigma_data=SIGMA_DATA,
         average=0.999,
-        finish=parts.judged_teacher,
+        finish=reports.judged_teacher,
     )
 
 
@@ -57,7 +57,7 @@ def digits_cd(
         points: N of the Karras grid.
         train: the trainer's settings.
     """
-    from fewstep.recipes import parts
+    from fewstep.recipes import parts, reports
 
     return parts.distillation(
         "digits-cd",
@@ -68,7 +68,7 @@ def digits_cd(
         points=points,
         two_steps=TWO_STEPS,
         average=0.999,
-        finish=parts.compared_with_teacher,
+        finish=reports.compared_with_teacher,
     )
 
 
@@ -91,7 +91,7 @@ def digits_ct(
         end: N at the last.
         train: the trainer's settings.
     """
-    from fewstep.recipes import parts
+    from fewstep.recipes import parts, reports
 
     return parts.consistency_training(
         "digits-ct",
@@ -104,5 +104,5 @@ def digits_ct(
         end=end,
         two_steps=TWO_STEPS,
         average=0.999,
-        finish=parts.judged_student,
+        finish=reports.judged_student,
     )

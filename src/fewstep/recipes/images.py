@@ -68,6 +68,7 @@ def cd(
     resolution: int,
     teacher: str,
     points: int = 18,
+    guidance: float = 1.0,
     labels: bool = True,
     train: TrainConfig = TrainConfig(  # noqa: B008
         steps=10_000, batch=64, lr=3e-4, schedule="linear", warmup=100, threads=0
@@ -80,6 +81,8 @@ def cd(
         resolution: as the teacher's.
         teacher: a model folder or a run folder, e.g. of the recipe edm.
         points: N of the Karras grid.
+        guidance: scale of classifier-free guidance of the teacher, which the student learns; 1 is
+            none.
         labels: use the labels that the data has.
         train: the trainer's settings.
     """
@@ -92,12 +95,14 @@ def cd(
             "resolution": resolution,
             "teacher": teacher,
             "points": points,
+            "guidance": guidance,
             "labels": labels,
         },
         parts.image_data(data, resolution, labels),
         teacher,
         train,
         points=points,
+        guidance=guidance,
         two_steps=TWO_STEPS,
         average=0.999,
     )

@@ -13,21 +13,18 @@ from torch import nn
 
 from fewstep.data import Arrays, Dataset, ImageFolder, digits, toy
 from fewstep.errors import UsageError
-from fewstep.evaluation import digits_protocol, table, write_metrics
 from fewstep.model import BUNDLED, Model, find, load
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser
+from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser, Guided
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.terms import LabelDrop, PseudoHuber, karras_weight
-from fewstep.pictures import rows
 from fewstep.times import DiscreteLogNormal, LogNormal
 from fewstep.training.averages import warmed
 from fewstep.training.config import Run, TrainConfig
 
 LABEL_DROP = 0.1
-TEACHER_STEPS = 18
 
 Report = Callable[[Path, Model], None]
 
@@ -142,6 +139,7 @@ def distillation(
     points: int,
     two_steps: Sequence[float],
     average: float,
+    guidance: float = 1.0,
     finish: Callable[[float, Model], Report] | None = None,
 ) -> Run:
     """Consistency distillation; the student starts from the teacher's weights."""
@@ -157,7 +155,7 @@ def distillation(
     weight = karras_weight(sigma_data)
     objective = Consistency(
         student,
-        TeacherStep(source),
+        TeacherStep(_guided(model, guidance)),
         schedule=Fixed(points),
         weight=lambda t, r: weight(path.snr(t)),
         drop=_drop(data),
@@ -166,6 +164,18 @@ def distillation(
     report = None if finish is None else (lambda began: finish(began, model))
     note = f"teacher: {find(teacher)}"
     return _run(recipe, arguments, objective, data, train, average, report, note)
+
+
+def _guided(teacher: Model, scale: float) -> AbstractDenoiser:
+    if scale == 1.0:
+        return teacher.denoiser
+    allowed = teacher.contract.sampling.guidance
+    if allowed is None or not allowed.min <= scale <= allowed.max:
+        raise UsageError(
+            f"guidance={scale} cannot be had of this teacher, which allows {allowed or 'none'}; "
+            "guidance needs labels, dropped for a share of the samples"
+        )
+    return Guided(teacher.denoiser, {"label": teacher.contract.data.labels}, scale)
 
 
 def consistency_training(
@@ -249,78 +259,3 @@ def _at_least(given: Mapping[str, tuple[int, int]]) -> None:
     for name, (value, low) in given.items():
         if value < low:
             raise UsageError(f"{name} must be at least {low}, got {value}")
-
-
-# Reports on the digits. Each takes the time the command began and gives what a run ends with.
-
-
-def judged_teacher(began: float) -> Report:
-    """A diffusion model's table."""
-
-    def report(folder: Path, model: Model) -> None:
-        protocol = digits_protocol()
-        calls = model.calls(TEACHER_STEPS)
-        metrics: dict[str, Any] = {
-            "teacher": {str(calls): protocol.judge(model, TEACHER_STEPS)},
-            "undistilled": {"1": protocol.judge(model, 1)},
-            "floor": protocol.floor(),
-        }
-        parts = [(f"teacher, {calls} calls", model.sample(20, steps=TEACHER_STEPS, seed=0))]
-        _finish(folder, metrics, parts, began)
-
-    return report
-
-
-def judged_student(began: float) -> Report:
-    """A few-step model's table."""
-
-    def report(folder: Path, model: Model) -> None:
-        protocol = digits_protocol()
-        metrics: dict[str, Any] = {
-            "student": {str(n): protocol.judge(model, n) for n in (1, 2)},
-            "floor": protocol.floor(),
-        }
-        parts = [(f"student, {n} call(s)", model.sample(20, steps=n, seed=0)) for n in (1, 2)]
-        _finish(folder, metrics, parts, began)
-
-    return report
-
-
-def compared_with_teacher(began: float, teacher: Model) -> Report:
-    """The main table: teacher, student, the undistilled teacher in one call, the floor."""
-
-    def report(folder: Path, model: Model) -> None:
-        teacher.to(model.device)
-        protocol = digits_protocol()
-        calls = teacher.calls(TEACHER_STEPS)
-        metrics: dict[str, Any] = {
-            "teacher": {str(calls): protocol.judge(teacher, TEACHER_STEPS)},
-            "student": {str(n): protocol.judge(model, n) for n in (1, 2)},
-            "undistilled": {"1": protocol.judge(teacher, 1)},
-            "floor": protocol.floor(),
-        }
-        parts = [
-            (f"teacher, {calls} network calls", teacher.sample(20, steps=TEACHER_STEPS, seed=0)),
-            ("student, 1 network call", model.sample(20, steps=1, seed=0)),
-            ("student, 2 network calls", model.sample(20, steps=2, seed=0)),
-            ("undistilled teacher, 1 network call", teacher.sample(20, steps=1, seed=0)),
-        ]
-        _finish(folder, metrics, parts, began)
-
-    return report
-
-
-def _finish(
-    folder: Path, metrics: dict[str, Any], parts: Sequence[tuple[str, torch.Tensor]], began: float
-) -> None:
-    lines = [
-        (f"{who}, {calls} call{'s' * (calls != '1')}", row)
-        for who in ("teacher", "student", "undistilled")
-        for calls, row in metrics.get(who, {}).items()
-    ]
-    slowest = min(row["images_per_second"] for _, row in lines)
-    print(table([*lines, ("floor", metrics["floor"])], slowest))
-    rows(parts, folder / "samples" / "comparison.png")
-    metrics["seconds"] = time.perf_counter() - began
-    write_metrics(folder / "metrics.json", metrics)
-    print(f"wrote {folder}/metrics.json, {folder}/samples/comparison.png, {folder}/model")
