@@ -383,7 +383,7 @@ def test_evaluate_digits(places, tmp_path, capsys):
     header, *lines = outcome.out.splitlines()
     assert " ".join(header.split()) == "fd swd fd train swd train nn images/s speed-up"
     assert [line[:7].strip() for line in lines[:3]] == ["1 call", "2 calls", "floor"]
-    assert lines[3] == f"wrote {out}"
+    assert lines[-1] == f"wrote {out}"
     written = json.loads(out.read_text())
     assert list(written["model"]) == ["1", "2"]
     assert f"{written['model']['1']['fd']:.3f}" in lines[0]

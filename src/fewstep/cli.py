@@ -197,12 +197,12 @@ def sample(
         model: a model folder, a run folder or a bundled name.
         n: how many.
         out: a .png grid, an .npz with x (n, c, h, w) in [-1, 1] and label, or a folder with one
-            file a seed.
+            file a sample, named by its index or, with --seeds, by its seed.
         steps: steps of the sampler; by default the model's fewest (18 for a diffusion model).
         times: the times of the calls instead, descending, e.g. 80,0.8.
         seed: sample i is a function of (seed, i).
-        seeds: one a sample instead, e.g. 0-63 or 1,5,9.
-        label: of all samples, from 0; by default all labels in turn.
+        seeds: one a sample instead of -n and --seed, e.g. 0-63 or 1,5,9.
+        label: of all samples, from 0 (the number of labels means none); by default in turn.
         guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
         average: another of the run's averages than its first.
         device: where to run; an accelerator if there is one.
@@ -240,7 +240,7 @@ def _write_samples(
 
     classes = model.contract.data.labels
     if out.suffix == ".npz":
-        labels = np.arange(len(x)) % classes if classes else np.zeros(len(x), np.int64)
+        labels = np.array([s % classes if classes else 0 for s in seeds])
         if label is not None:
             labels = np.full(len(x), label)
         with whole_file(out) as fresh:

@@ -180,6 +180,10 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
 # Tables.
 
 
+LEGEND = (
+    "fd, swd: Frechet and sliced Wasserstein distance to held-out data (train: to training data);\n"
+    "nn: nearest training sample, over that of held-out data (well below 1 is memory)"
+)
 COLUMNS = ("fd", "swd", "fd_train", "swd_train", "nn", "images_per_second")
 
 
@@ -193,13 +197,14 @@ def table(rows: Sequence[tuple[str, Mapping[str, float]]], baseline: float) -> s
         cells += ["-", "-"] if speed is None else [f"{speed:,.0f}", f"{speed / baseline:.1f}x"]
         lines.append((name, *cells))
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    return "\n".join(
+    lines_of_text = "\n".join(
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     )
+    return f"{lines_of_text}\n\n{LEGEND}"
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:

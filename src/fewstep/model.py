@@ -58,6 +58,14 @@ class Model:
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.contract = contract
 
+    def __repr__(self) -> str:
+        data, sampling = self.contract.data, self.contract.sampling
+        count = sum(p.numel() for p in self.denoiser.parameters())
+        return (
+            f"Model({self.contract.method}, {sampling.kind}, {tuple(data.shape)}, "
+            f"{data.labels} labels, {count:,} parameters, {self.device})"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -122,7 +130,8 @@ class Model:
             times: the times themselves, descending, where the contract allows any.
             seed: of all samples.
             seeds: one a sample instead; sample i is then a function of (seeds[i], 0).
-            label: one for all or one each, in [0, k], where k is "no label"; by default i modulo k.
+            label: one for all or one each, in [0, k], where k is "no label"; by default the index,
+                or the sample's own seed, modulo k.
             guidance: scale of classifier-free guidance; 1 is none.
             cond: further conditions, batch first.
             batch: samples at a time; changes nothing but memory and speed.
@@ -141,7 +150,8 @@ class Model:
         if any(s < 0 for s, _ in pairs):
             raise UsageError("a seed must be 0 or more")
         grid = self._given_times(times) if times is not None else self.times(steps)
-        conditions = {**(cond or {}), **self._labels(label, len(pairs))}
+        own = [i if seeds is None else s for s, i in pairs]
+        conditions = {**(cond or {}), **self._labels(label, own)}
         denoiser = self._guided(guidance, conditions)
         parts = []
         for start in range(0, len(pairs), batch):
@@ -189,14 +199,16 @@ class Model:
             )
         return grid
 
-    def _labels(self, label: int | Sequence[int] | Tensor | None, n: int) -> dict[str, Tensor]:
-        classes = self.contract.data.labels
+    def _labels(
+        self, label: int | Sequence[int] | Tensor | None, own: Sequence[int]
+    ) -> dict[str, Tensor]:
+        classes, n = self.contract.data.labels, len(own)
         if classes == 0:
             if label is not None:
                 raise UsageError(f"this model has no labels, got label={label}")
             return {}
         if label is None:
-            return {"label": torch.arange(n) % classes}
+            return {"label": torch.tensor([i % classes for i in own])}
         allowed = f"in [0, {classes - 1}], or {classes} for none"
         try:
             given = torch.as_tensor(label)

@@ -32,7 +32,7 @@ _IMAGES = "a folder or zip of images"
 RECIPES: dict[str, Recipe] = {
     "digits-edm": Recipe(digits_edm, "EDM", "digits", "-", "5 min", "35 calls: fd 0.32"),
     "digits-cd": Recipe(digits_cd, "CD", "digits", "digits-edm", "2 min", "1 call: fd 0.32"),
-    "digits-ct": Recipe(digits_ct, "CT", "digits", "-", "4 min", "1 call: fd 0.49"),
+    "digits-ct": Recipe(digits_ct, "CT", "digits", "-", "4 min", "1 call: fd 0.51"),
     "toy-edm": Recipe(toy_edm, "EDM", "2-D toys", "-", "1 min", "docs/results.md"),
     "toy-cd": Recipe(toy_cd, "CD", "2-D toys", "a toy-edm run", "1 min", "docs/results.md"),
     "toy-ct": Recipe(toy_ct, "CT", "2-D toys", "-", "2 min", "docs/results.md"),

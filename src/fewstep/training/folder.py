@@ -29,7 +29,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = path.resolve()
         self.record = path / "run.json"
         self.log = path / "log.jsonl"
         self.samples = path / "samples"
@@ -42,6 +42,8 @@ class RunFolder:
         """Rename an existing folder to the first free NAME.k; nothing is deleted."""
         if not self.path.exists():
             return None
+        if not self.record.exists() or self.path == Path.cwd():
+            raise UsageError(f"--fresh moves old runs aside, and {self.path} is none")
         with self._locked():
             return self._renamed()
 
@@ -67,7 +69,6 @@ class RunFolder:
         self._check(record)
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            write_json(self.record, {**record, "delivered": self.delivered()})
             yield
 
     @contextmanager
@@ -78,6 +79,10 @@ class RunFolder:
             except OSError as error:
                 raise UsageError(f"another process is training in {self.path}") from error
             yield
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write run.json, keeping which step was delivered."""
+        write_json(self.record, {**record, "delivered": self.delivered()})
 
     def delivered(self) -> int | None:
         """The step of the finished model and its report, if they are there."""

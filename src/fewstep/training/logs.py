@@ -30,10 +30,10 @@ class Logger:
     def __init__(self, path: Path, start: int, steps: int, tensorboard: Path | None) -> None:
         self.start, self.steps = start, steps
         rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
+        kept = [row for row in rows if _kept(row, start)]
         path.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8")
-        self.writer: Any = None if tensorboard is None else _summary_writer(tensorboard)
+        self.writer: Any = None if tensorboard is None else require_tensorboard()(str(tensorboard))
         self.began = self.last = time.monotonic()
         self.last_step = start
         self.bar: Progress | None = None
@@ -42,11 +42,11 @@ class Logger:
                 TextColumn("training"),
                 BarColumn(),
                 TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[rate]:.1f} steps/s  loss {task.fields[loss]:.4g}  left"),
+                TextColumn("{task.fields[rate]} steps/s  loss {task.fields[loss]}  left"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self.task = self.bar.add_task("", total=steps, completed=start, rate=0.0, loss=0.0)
+            self.task = self.bar.add_task("", total=steps, completed=start, rate="-", loss="-")
 
     def __enter__(self) -> Logger:
         if self.bar is not None:
@@ -82,7 +82,7 @@ class Logger:
             for name, value in row.items():
                 self.writer.add_scalar(name, value, step)
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, rate=rate, loss=loss)
+            self.bar.update(self.task, completed=step, rate=f"{rate:.1f}", loss=f"{loss:.4g}")
         else:
             left = (self.steps - step) / rate if rate else 0.0
             print(
@@ -93,11 +93,24 @@ class Logger:
             )
 
 
-def _summary_writer(folder: Path) -> Any:
+def require_tensorboard() -> type[Any]:
+    """TensorBoard's writer.
+
+    Raises:
+        UsageError: the extra is not installed.
+    """
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError as error:
         raise UsageError(
             "train.tensorboard needs the extra: pip install 'fewstep[tensorboard]'"
         ) from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter
+
+
+def _kept(line: str, start: int) -> bool:
+    """Whether a line is a whole row, and of the part that is not trained again."""
+    try:
+        return json.loads(line)["step"] <= start
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -19,7 +19,7 @@ from fewstep.pictures import picture
 from fewstep.training import checkpoints
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder, describe
-from fewstep.training.logs import Logger
+from fewstep.training.logs import Logger, require_tensorboard
 from fewstep.training.trainer import Trainer
 
 PICTURED = 64
@@ -53,23 +53,28 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
     device = usable_device(run.config.device)
     if run.config.threads:
         torch.set_num_threads(run.config.threads)
+    if run.config.tensorboard:
+        require_tensorboard()
     folder = RunFolder(Path(out))
     if fresh and (aside := folder.move_aside()):
         _say(f"moved the old run to {aside}")
     trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
-    with folder.opened(describe(run, device, trainer.frozen_fingerprints())):
+    record = describe(run, device, trainer.frozen_fingerprints())
+    with folder.opened(record):
         resumed = checkpoints.newest(folder.checkpoints)
         if resumed is not None:
             trainer.load(checkpoints.read(resumed), resumed)
         if trainer.step >= run.config.steps and folder.delivered() == trainer.step:
             _say(f"{folder.path} is finished at step {trainer.step}; --fresh starts anew")
             return _model(run, trainer)
+        folder.write(record)
         _header(run, trainer, folder, resumed)
         _loop(run, trainer, folder)
         model = _deliver(run, trainer, folder)
         if run.finish is not None:
             run.finish(folder.path, model)
         folder.deliver(trainer.step)
+        _say(f"model: {folder.model}")
     return model
 
 

@@ -135,7 +135,7 @@ class Trainer:
         tensors = {
             f"objective.{k}": v
             for k, v in self.objective.state_dict().items()
-            if not k.startswith(frozen or ("\0",))
+            if not k.startswith(frozen)
         }
         for name, copy in self.averages.copies.items():
             tensors |= {f"average.{name}.{k}": v for k, v in copy.state_dict().items()}
