@@ -44,4 +44,4 @@ def test_every_method_has_its_row_and_its_files():
 
 def test_method_files_are_short():
     for file in (ROOT / "src" / "fewstep" / "objectives").glob("*.py"):
-        assert len(file.read_text().splitlines()) <= 210, file.name
+        assert file.stem == "terms" or len(file.read_text().splitlines()) <= 200, file.name

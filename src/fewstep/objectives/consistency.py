@@ -23,7 +23,15 @@ from fewstep.core import Batch, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.discrete import PairWeight, SameNoise, TeacherStep, consistency_loss
-from fewstep.objectives.terms import Distance, LabelDrop, follow, frozen_copy, l2
+from fewstep.objectives.terms import (
+    Distance,
+    LabelDrop,
+    conditions,
+    draw_noised,
+    follow,
+    frozen_copy,
+    l2,
+)
 from fewstep.times import UniformIndex, karras
 
 __all__ = ["Consistency", "Draws", "Fixed", "Progressive", "SameNoise", "Scales", "TeacherStep"]
@@ -153,14 +161,12 @@ class Consistency(Objective):
         points = self.schedule(step).points
         index = self.index(len(batch), self.grid(points), rng)
         t, r = self.pair(index, points)
-        noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
-        return Draws(t, r, noise, self.drop.draw(len(batch), rng) if self.drop else None)
+        return Draws(t, r, *draw_noised(batch, t, self.drop, rng)[1:])
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The weighted distance, averaged over the batch."""
-        if self.drop is not None and draws.dropped is not None:
-            cond = self.drop.apply(batch.cond, draws.dropped)
-            batch = Batch(batch.x0, cond, batch.mask, batch.aux)
+        cond = conditions(batch.cond, self.drop, draws.dropped)
+        batch = Batch(batch.x0, cond, batch.mask, batch.aux)
         target = self.student if self.target is None else self.target
         each = consistency_loss(
             self.student, target, self.step, batch, *draws[:3], self.weight, self.distance

@@ -17,7 +17,6 @@ $\dot x_t$ is the teacher's velocity (distillation), or the sample's own, whose 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,15 +25,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, jvp, per_sample
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import Distance, LabelDrop
-
-
-class Draws(NamedTuple):
-    """``t`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
-
-    t: Tensor
-    noise: Tensor
-    dropped: Tensor | None = None
+from fewstep.objectives.terms import Distance, Draws, LabelDrop, conditions, draw_noised
 
 
 class ContinuousConsistency(Objective):
@@ -80,15 +71,11 @@ class ContinuousConsistency(Objective):
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise and which labels to drop."""
-        t = self.times(len(batch), rng)
-        noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
-        return Draws(t, noise, self.drop.draw(len(batch), rng) if self.drop else None)
+        return draw_noised(batch, self.times(len(batch), rng), self.drop, rng)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The pseudo-loss, or the penalty; ``derivative`` logs the mean square of df/dt."""
-        cond = batch.cond
-        if self.drop is not None and draws.dropped is not None:
-            cond = self.drop.apply(cond, draws.dropped)
+        cond = conditions(batch.cond, self.drop, draws.dropped)
         path, t = self.student.path, draws.t
         x_t = path.perturb(batch.x0, draws.noise, t)
         with torch.no_grad():

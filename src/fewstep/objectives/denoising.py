@@ -15,7 +15,7 @@ EDM, and by another weight and another law of times every earlier diffusion loss
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,15 +24,7 @@ from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import LabelDrop, SnrWeight, l2
-
-
-class Draws(NamedTuple):
-    """``t`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
-
-    t: Tensor
-    noise: Tensor
-    dropped: Tensor | None = None
+from fewstep.objectives.terms import Draws, LabelDrop, SnrWeight, conditions, draw_noised, l2
 
 
 class Denoising(Objective):
@@ -64,15 +56,11 @@ class Denoising(Objective):
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise and which labels to drop."""
-        t = self.times(len(batch), rng)
-        noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
-        return Draws(t, noise, self.drop.draw(len(batch), rng) if self.drop else None)
+        return draw_noised(batch, self.times(len(batch), rng), self.drop, rng)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Weighted mean squared error; the mean over the event, where EDM's code has the sum."""
-        cond = batch.cond
-        if self.drop is not None and draws.dropped is not None:
-            cond = self.drop.apply(cond, draws.dropped)
+        cond = conditions(batch.cond, self.drop, draws.dropped)
         path = self.student.path
         x_t = path.perturb(batch.x0, draws.noise, draws.t)
         each = l2(self.student(x_t, draws.t, None, cond), batch.x0, batch.mask)

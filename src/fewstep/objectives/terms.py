@@ -1,4 +1,4 @@
-"""What several methods share: distances, weights by signal-to-noise ratio, label dropping.
+"""What several methods share: distances, weights by signal-to-noise ratio, draws, label dropping.
 
 A distance maps two events to ``(b,)``: the mean over the event, or what its paper says instead.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Cond, UsageError, per_sample
+from fewstep.core import Batch, Cond, Rng, UsageError, per_sample
 from fewstep.paths import Event
 
 M = TypeVar("M", bound=nn.Module)
@@ -190,6 +190,28 @@ class LabelDrop:
             else value
             for key, value in cond.items()
         }
+
+
+def conditions(cond: Cond, drop: LabelDrop | None, dropped: Tensor | None) -> Cond:
+    """What the model is told: the conditions, less those that were drawn to be dropped."""
+    return cond if drop is None or dropped is None else drop.apply(cond, dropped)
+
+
+# Draws of methods that noise the data to one time.
+
+
+class Draws(NamedTuple):
+    """``t`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+
+    t: Tensor
+    noise: Tensor
+    dropped: Tensor | None = None
+
+
+def draw_noised(batch: Batch, t: Tensor, drop: LabelDrop | None, rng: Rng) -> Draws:
+    """Noise for the times ``t``, and which labels to drop."""
+    noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
+    return Draws(t, noise, drop.draw(len(batch), rng) if drop else None)
 
 
 # Copies of the student.
