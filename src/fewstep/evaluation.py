@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from fewstep.metrics import (
     digits_features,
     flatten,
     frechet_distance,
-    neighbour_ratio,
+    nearest_distance,
     sliced_wasserstein,
 )
 from fewstep.model import Model
@@ -89,10 +90,18 @@ class Protocol:
                     "swd": sliced_wasserstein(x, self.held_out.x0),
                     "fd_train": frechet_distance(own, self._moments(train)),
                     "swd_train": sliced_wasserstein(x, train),
-                    "nn": neighbour_ratio(x, self.train.x0, self.held_out.x0),
+                    "nn": float(nearest_distance(x, self.train.x0).quantile(0.5)) / self._nearest,
                 }
             )
         return {**_mean(found), "images_per_second": n / float(np.median(seconds))}
+
+    @cached_property
+    def _nearest(self) -> float:
+        """Median distance of held-out data to the nearest training sample."""
+        median = float(nearest_distance(self.held_out.x0, self.train.x0).quantile(0.5))
+        if median == 0:
+            raise UsageError("at least half of the held-out data lies in the training data")
+        return median
 
     def _moments(self, x: Tensor) -> Moments:
         features = self.features(x)
