@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from fewstep.files import sha256, whole_folder
 from fewstep.models import AbstractDenoiser, Clamped, Guided
 from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.times import karras, uniform
+from fewstep.weights import load_weights
 
 FORMAT = 1
 BUNDLED = ("digits-cd", "digits-edm")
@@ -314,28 +314,6 @@ def load(
         denoiser = build_denoiser(config.get("denoiser"), network)
     load_weights(denoiser, weights, folder, config.get("sha256"))
     return Model(denoiser, contract).to(usable_device(device))
-
-
-def load_weights(module: nn.Module, weights: bytes, source: Path, digest: str | None) -> None:
-    """Strictly: every tensor there, none extra, each of its shape; cast to the module's dtype."""
-    if digest != sha256(weights):
-        raise UsageError(f"{source}: the weights do not match their sha256; the file is damaged")
-    try:
-        found = load_tensors(weights)
-    except Exception as error:
-        raise UsageError(f"{source}: not a safetensors file: {error}") from error
-    wanted = module.state_dict()
-    lines = [f"missing {k} {tuple(wanted[k].shape)}" for k in wanted if k not in found]
-    lines += [f"extra {k} {tuple(found[k].shape)}" for k in found if k not in wanted]
-    lines += [
-        f"{k}: expected {tuple(wanted[k].shape)}, found {tuple(found[k].shape)}"
-        for k in wanted
-        if k in found and wanted[k].shape != found[k].shape
-    ]
-    if lines:
-        raise UsageError(f"{source} holds another network's weights:\n  " + "\n  ".join(lines))
-    cast = {k: found[k].to(wanted[k].dtype) for k in wanted}
-    module.load_state_dict(cast, assign=True)
 
 
 def find(model: str | Path, average: str | None = None) -> Path:
