@@ -29,7 +29,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path = path.resolve()
+        self.path = path
         self.record = path / "run.json"
         self.log = path / "log.jsonl"
         self.samples = path / "samples"
@@ -42,7 +42,7 @@ class RunFolder:
         """Rename an existing folder to the first free NAME.k; nothing is deleted."""
         if not self.path.exists():
             return None
-        if not self.record.exists() or self.path == Path.cwd():
+        if not self.record.exists() or self.path.resolve() == Path.cwd():
             raise UsageError(f"--fresh moves old runs aside, and {self.path} is none")
         with self._locked():
             return self._renamed()
