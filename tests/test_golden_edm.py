@@ -49,7 +49,7 @@ def preconditioned(case: Case, precond: dict) -> Denoiser:
         case "VE":
             path = VarianceExploding(precond["sigma_min"], precond["sigma_max"])
             return Denoiser(net, ScoreMatching(path=path))
-    raise NotImplementedError(case["preconditioning"])
+    raise ValueError(f"unknown preconditioning {case['preconditioning']!r}")
 
 
 def precond(case: Case) -> Values:
