@@ -24,11 +24,12 @@ from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
+from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.terms import unweighted
 from fewstep.paths import Linear
-from fewstep.times import LogNormal
+from fewstep.times import KarrasUniform, LogNormal
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
@@ -66,12 +67,20 @@ def consistency_training() -> Objective:
     return Consistency(student, SameNoise(student.path), schedule=Progressive(2, 6, STEPS))
 
 
+def continuous(taught: bool) -> Objective:
+    student = Denoiser(network(0), ConsistencyBoundary(sigma_data=0.5))
+    teacher = Denoiser(network(1), EDM(sigma_data=0.5)) if taught else None
+    return ContinuousConsistency(student, teacher, times=KarrasUniform())
+
+
 OBJECTIVES = {
     "denoising": denoising,
     "flow matching": flow_matching,
     "cd": lambda: distillation(0.0),
     "cd with target": lambda: distillation(0.9),
     "ct": consistency_training,
+    "continuous cd": lambda: continuous(True),
+    "continuous ct": lambda: continuous(False),
 }
 
 

@@ -572,3 +572,10 @@ def test_dropout_repeats(kind):
 
     assert losses(False) == losses(True)
     assert losses(False) != losses(False, seed=1)
+
+
+def test_a_rule_is_asked_by_the_number_of_updates_made():
+    asked = []
+    t = trainer(distillation(), {"ema": lambda updates: asked.append(updates) or 0.5})
+    advance(t, 3)
+    assert asked == [0, 1, 2]
