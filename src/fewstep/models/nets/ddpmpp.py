@@ -25,13 +25,15 @@ class DDPMpp(nn.Module):
     attention=(16,), dropout=0.13)``.
 
     Args:
-        shape: ``(c, h, w)``; h and w divisible by 2 for every multiplier after the first.
+        shape: ``(c, h, w)``; h and w divisible by ``patch``, and then by 2 for every multiplier
+            after the first.
         channels: width that the multipliers multiply.
         multipliers: one a resolution, from fine to coarse.
         blocks: residual blocks of each resolution in the encoder; the decoder has one more.
-        attention: heights at which blocks attend (in the decoder only the last block does).
+        attention: heights, in patches, at which blocks attend (in the decoder the last one only).
         dropout: probability.
         classes: number of labels; 0 for none. Label ``classes`` is null.
+        patch: side of the squares of pixels that are read as channels; 1 for pixels as they are.
     """
 
     two_time = False
@@ -45,6 +47,7 @@ class DDPMpp(nn.Module):
         attention: tuple[int, ...] = (16,),
         dropout: float = 0.1,
         classes: int = 0,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         self.options = {
@@ -55,11 +58,13 @@ class DDPMpp(nn.Module):
             "attention": list(attention),
             "dropout": dropout,
             "classes": classes,
+            "patch": patch,
         }
-        if len(shape) != 3 or any(n % 2 ** (len(multipliers) - 1) for n in shape[1:]):
+        unit = max(1, patch) * 2 ** (len(multipliers) - 1)
+        if len(shape) != 3 or patch < 1 or any(n % unit for n in shape[1:]):
             raise UsageError(
-                f"DDPMpp: {len(multipliers)} resolutions need an event (c, h, w) whose h and w are "
-                f"divisible by {2 ** (len(multipliers) - 1)}, got {tuple(shape)}"
+                f"DDPMpp: {len(multipliers)} resolutions of patches of {patch} need an event "
+                f"(c, h, w) whose h and w are divisible by {unit}, got {tuple(shape)}"
             )
         if channels % 2 or not multipliers or min(multipliers) < 1:
             raise UsageError(
@@ -81,8 +86,9 @@ class DDPMpp(nn.Module):
                 c_in, c_out, width, resample=resample, heads=int(attend), dropout=dropout
             )
 
-        height = shape[1]
-        self.first = xavier(nn.Conv2d(shape[0], channels, 3, padding=1))
+        height, patch_channels = shape[1] // patch, shape[0] * patch**2
+        self.patch = patch
+        self.first = xavier(nn.Conv2d(patch_channels, channels, 3, padding=1))
         now, skips = channels, [channels]
         self.encoder = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
@@ -106,7 +112,7 @@ class DDPMpp(nn.Module):
                 self.decoder.append(block(now + skips.pop(), c_out, attend=attend))
                 now = c_out
         self.last_norm = group_norm(now)
-        self.last = xavier(nn.Conv2d(now, shape[0], 3, padding=1), gain=1e-5)
+        self.last = xavier(nn.Conv2d(now, patch_channels, 3, padding=1), gain=1e-5)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
@@ -117,7 +123,7 @@ class DDPMpp(nn.Module):
             embedding = embedding + self.map_label(label_of(cond))
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
-        h = self.first(x)
+        h = self.first(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for block in self.encoder:
             h = block(h, embedding)
@@ -127,4 +133,4 @@ class DDPMpp(nn.Module):
         for block in self.decoder:
             # Only the blocks that double the resolution take no skip.
             h = block(h if block.resample == 2 else torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.last(F.silu(self.last_norm(h)))
+        return F.pixel_shuffle(self.last(F.silu(self.last_norm(h))), self.patch)
