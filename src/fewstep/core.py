@@ -28,6 +28,7 @@ __all__ = [
     "entropy",
     "expand",
     "jvp",
+    "local",
     "per_sample",
     "same_dropout",
     "widest",
@@ -116,6 +117,11 @@ def same_dropout(x: Tensor) -> Iterator[None]:
     state = module.get_rng_state(*args)
     yield
     module.set_rng_state(state, *args)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def widest(device: torch.device | str) -> torch.dtype:

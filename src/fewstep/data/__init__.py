@@ -13,6 +13,7 @@ from fewstep.data.arrays import Arrays, Indices, stratified_split
 from fewstep.data.digits import digits
 from fewstep.data.images import ImageFolder
 from fewstep.data.order import positions
+from fewstep.data.standard import STANDARD, cifar10, fashion_mnist, mnist
 from fewstep.data.toys import (
     Mixture,
     checkerboard,
@@ -25,15 +26,19 @@ from fewstep.data.toys import (
 )
 
 __all__ = [
+    "STANDARD",
     "Arrays",
     "Dataset",
     "ImageFolder",
     "Indices",
     "Mixture",
     "checkerboard",
+    "cifar10",
     "digits",
     "eight_gaussians",
+    "fashion_mnist",
     "gaussian",
+    "mnist",
     "moons",
     "positions",
     "stratified_split",

@@ -62,6 +62,10 @@ class Arrays:
         cond = {} if self._label is None else {"label": torch.from_numpy(self._label[index])}
         return Batch(torch.from_numpy(x0), cond)
 
+    def unlabelled(self) -> Arrays:
+        """The same samples (not copied) without their labels."""
+        return Arrays(self._x, image=self.image)
+
     def subset(self, indices: Indices) -> Arrays:
         """The samples at ``indices`` (or where a boolean mask is true), with the same classes."""
         index = np.asarray(indices)

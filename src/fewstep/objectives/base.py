@@ -65,11 +65,12 @@ class Objective(nn.Module, ABC):
     """A method. Its parameters, buffers and submodules are its whole state.
 
     ``frozen`` names submodules that training never changes (teachers): checkpoints keep their
-    hash only.
+    hash only. ``forward_mode`` says that a loss takes forward-mode derivatives of a network.
     """
 
     student: AbstractDenoiser
     frozen: tuple[str, ...] = ()
+    forward_mode: bool = False
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:

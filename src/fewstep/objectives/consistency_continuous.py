@@ -41,6 +41,8 @@ class ContinuousConsistency(Objective):
         sampling_times: the times at which users sample in so many calls.
     """
 
+    forward_mode = True
+
     def __init__(
         self,
         student: AbstractDenoiser,

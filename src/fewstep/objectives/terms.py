@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Batch, Cond, Rng, UsageError, per_sample
+from fewstep.core import Batch, Cond, Rng, UsageError, local, per_sample
 from fewstep.paths import Event
 
 M = TypeVar("M", bound=nn.Module)
@@ -225,8 +225,8 @@ def frozen_copy(module: M) -> M:
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
     """Target <- rate * target + (1 - rate) * source for parameters; buffers are copied."""
-    followers: list[Tensor] = [*target.parameters()]
-    sources: list[Tensor] = [*source.parameters()]
+    followers = [local(p) for p in target.parameters()]
+    sources = [local(p) for p in source.parameters()]
     torch._foreach_lerp_(followers, sources, 1 - rate)  # pyright: ignore[reportPrivateImportUsage]
     for old, new in zip(target.buffers(), source.buffers(), strict=True):
         old.copy_(new)

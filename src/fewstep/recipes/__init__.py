@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fewstep.errors import UsageError, nearest
 from fewstep.recipes.digits import digits_cd, digits_ct, digits_edm
 from fewstep.recipes.images import cd, ct, edm
+from fewstep.recipes.standard import PRESETS, cd_of, ct_of, edm_of
 from fewstep.recipes.toys import toy_cd, toy_ct, toy_edm
 from fewstep.training.config import Run, TrainConfig
 
@@ -42,6 +43,15 @@ RECIPES: dict[str, Recipe] = {
     ),
     "ct": Recipe(ct, "CT", _IMAGES, "-", "as data and network ask", "MNIST: docs/results.md"),
 }
+for preset in PRESETS:
+    RECIPES |= {
+        preset.named(method): Recipe(factory(preset), method.upper(), preset.data, teacher, *told)
+        for method, factory, teacher, told in (
+            ("edm", edm_of, "-", preset.told[0]),
+            ("cd", cd_of, preset.named("edm"), preset.told[1]),
+            ("ct", ct_of, "-", preset.told[2]),
+        )
+    }
 """Costs are of one CPU core; fd has its floor at 0.25 (docs/results.md)."""
 
 

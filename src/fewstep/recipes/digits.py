@@ -37,7 +37,7 @@ def digits_edm(
         parts.mlp(parts.digits_data(), width, blocks, dropout, seed=train.seed),
         train,
         sigma_data=SIGMA_DATA,
-        average=0.999,
+        averages=parts.ema(0.999),
         finish=reports.judged_teacher,
     )
 
@@ -65,9 +65,9 @@ def digits_cd(
         parts.digits_data(),
         teacher,
         train,
-        points=points,
+        schedule=parts.fixed(points),
         two_steps=TWO_STEPS,
-        average=0.999,
+        averages=parts.ema(0.999),
         finish=reports.compared_with_teacher,
     )
 
@@ -100,9 +100,8 @@ def digits_ct(
         parts.mlp(parts.digits_data(), width, blocks, 0.0, seed=train.seed),
         train,
         sigma_data=SIGMA_DATA,
-        start=start,
-        end=end,
+        schedule=parts.growing(start, end, train.steps),
         two_steps=TWO_STEPS,
-        average=0.999,
+        averages=parts.ema(0.999),
         finish=reports.judged_student,
     )

@@ -58,7 +58,7 @@ def edm(
         images, channels, multipliers, blocks, attention, dropout, seed=train.seed
     )
     return parts.diffusion(
-        "edm", arguments, images, network, train, sigma_data=sigma_data, average=0.999
+        "edm", arguments, images, network, train, sigma_data=sigma_data, averages=parts.ema(0.999)
     )
 
 
@@ -101,10 +101,10 @@ def cd(
         parts.image_data(data, resolution, labels),
         teacher,
         train,
-        points=points,
+        schedule=parts.fixed(points),
         guidance=guidance,
         two_steps=TWO_STEPS,
-        average=0.999,
+        averages=parts.ema(0.999),
     )
 
 
@@ -167,8 +167,7 @@ def ct(
         network,
         train,
         sigma_data=sigma_data,
-        start=start,
-        end=end,
+        schedule=parts.growing(start, end, train.steps),
         two_steps=TWO_STEPS,
-        average=0.999,
+        averages=parts.ema(0.999),
     )

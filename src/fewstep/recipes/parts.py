@@ -9,24 +9,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fewstep.data import Arrays, Dataset, ImageFolder, digits, toy
+from fewstep.data import STANDARD, Arrays, Dataset, ImageFolder, digits, toy
 from fewstep.errors import UsageError
 from fewstep.model import BUNDLED, Model, find, load
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser, Guided
-from fewstep.models.nets import DDPMpp, ResidualMLP
+from fewstep.models.nets import NETWORKS, DDPMpp, ResidualMLP
 from fewstep.objectives.base import Objective
-from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
+from fewstep.objectives.consistency import (
+    Consistency,
+    Fixed,
+    Progressive,
+    SameNoise,
+    Schedule,
+    TeacherStep,
+)
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import LabelDrop, PseudoHuber, karras_weight
-from fewstep.times import DiscreteLogNormal, LogNormal
-from fewstep.training.averages import warmed
-from fewstep.training.config import Run, TrainConfig
+from fewstep.objectives.terms import (
+    LPIPS,
+    Distance,
+    LabelDrop,
+    PseudoHuber,
+    karras_weight,
+    l1,
+    l2,
+)
+from fewstep.times import DiscreteLogNormal, LogNormal, UniformIndex
+from fewstep.training.averages import Rule, half_life, warmed
+from fewstep.training.config import Augment, Run, TrainConfig
 
 LABEL_DROP = 0.1
+PSEUDO_HUBER = PseudoHuber()
 
 Report = Callable[[Path, Model], None]
+Averages = Mapping[str, Rule]
 
 
 # Data and networks.
@@ -84,6 +101,46 @@ def ddpmpp(
         )
 
 
+def standard_data(name: str, labels: bool) -> Arrays:
+    """The training images of a standard data set."""
+    data = STANDARD[name]("train")
+    return data if labels else data.unlabelled()
+
+
+def network(
+    chosen: tuple[str, Mapping[str, Any]], data: Dataset, *, dropout: float, seed: int
+) -> nn.Module:
+    """A network for the data of that kind and with those options, with seeded weights."""
+    _probability("dropout", dropout)
+    kind, options = chosen
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NETWORKS[kind](
+            shape=data.shape, dropout=dropout, classes=data.labels, **dict(options)
+        )
+
+
+def flip(wanted: bool) -> Augment | None:
+    """Mirror half of the images."""
+    from fewstep.data.augment import Flip
+
+    return Flip() if wanted else None
+
+
+def distance(name: str) -> Distance:
+    """The distance of that name; ``lpips`` needs its extra."""
+    if name != "lpips":
+        return {"l1": l1, "l2": l2, "pseudo-huber": PSEUDO_HUBER}[name]
+    try:
+        from lpips import LPIPS as Network  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UsageError(
+            "distance=lpips needs the extra, pip install 'fewstep[lpips]'; or choose l2, l1 or "
+            "pseudo-huber"
+        ) from error
+    return LPIPS(Network(net="vgg", verbose=False))
+
+
 def teacher_for(data: Dataset, name: str, trained_by: str) -> Model:
     """A diffusion model of the same kind of data, on the CPU."""
     if not Path(name).exists() and name not in BUNDLED:
@@ -118,15 +175,20 @@ def diffusion(
     train: TrainConfig,
     *,
     sigma_data: float,
-    average: float,
+    averages: Averages,
+    label_drop: float = LABEL_DROP,
+    augment: Augment | None = None,
     finish: Callable[[float], Report] | None = None,
 ) -> Run:
     """EDM training."""
     student = Denoiser(network, EDM(sigma_data=sigma_data))
     objective = Denoising(
-        student, times=LogNormal(), weight=karras_weight(sigma_data), drop=_drop(data)
+        student,
+        times=LogNormal(),
+        weight=karras_weight(sigma_data),
+        drop=_drop(data, label_drop),
     )
-    return _run(recipe, arguments, objective, data, train, average, finish)
+    return _run(recipe, arguments, objective, data, train, averages, finish, augment=augment)
 
 
 def distillation(
@@ -136,14 +198,19 @@ def distillation(
     teacher: str,
     train: TrainConfig,
     *,
-    points: int,
+    schedule: Schedule,
     two_steps: Sequence[float],
-    average: float,
+    averages: Averages,
     guidance: float = 1.0,
+    distance: Distance = l2,
+    equal: bool = False,
+    augment: Augment | None = None,
     finish: Callable[[float, Model], Report] | None = None,
 ) -> Run:
-    """Consistency distillation; the student starts from the teacher's weights."""
-    _at_least({"points": (points, 2)})
+    """Consistency distillation; the student starts from the teacher's weights.
+
+    All times have equal weights, as published, or EDM's, by which short runs with l2 do better.
+    """
     model = teacher_for(data, teacher, recipe.replace("cd", "edm"))
     source = model.denoiser
     if not isinstance(source, Denoiser) or not isinstance(source.preconditioning, EDM):
@@ -152,18 +219,23 @@ def distillation(
     student = Denoiser(
         _without_dropout(source.net), ConsistencyBoundary(sigma_data=sigma_data, path=path)
     )
-    weight = karras_weight(sigma_data)
+    snr = karras_weight(sigma_data)
     objective = Consistency(
         student,
         TeacherStep(_guided(model, guidance)),
-        schedule=Fixed(points),
-        weight=lambda t, r: weight(path.snr(t)),
-        drop=_drop(data),
+        schedule=schedule,
+        weight=equal_weight if equal else (lambda t, r: snr(path.snr(t))),
+        distance=distance,
+        drop=_drop(data) if _guidable(model) else None,
         times={2: two_steps},
     )
     report = None if finish is None else (lambda began: finish(began, model))
     note = f"teacher: {find(teacher)}"
-    return _run(recipe, arguments, objective, data, train, average, report, note)
+    return _run(recipe, arguments, objective, data, train, averages, report, note, augment)
+
+
+def _guidable(teacher: Model) -> bool:
+    return teacher.contract.sampling.guidance is not None
 
 
 def _guided(teacher: Model, scale: float) -> AbstractDenoiser:
@@ -186,31 +258,62 @@ def consistency_training(
     train: TrainConfig,
     *,
     sigma_data: float,
-    start: int,
-    end: int,
+    schedule: Schedule,
     two_steps: Sequence[float],
-    average: float,
+    averages: Averages,
+    distance: Distance = PSEUDO_HUBER,
+    equal: bool = False,
+    augment: Augment | None = None,
     finish: Callable[[float], Report] | None = None,
 ) -> Run:
-    """Consistency training, as runs of minutes can afford it.
+    """Consistency training.
 
-    No target average, the pseudo-Huber distance, weights 1/(t - r) and log-normal intervals (Song &
-    Dhariwal 2024): with the equal weights, the lagging target and the distances without learnt
-    features of the first paper, a short run ends at the mean of the data.
+    Either all intervals and times are equal, as in the first paper, or (Song & Dhariwal 2024)
+    intervals are log-normal and weights 1/(t - r): without learnt features, equal weights end a
+    short run at the mean of the data.
     """
-    _at_least({"start": (start, 2), "end": (end, start)})
     student = Denoiser(network, ConsistencyBoundary(sigma_data=sigma_data))
     objective = Consistency(
         student,
         SameNoise(student.path),
-        schedule=Progressive(start, end, train.steps, rate=0.0, adaptive=False),
-        weight=lambda t, r: 1 / (t - r),
-        distance=PseudoHuber(),
-        index=DiscreteLogNormal(),
-        drop=_drop(data),
+        schedule=schedule,
+        weight=equal_weight if equal else (lambda t, r: 1 / (t - r)),
+        distance=distance,
+        index=UniformIndex() if equal else DiscreteLogNormal(),
+        drop=None if equal else _drop(data),
         times={2: two_steps},
     )
-    return _run(recipe, arguments, objective, data, train, average, finish)
+    return _run(recipe, arguments, objective, data, train, averages, finish, augment=augment)
+
+
+def equal_weight(t: Tensor, r: Tensor) -> Tensor:
+    """1."""
+    return torch.ones_like(t)
+
+
+def growing(start: int, end: int, steps: int, rate: float = 0.0) -> Progressive:
+    """N from ``start`` to ``end``; a target average whose rate follows N, or none at rate 0."""
+    _at_least({"start": (start, 2), "end": (end, start)})
+    _probability("start_rate", rate)
+    return Progressive(start, end, steps, rate, adaptive=rate > 0)
+
+
+def fixed(points: int, rate: float = 0.0) -> Fixed:
+    """The same N always."""
+    _at_least({"points": (points, 2)})
+    _probability("target", rate)
+    return Fixed(points, rate)
+
+
+def half_lives(train: TrainConfig, *images: float) -> Averages:
+    """EDM's averages: half-lives in images, shorter at first."""
+    batch = train.batch * train.accumulation
+    return {f"half-life-{n:g}": half_life(n, batch) for n in images}
+
+
+def ema(*rates: float) -> Averages:
+    """Averages at these rates that forget the start quickly."""
+    return {f"ema-{rate:g}": warmed(rate) for rate in rates}
 
 
 def _run(
@@ -219,9 +322,10 @@ def _run(
     objective: Objective,
     data: Dataset,
     train: TrainConfig,
-    average: float,
+    averages: Averages,
     finish: Callable[[float], Report] | None,
     note: str = "",
+    augment: Augment | None = None,
 ) -> Run:
     return Run(
         recipe=recipe,
@@ -229,14 +333,17 @@ def _run(
         objective=objective,
         data=data,
         config=train,
-        averages={f"ema-{average:g}": warmed(average)},
+        averages=averages,
         finish=None if finish is None else finish(time.perf_counter()),
         note=note,
+        augment=augment,
     )
 
 
-def _drop(data: Dataset) -> LabelDrop | None:
-    return LabelDrop(LABEL_DROP, {"label": data.labels}) if data.labels else None
+def _drop(data: Dataset, probability: float = LABEL_DROP) -> LabelDrop | None:
+    if not data.labels or probability == 0:
+        return None
+    return LabelDrop(probability, {"label": data.labels})
 
 
 def _without_dropout(net: nn.Module) -> nn.Module:

@@ -38,7 +38,7 @@ def toy_edm(
         parts.mlp(points, width, blocks, 0.0, seed=train.seed),
         train,
         sigma_data=SIGMA_DATA,
-        average=0.999,
+        averages=parts.ema(0.999),
     )
 
 
@@ -67,9 +67,9 @@ def toy_cd(
         parts.toy_data(data),
         teacher,
         train,
-        points=points,
+        schedule=parts.fixed(points),
         two_steps=TWO_STEPS,
-        average=0.999,
+        averages=parts.ema(0.999),
     )
 
 
@@ -104,8 +104,7 @@ def toy_ct(
         parts.mlp(points, width, blocks, 0.0, seed=train.seed),
         train,
         sigma_data=SIGMA_DATA,
-        start=start,
-        end=end,
+        schedule=parts.growing(start, end, train.steps),
         two_steps=TWO_STEPS,
-        average=0.999,
+        averages=parts.ema(0.999),
     )

@@ -1,38 +1,119 @@
-"""Complete training states as safetensors and JSON: whole or absent, and checked when read."""
+"""Complete training states as safetensors and JSON: whole or absent, and checked when read.
+
+Every process writes the rows it holds into a file of its own, so a run may go on with another
+number of processes: a tensor is the concatenation of its rows in the order of the files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewstep.core import UsageError
-from fewstep.files import sha256, whole_folder
+from fewstep.core import UsageError, local
+from fewstep.files import whole_folder
+from fewstep.training.distribution import World, rows
 
-State = tuple[dict[str, Tensor], dict[str, Any]]
+State = tuple[Mapping[str, Tensor], dict[str, Any]]
 """Tensors by dotted name, and JSON values."""
 
 
-def save(folder: Path, step: int, state: State, keep: int) -> Path:
-    """Write the state of ``step``; then drop all but the ``keep`` newest."""
+def save(
+    folder: Path, step: int, state: State, keep: int, world: World = World(), keep_every: int = 0
+) -> Path:
+    """Write the state of ``step``; then drop all but the ``keep`` newest.
+
+    Args:
+        folder: of all checkpoints; on several machines, one that they share.
+        step: names it.
+        state: from the trainer.
+        keep: at least 1.
+        world: all of it must call this.
+        keep_every: also keep multiples of it; 0 for none.
+
+    Raises:
+        OSError: one of the processes could not write, e.g. because the disk is full.
+    """
     tensors, values = state
-    data = dump_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     target = folder / f"{step:09d}"
-    with whole_folder(target) as fresh:
-        (fresh / "state.safetensors").write_bytes(data)
-        manifest = {**values, "step": step}
-        manifest["sha256"] = _digest(manifest, data)
-        (fresh / "state.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for old in _complete(folder)[:-keep]:
-        shutil.rmtree(old)
+    if world.size == 1:
+        with whole_folder(target) as fresh:
+            _write(fresh, _name(0), tensors, world)
+            _write_manifest(fresh, values, step, world)
+    else:
+        _save_together(target, tensors, values, step, world)
+    if world.first:
+        for old in _complete(folder)[:-keep]:
+            if not keep_every or int(old.name) % keep_every:
+                shutil.rmtree(old)
     return target
+
+
+def _save_together(
+    target: Path, tensors: Mapping[str, Tensor], values: dict[str, Any], step: int, world: World
+) -> None:
+    """The first process makes the folder and names it; a failure of one is told to all."""
+
+    def together(failed: OSError | None) -> None:
+        if world.largest(failed is not None):
+            raise failed or OSError(f"another process could not write {target}")
+
+    failed = None
+    if world.first:
+        try:
+            with whole_folder(target) as fresh:
+                world.agreed(str(fresh))
+                failed = _attempt(fresh, tensors, world)
+                together(failed)
+                _write_manifest(fresh, values, step, world)
+        except OSError as error:
+            failed = error
+    else:
+        fresh = Path(world.agreed(None))
+        together(_attempt(fresh, tensors, world))
+    together(failed)
+
+
+def _attempt(folder: Path, tensors: Mapping[str, Tensor], world: World) -> OSError | None:
+    try:
+        _write(folder, _name(world.rank), tensors, world)
+    except OSError as error:
+        return error
+    return None
+
+
+def _write(folder: Path, name: str, tensors: Mapping[str, Tensor], world: World) -> None:
+    own = {
+        key: local(value.detach()).cpu().contiguous()
+        for key, value in tensors.items()
+        if world.first or local(value) is not value
+    }
+    try:
+        save_file(own, folder / name)
+    except SafetensorError as error:
+        # It tells of the system's error in words only; the number says what to do.
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(folder / name)) from error
+
+
+def _write_manifest(folder: Path, values: dict[str, Any], step: int, world: World) -> None:
+    files = {_name(rank): _digest_of(folder / _name(rank)) for rank in range(world.size)}
+    manifest = {**values, "step": step, "files": files}
+    manifest["sha256"] = _digest(manifest)
+    (folder / "state.json").write_text(_text(manifest), encoding="utf-8")
 
 
 def newest(folder: Path) -> Path | None:
@@ -42,17 +123,21 @@ def newest(folder: Path) -> Path | None:
 
 
 def read(checkpoint: Path) -> State:
-    """The state in a checkpoint.
+    """The state in a checkpoint; tensors are read when they are asked for.
 
     Raises:
         UsageError: it is damaged; the message names the folder to delete.
     """
     try:
-        values = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        data = (checkpoint / "state.safetensors").read_bytes()
-        if values.pop("sha256") != _digest(values, data):
-            raise ValueError("it does not match its sha256")
-        return load_tensors(data), values
+        text = (checkpoint / "state.json").read_text(encoding="utf-8")
+        values = json.loads(text)
+        if text != _text(values) or values.pop("sha256") != _digest(values):
+            raise ValueError("its manifest does not match its sha256")
+        files = values.pop("files")
+        for name, digest in files.items():
+            if digest != _digest_of(checkpoint / name):
+                raise ValueError(f"{name} does not match its sha256")
+        return _Stored([checkpoint / name for name in files]), values
     except Exception as error:
         raise UsageError(
             f"the checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one "
@@ -60,16 +145,50 @@ def read(checkpoint: Path) -> State:
         ) from error
 
 
-def load_into(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: Path) -> None:
-    """Copy the tensors named ``prefix.*`` into ``module``, strictly."""
-    found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    wanted = module.state_dict()
-    odd = sorted({*found} ^ {*wanted}) + [
-        k for k in wanted if k in found and found[k].shape != wanted[k].shape
-    ]
+class _Stored(Mapping[str, Tensor]):
+    """Tensors in files, whole."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.pieces: dict[str, list[Any]] = {}
+        for file in files:
+            handle: Any = safe_open(file, framework="pt")
+            for key in handle.keys():  # noqa: SIM118 - the handle is no mapping
+                self.pieces.setdefault(key, []).append(handle)
+
+    def __getitem__(self, key: str) -> Tensor:
+        parts = [handle.get_tensor(key) for handle in self.pieces[key]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
+@torch.no_grad()
+def load_into(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    source: Path,
+    but: tuple[str, ...] = (),
+) -> None:
+    """Copy the tensors named ``prefix*`` into ``module``, strictly; of a shard, its rows.
+
+    Names of ``module`` that begin with one of ``but`` are left as they are.
+    """
+    names = {k.removeprefix(prefix): k for k in tensors if k.startswith(prefix)}
+    wanted = {k: v for k, v in module.state_dict().items() if not (but and k.startswith(but))}
+    odd = sorted({*names} ^ {*wanted})
+    for name in wanted.keys() & names.keys():
+        value = tensors[names[name]]
+        if value.shape != wanted[name].shape:
+            odd.append(name)
+        elif not odd:
+            local(wanted[name]).copy_(rows(value, wanted[name]))
     if odd:
         raise UsageError(f"{source} is of another network: {prefix}{{{', '.join(odd[:8])}}} differ")
-    module.load_state_dict(found)
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -82,9 +201,21 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _digest(values: dict[str, Any], data: bytes) -> str:
-    """Of the tensors and of the values beside them."""
-    return sha256(json.dumps(values, sort_keys=True).encode() + data)
+def _name(rank: int) -> str:
+    return f"state-{rank:03d}.safetensors" if rank else "state.safetensors"
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _complete(folder: Path) -> list[Path]:

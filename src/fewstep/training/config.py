@@ -12,9 +12,15 @@ from fewstep.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+
+    from fewstep.core import Batch
     from fewstep.data import Dataset
     from fewstep.model import Model
     from fewstep.objectives.base import Objective
+
+Augment = Callable[["Batch", "np.ndarray", int], "Batch"]
+"""(batch, positions in the stream of training samples, seed) -> batch."""
 
 FREE = (
     "steps",
@@ -22,9 +28,16 @@ FREE = (
     "threads",
     "log_every",
     "sample_every",
+    "evaluate_every",
     "save_every",
     "keep",
+    "keep_every",
     "tensorboard",
+    "wandb",
+    "workers",
+    "parallel",
+    "compile",
+    "checkpointing",
 )
 """Settings that a resumed run may change; all others would make it another run."""
 
@@ -38,7 +51,7 @@ class TrainConfig:
     batch: int = 256
     """Samples of one microbatch."""
     accumulation: int = 1
-    """Microbatches of one update."""
+    """Microbatches of one update, shared out over all processes: a multiple of their number."""
     lr: float = 1e-3
     """Learning rate, after warm-up and before decay."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -55,26 +68,49 @@ class TrainConfig:
     """Of the optimiser; decoupled for adamw."""
     clip: float = 0.0
     """Largest norm of a phase's gradient; 0 for no limit."""
+    spike: float = 0.0
+    """Skip a step whose gradient norm is so many times the median of the last 100; 0 never does."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the networks' arithmetic in training (autocast); weights and optimiser stay fp32."""
     seed: int = 0
     """Of initialisation, order and draws."""
     device: str = "auto"
     """A torch device, or auto: an accelerator if there is one."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes (torchrun) share the work: copies of everything, or shards (FSDP2)."""
+    workers: int = 0
+    """Processes that fetch data ahead; 0 fetches in the trainer itself."""
+    compile: bool = False
+    """Compile the networks; a minute or more at the start."""
+    checkpointing: bool = False
+    """Compute blocks again in the backward pass instead of keeping what is inside them."""
     threads: int = 1
     """CPU threads; small networks are fastest with one. 0 leaves torch's choice."""
     log_every: int = 100
     """Steps between rows of log.jsonl."""
     sample_every: int = 500
     """Steps between pictures of samples; 0 for none."""
+    evaluate_every: int = 0
+    """Steps between evaluations, where the recipe has one; 0 for none before the end."""
     save_every: int = 1000
     """Steps between checkpoints."""
     keep: int = 2
     """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Keep the checkpoints at its multiples for good; 0 for none."""
+    snapshot_every: int = 0
+    """Steps between copies of power-function averages, from which any other is made; 0 for none."""
     tensorboard: bool = False
     """Log to TensorBoard too (extra: tensorboard)."""
+    wandb: bool = False
+    """Log to Weights & Biases too (extra: wandb)."""
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "batch": 1, "accumulation": 1, "log_every": 1, "save_every": 1}
-        least |= {"keep": 1, "warmup": 0, "seed": 0, "threads": 0, "sample_every": 0}
+        least |= {"keep": 1, "warmup": 0, "seed": 0, "threads": 0, "workers": 0}
+        least |= dict.fromkeys(
+            ("sample_every", "evaluate_every", "keep_every", "snapshot_every"), 0
+        )
         found = [
             f"train.{name} must be at least {low} and below 2^63, got {getattr(self, name)}"
             for name, low in least.items()
@@ -82,9 +118,11 @@ class TrainConfig:
         ]
         found += [
             f"train.{name} must be finite and at least 0, got {getattr(self, name)}"
-            for name in ("lr", "eps", "weight_decay", "clip")
+            for name in ("lr", "eps", "weight_decay", "clip", "spike")
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0)
         ]
+        if 0 < self.spike <= 1:
+            found.append(f"train.spike must be above 1, or 0 for none, got {self.spike}")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"train.betas must lie in [0, 1), got {self.betas}")
         if found:
@@ -113,7 +151,9 @@ class Run:
         config: how.
         averages: name to averaging rule; the first becomes the run's model.
         finish: called with the run folder and the finished model; prints and writes the metrics.
+        watch: numbers of a model for the log while training goes on.
         note: a line for the header, e.g. which teacher was taken.
+        augment: what happens to each batch; its numbers come from seed and position.
     """
 
     recipe: str
@@ -123,4 +163,6 @@ class Run:
     config: TrainConfig
     averages: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
     finish: Callable[[Path, Model], None] | None = None
+    watch: Callable[[Model], Mapping[str, float]] | None = None
     note: str = ""
+    augment: Augment | None = None

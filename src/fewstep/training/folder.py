@@ -37,6 +37,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.averages = path / "averages"
+        self.snapshots = path / "snapshots"
 
     def move_aside(self) -> Path | None:
         """Rename an existing folder to the first free NAME.k; nothing is deleted."""

@@ -1,18 +1,24 @@
-"""What a run says while it trains: rows of log.jsonl, TensorBoard, and a bar or tick lines."""
+"""What a run says while it trains: rows of log.jsonl, boards, and a bar or tick lines."""
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fewstep.core import UsageError
+from fewstep.files import sha256
+from fewstep.training.config import Run
+from fewstep.training.folder import RunFolder
 
 
 class Logger:
@@ -21,19 +27,32 @@ class Logger:
     Rows after the step that a run resumes from are dropped, so that the log is that of one run.
 
     Args:
-        path: of log.jsonl.
+        folder: the run's.
         start: step that training goes on from.
-        steps: in all.
-        tensorboard: folder for TensorBoard, or None.
+        run: what is trained.
     """
 
-    def __init__(self, path: Path, start: int, steps: int, tensorboard: Path | None) -> None:
-        self.start, self.steps = start, steps
+    def __init__(self, folder: RunFolder, start: int, run: Run) -> None:
+        config, path = run.config, folder.log
+        self.start, self.steps = start, config.steps
+        self.samples = config.batch * config.accumulation
         rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [row for row in rows if _kept(row, start)]
         path.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8")
-        self.writer: Any = None if tensorboard is None else require_tensorboard()(str(tensorboard))
+        self.board: Any = None
+        if config.tensorboard:
+            self.board = require_tensorboard()(str(folder.path / "tensorboard"))
+        self.wandb: Any = None
+        if config.wandb:
+            self.wandb = require_wandb().init(
+                project="fewstep",
+                name=folder.path.name,
+                dir=str(folder.path),
+                config={"recipe": run.recipe, **run.arguments, "train": asdict(config)},
+                resume="allow",
+                id=_wandb_id(folder),
+            )
         self.began = self.last = time.monotonic()
         self.last_step = start
         self.bar: Progress | None = None
@@ -46,7 +65,7 @@ class Logger:
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self.task = self.bar.add_task("", total=steps, completed=start, rate="-", loss="-")
+            self.task = self.bar.add_task("", total=config.steps, completed=start, rate="-", loss="-")
 
     def __enter__(self) -> Logger:
         if self.bar is not None:
@@ -62,8 +81,10 @@ class Logger:
         if self.bar is not None:
             self.bar.stop()
         self.file.close()
-        if self.writer is not None:
-            self.writer.close()
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -75,22 +96,35 @@ class Logger:
         now, loss = time.monotonic(), values.get("loss", float("nan"))
         rate = (step - self.last_step) / max(now - self.last, 1e-9)
         self.last, self.last_step = now, step
-        row = {"step": step, **values, "steps_per_second": rate, "seconds": now - self.began}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        if self.writer is not None:
-            for name, value in row.items():
-                self.writer.add_scalar(name, value, step)
+        speed = {"steps_per_second": rate, "seconds": now - self.began}
+        self._write(step, {**values, **speed})
         if self.bar is not None:
             self.bar.update(self.task, completed=step, rate=f"{rate:.1f}", loss=f"{loss:.4g}")
-        else:
-            left = (self.steps - step) / rate if rate else 0.0
-            print(
-                f"step {step:>7}/{self.steps}  loss {loss:<9.4g} {rate:7.1f} steps/s  "
-                f"left {int(left // 60)}:{int(left % 60):02d}",
-                file=sys.stderr,
-                flush=True,
-            )
+            return
+        left = (self.steps - step) / rate if rate else 0.0
+        norm = max((v for k, v in values.items() if k.startswith("grad_norm")), default=0.0)
+        print(
+            f"step {step:>7}/{self.steps}  loss {loss:<9.4g} norm {norm:<9.3g} {rate:7.1f} steps/s "
+            f"{rate * self.samples:8,.0f} samples/s  {_memory_gib():5.2f} GiB  "
+            f"left {int(left // 60)}:{int(left % 60):02d}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def note(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Write the numbers of an evaluation on the way."""
+        self._write(step, {f"eval/{name}": value for name, value in numbers.items()})
+        text = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        Console(stderr=True, highlight=False).print(f"step {step:>7}/{self.steps}  {text}")
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(dict(values), step=step)
 
 
 def require_tensorboard() -> type[Any]:
@@ -106,6 +140,33 @@ def require_tensorboard() -> type[Any]:
             "train.tensorboard needs the extra: pip install 'fewstep[tensorboard]'"
         ) from error
     return SummaryWriter
+
+
+def require_wandb() -> Any:
+    """The wandb package.
+
+    Raises:
+        UsageError: the extra is not installed.
+    """
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UsageError("train.wandb needs the extra: pip install 'fewstep[wandb]'") from error
+    return wandb
+
+
+def _wandb_id(folder: RunFolder) -> str:
+    """The same for a run that is resumed in its folder, another for another run."""
+    record = json.loads(folder.record.read_text(encoding="utf-8"))["run"]
+    return sha256(json.dumps([str(folder.path.resolve()), record]).encode())[:16]
+
+
+def _memory_gib() -> float:
+    """Peak so far: of the accelerator if there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _kept(line: str, start: int) -> bool:

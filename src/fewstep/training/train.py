@@ -5,21 +5,27 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from fewstep.contract import Contract, data_spec
+from fewstep.core import UsageError
 from fewstep.devices import usable_device
+from fewstep.files import whole_folder
 from fewstep.model import Model
 from fewstep.pictures import picture
 from fewstep.training import checkpoints
+from fewstep.training.announce import card, header
 from fewstep.training.config import Run
+from fewstep.training.distribution import World, joined
 from fewstep.training.folder import RunFolder, describe
-from fewstep.training.logs import Logger, require_tensorboard
+from fewstep.training.logs import Logger, require_tensorboard, require_wandb
+from fewstep.training.posthoc import PowerFunction
 from fewstep.training.trainer import Trainer
 
 PICTURED = 64
@@ -37,9 +43,11 @@ class Interrupted(Exception):
 def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
     """Train in ``out``, going on from its newest checkpoint if there is one.
 
+    Under torchrun (or with RANK and WORLD_SIZE set) all processes call this.
+
     Args:
         run: from a recipe.
-        out: the run folder.
+        out: the run folder; on several machines, one that they share.
         fresh: move an old run aside first.
 
     Returns:
@@ -47,66 +55,109 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
 
     Raises:
         UsageError: the settings or the folder cannot be used.
-        Interrupted: SIGINT or SIGTERM came; the run was saved.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run was saved.
         Diverged: gradients stayed non-finite.
     """
-    device = usable_device(run.config.device)
-    if run.config.threads:
-        torch.set_num_threads(run.config.threads)
-    if run.config.tensorboard:
+    config = run.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.tensorboard:
         require_tensorboard()
+    if config.wandb:
+        require_wandb()
     folder = RunFolder(Path(out))
-    if fresh and (aside := folder.move_aside()):
-        _say(f"moved the old run to {aside}")
-    trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
-    record = describe(run, device, trainer.frozen_fingerprints())
-    with folder.opened(record):
-        resumed = checkpoints.newest(folder.checkpoints)
+    with joined() as world, ExitStack() as stack:
+        device = usable_device(config.device)
+        if device.type == "cuda" and world.size > 1:
+            device = torch.device("cuda", world.local)
+        if fresh and world.first and (aside := folder.move_aside()):
+            _say(f"moved the old run to {aside}")
+        trainer = Trainer(
+            run.objective, run.data, config, run.averages, device, world, run.augment
+        )
+        record = describe(run, device, trainer.fingerprints)
+        _open(folder, record, world, stack)
+        resumed = world.agreed(checkpoints.newest(folder.checkpoints))
         if resumed is not None:
             trainer.load(checkpoints.read(resumed), resumed)
-        if trainer.step >= run.config.steps and folder.delivered() == trainer.step:
-            _say(f"{folder.path} is finished at step {trainer.step}; --fresh starts anew")
-            return _model(run, trainer)
-        folder.write(record)
-        _header(run, trainer, folder, resumed)
+        if trainer.step >= config.steps and world.agreed(folder.delivered()) == trainer.step:
+            if world.first:
+                _say(f"{folder.path} is finished at step {trainer.step}; --fresh starts anew")
+            return _model(run, trainer, _main(trainer))
+        if world.first:
+            folder.write(record)
+            _say(header(run, trainer))
+            where = f"resuming from {resumed}" if resumed else "starting"
+            _say(f"{where} in {folder.path}")
         _loop(run, trainer, folder)
-        model = _deliver(run, trainer, folder)
-        if run.finish is not None:
-            run.finish(folder.path, model)
-        folder.deliver(trainer.step)
-        _say(f"model: {folder.model}")
-    return model
+        return _deliver(run, trainer, folder)
+
+
+def _open(
+    folder: RunFolder, record: dict[str, Any], world: World, stack: ExitStack
+) -> None:
+    """The first process opens the folder; what it finds wrong is every process's error."""
+    problem = None
+    if world.first:
+        try:
+            stack.enter_context(folder.opened(record))
+        except UsageError as error:
+            problem = error
+    told = world.agreed(None if problem is None else str(problem))
+    if told is not None:
+        raise problem or UsageError(told)
 
 
 def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
-    config = run.config
-    board = folder.path / "tensorboard" if config.tensorboard else None
-    with Logger(folder.log, trainer.step, config.steps, board) as logger, _signals() as caught:
+    config, world = run.config, trainer.world
+    with ExitStack() as stack:
+        logger = stack.enter_context(Logger(folder, trainer.step, run)) if world.first else None
+        caught = stack.enter_context(_signals())
         if trainer.step == 0 and config.sample_every:
-            _picture(run, trainer, folder)
+            _pictures(run, trainer, folder)
         while trainer.step < config.steps:
             values = trainer.advance()
             step = trainer.step
             last = step == config.steps
-            logger.advance(step)
-            if last or step % config.log_every == 0:
-                row = {name: float(value) for name, value in values.items()}
-                row["skipped"] = float(trainer.skipped)
-                logger.row(step, row)
-            if config.sample_every and (last or step % config.sample_every == 0):
-                _picture(run, trainer, folder)
-            if last or caught or step % config.save_every == 0:
-                saved = checkpoints.save(folder.checkpoints, step, trainer.state(), config.keep)
-                if caught:
-                    raise Interrupted(caught[0], saved)
+
+            def due(every: int, step: int = step, last: bool = last) -> bool:
+                return every > 0 and (last or step % every == 0)
+
+            signum = world.largest(caught[0] if caught else 0)
+            row = world.mean(values) if due(config.log_every) else None
+            if logger is not None:
+                logger.advance(step)
+                if row is not None:
+                    logger.row(step, {**row, "skipped": float(trainer.skipped)})
+            if due(config.sample_every):
+                _pictures(run, trainer, folder)
+            if run.watch is not None and config.evaluate_every and step % config.evaluate_every == 0:
+                model = _model(run, trainer, _main(trainer))
+                if logger is not None:
+                    logger.note(step, run.watch(model))
+            if config.snapshot_every and due(config.snapshot_every):
+                _snapshot(trainer, folder)
+            if signum or due(config.save_every):
+                saved = checkpoints.save(
+                    folder.checkpoints,
+                    step,
+                    trainer.state(),
+                    config.keep,
+                    world,
+                    config.keep_every,
+                )
+                if signum:
+                    raise Interrupted(signum, saved)
 
 
-def _model(run: Run, trainer: Trainer, average: str | None = None) -> Model:
-    """The delivered model of an average (the first by default), or of the student itself."""
-    names = [*trainer.averages.copies]
-    name = average or (names[0] if names else None)
-    student = trainer.objective.student if name is None else trainer.averages.copies[name]
-    return Model(trainer.objective.deliver(student), contract(run))
+def _main(trainer: Trainer) -> str | None:
+    """The average that is delivered as the run's model; None is the student itself."""
+    return next(iter(trainer.averages.copies), None)
+
+
+def _model(run: Run, trainer: Trainer, average: str | None) -> Model:
+    """What an average, or the student itself, delivers; all processes call this."""
+    return Model(run.objective.deliver(trainer.student(average)), contract(run))
 
 
 def contract(run: Run) -> Contract:
@@ -116,57 +167,54 @@ def contract(run: Run) -> Contract:
 
 
 def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:
+    """Models of all averages, the report, and the record that they are there."""
+    first = trainer.world.first
     for name in [*trainer.averages.copies][1:]:
-        _model(run, trainer, name).save(folder.averages / name)
-    model = _model(run, trainer)
-    model.save(folder.model, card=_card(run, trainer, folder))
+        model = _model(run, trainer, name)
+        if first:
+            model.save(folder.averages / name)
+    model = _model(run, trainer, _main(trainer))
+    if first:
+        model.save(folder.model, card=card(run, trainer, folder, contract(run)))
+        if run.finish is not None:
+            run.finish(folder.path, model)
+        folder.deliver(trainer.step)
+        _say(f"model: {folder.model}")
     return model
 
 
-def _picture(run: Run, trainer: Trainer, folder: RunFolder) -> None:
-    """Samples of the averaged student, from the same seed each time."""
-    names = [*trainer.averages.copies]
-    if not names:
-        return
-    model = _model(run, trainer)
-    x = model.sample(PICTURED, seed=0)
-    picture(x, folder.samples / f"{trainer.step:09d}.png")
+def _pictures(run: Run, trainer: Trainer, folder: RunFolder) -> None:
+    """Samples of the main average and of the student itself, from the same seed each time."""
+    main = _main(trainer)
+    for average, suffix in ((main, ""), *(((None, "-online"),) if main else ())):
+        training = trainer.objective.student.training
+        model = _model(run, trainer, average)
+        if trainer.world.first:
+            x = model.sample(PICTURED, seed=0)
+            picture(x, folder.samples / f"{trainer.step:09d}{suffix}.png")
+        trainer.objective.student.train(training)
 
 
-def _header(run: Run, trainer: Trainer, folder: RunFolder, resumed: Path | None) -> None:
-    config = run.config
-    count = sum(p.numel() for p in trainer.objective.student.parameters())
-    seen = config.steps * config.batch * config.accumulation
-    _say(
-        f"{run.recipe}: {len(run.data):,} samples of {tuple(run.data.shape)}, "
-        f"{run.data.labels or 'no'} labels; {count:,} parameters on {trainer.device}\n"
-        f"{config.steps:,} steps x {config.batch} x {config.accumulation} = {seen:,} samples, "
-        f"{seen / len(run.data):.1f} times each; {config.optimizer} at {config.lr:g}, "
-        f"{config.schedule}"
-    )
-    if run.note:
-        _say(run.note)
-    where = f"resuming from {resumed}" if resumed else "starting"
-    _say(f"{where} in {folder.path}")
-
-
-def _card(run: Run, trainer: Trainer, folder: RunFolder) -> str:
-    made = contract(run)
-    name = f"samples/{trainer.step:09d}.png"
-    samples = f"![samples](../{name})\n\n" if (folder.path / name).exists() else ""
-    arguments = "\n".join(f"| {k} | `{v}` |" for k, v in run.arguments.items())
-    return (
-        f"# {run.recipe}\n\n"
-        f"A {made.method} model trained with fewstep for {trainer.step:,} steps.\n\n"
-        f"{samples}```python\nimport fewstep\n\nx = fewstep.load('PATH').sample(16)\n```\n\n"
-        f"| argument | value |\n| --- | --- |\n{arguments}\n\n"
-        "Limits: it can only draw what its data showed it; the data's licence applies to it.\n"
-    )
+def _snapshot(trainer: Trainer, folder: RunFolder) -> None:
+    """Copies of the averages by power functions, from which any other width is made later."""
+    target = folder.snapshots / f"{trainer.step:09d}"
+    weights = {
+        name: {k: v.clone() for k, v in trainer.student(name).state_dict().items()}
+        for name, rule in trainer.averages.rules.items()
+        if isinstance(rule, PowerFunction)
+    }
+    if weights and trainer.world.first:
+        with whole_folder(target) as fresh:
+            for name, tensors in weights.items():
+                save_file(tensors, fresh / f"{name}.safetensors")
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one kills as usual."""
+    """Collect signals that ask to stop instead of dying of them; a second one kills as usual.
+
+    SIGUSR1 is what a cluster sends before a job's time is up.
+    """
     caught: list[int] = []
     before: dict[int, Any] = {}
 
@@ -175,7 +223,7 @@ def _signals() -> Iterator[list[int]]:
         signal.signal(signum, before[signum])
 
     def each(do: Callable[[int], Any]) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             do(signum)
 
     try:

@@ -12,11 +12,25 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
-from fewstep.data.order import positions
+from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Objective, Phase
+from fewstep.objectives.terms import frozen_copy
 from fewstep.training.averages import Averages, Rule
 from fewstep.training.checkpoints import State, fingerprint, load_into
-from fewstep.training.config import TrainConfig
+from fewstep.training.config import Augment, TrainConfig
+from fewstep.training.distribution import (
+    Alone,
+    Replicated,
+    Sharded,
+    Strategy,
+    World,
+    checkpoint_blocks,
+    full,
+    networks,
+    sharded_as,
+)
+from fewstep.training.feed import Feed
+from fewstep.training.guards import LossScale, Spikes
 
 PATIENCE = 10
 """Steps in a row with a non-finite gradient after which a run stops."""
@@ -35,6 +49,11 @@ class Trainer:
         config: settings.
         averages: rules by name.
         device: where batches go.
+        world: the processes that train together.
+        augment: what happens to each batch.
+
+    Raises:
+        UsageError: settings that contradict each other, the number of processes or the method.
     """
 
     def __init__(
@@ -44,36 +63,66 @@ class Trainer:
         config: TrainConfig,
         averages: Mapping[str, Rule],
         device: torch.device,
+        world: World = World(),  # noqa: B008
+        augment: Augment | None = None,
     ) -> None:
+        _check(objective, config, world)
         self.objective = objective.to(device)
-        self.data, self.config, self.device = data, config, device
+        self.data, self.config, self.device, self.world = data, config, device, world
+        self.augment = augment
+        own = config.accumulation // world.size
+        self.shards = range(world.rank * own, (world.rank + 1) * own)
         self.averages = Averages(objective.student, averages)
+        # Frozen modules never change, so what is read before sharding stays true.
+        self.fingerprints = {
+            n: fingerprint(objective.get_submodule(n)) for n in objective.frozen
+        }
         self.step = 0
         self.stage, self.stage_start = objective.stage(0), 0
         self.skipped = self.skipped_in_a_row = 0
-        self.optimizers = self._optimizers()
+        self.scales = {p.name: LossScale(config.precision) for p in objective.phases()}
+        self.spikes = {p.name: Spikes(config.spike) for p in objective.phases()}
+        self.feed: Feed | None = None
         objective.train()
         for name in objective.frozen:
             objective.get_submodule(name).eval()
+        trained = [*networks(p.module for p in objective.phases())]
+        if config.checkpointing:
+            for network in trained:
+                checkpoint_blocks(network)
+        self.strategy = self._strategy()
+        if config.compile:
+            for network in trained:
+                network.compile()
+        self.optimizers = self._optimizers()
+
+    def _strategy(self) -> Strategy:
+        if self.world.size == 1:
+            return Alone()
+        if self.config.parallel == "ddp":
+            return Replicated(self.objective.phases())
+        self.unsharded = frozen_copy(self.objective.student).cpu()
+        modules = [self.objective, *self.averages.copies.values()]
+        return Sharded(modules, self.device, self.world.size)
 
     def advance(self) -> dict[str, Tensor | float]:
         """One step: every due phase, then what follows the student. Returns what to log."""
         self._enter_stage()
         rate = self.config.learning_rate(self.step - self.stage_start)
         logs: dict[str, Tensor | float] = {"lr": rate, "loss": 0.0}
-        batches = [self._batch(shard) for shard in range(self.config.accumulation)]
-        finite, student_moved = True, False
+        batches = self._batches()
+        good, student_moved = True, False
         for phase in (p for p in self.objective.phases() if p.due(self.step)):
-            finite = self._update(phase, batches, rate, logs)
-            if not finite:
+            good = self._update(phase, batches, rate, logs)
+            if not good:
                 break
             student_moved |= _holds(phase.module, self.objective.student)
-        if finite:
+        if good:
             self.objective.after_step(self.step)
             if student_moved:
                 self.averages.update(self.objective.student)
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        self.skipped += not finite
+        self.skipped_in_a_row = 0 if good else self.skipped_in_a_row + 1
+        self.skipped += not good
         self.step += 1
         if self.skipped_in_a_row >= PATIENCE:
             raise Diverged(
@@ -82,40 +131,59 @@ class Trainer:
             )
         return logs
 
-    def _batch(self, shard: int) -> Batch:
-        config = self.config
-        index = positions(
-            config.seed, self.step, config.batch, len(self.data), shard, config.accumulation
-        )
-        return self.data.batch(index).to(self.device)
+    def _batches(self) -> list[Batch]:
+        if self.feed is None:
+            self.feed = Feed(self.data, self.config, self.shards, self.step, self.augment)
+        return [batch.to(self.device) for batch in self.feed.step(self.step)]
 
     def _update(
         self, phase: Phase, batches: list[Batch], rate: float, logs: dict[str, Tensor | float]
     ) -> bool:
-        """Draw, score, back-propagate, step. False if the gradient is not finite."""
+        """Draw, score, back-propagate, step. False if the step was skipped."""
         config, optimizer = self.config, self.optimizers[phase.name]
-        parameters = [*phase.module.parameters()]
+        scale, shards = self.scales[phase.name], len(batches)
         with training(self.objective, phase.module):
-            for shard, batch in enumerate(batches):
+            for shard, batch in zip(self.shards, batches, strict=True):
                 rng = Rng(config.seed, self.step, phase.name, shard, self.device)
                 draws = phase.draw(batch, self.step, rng)
                 # Dropout has no generator of its own: torch's default ones are seeded alike.
                 torch.manual_seed(entropy(config.seed, self.step, phase.name, shard))
-                loss = phase.loss(batch, draws)
-                total = loss.total() / config.accumulation
-                total.backward()
+                with self.strategy.microbatch(phase, shard == self.shards[-1]) as score:
+                    with self._autocast():
+                        loss = score(batch, draws)
+                    total = loss.total() / shards
+                    (total * scale.value).backward()
                 logs["loss"] += total.detach()
                 for name, value in {**loss.terms, **loss.logs}.items():
-                    logs[name] = logs.get(name, 0.0) + value.detach() / config.accumulation
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))
+                    logs[name] = logs.get(name, 0.0) + value.detach() / shards
+        self.strategy.rest()
+        parameters = [*phase.module.parameters()]
+        scale.undo(parameters)
+        norm = full(nn.utils.clip_grad_norm_(parameters, config.clip or float("inf")))
         logs[f"grad_norm/{phase.name}"] = norm
-        finite = bool(norm.isfinite())
-        if finite:
+        good = scale.adapt(bool(norm.isfinite())) and self.spikes[phase.name].allow(norm)
+        if good:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
         optimizer.zero_grad()
-        return finite
+        return good
+
+    def _autocast(self) -> torch.autocast:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def student(self, average: str | None) -> AbstractDenoiser:
+        """The student, or one of its averages, whole; under FSDP2 all processes must call this."""
+        chosen = self.objective.student if average is None else self.averages.copies[average]
+        if not isinstance(self.strategy, Sharded):
+            return chosen
+        with torch.no_grad():
+            for old, new in zip(
+                self.unsharded.state_dict().values(), chosen.state_dict().values(), strict=True
+            ):
+                old.copy_(full(new))
+        return self.unsharded
 
     def _enter_stage(self) -> None:
         stage = self.objective.stage(self.step)
@@ -123,6 +191,7 @@ class Trainer:
             self.stage, self.stage_start = stage, self.step
             self.optimizers = self._optimizers()
             self.averages.restart(self.objective.student)
+            self.spikes = {name: Spikes(self.config.spike) for name in self.spikes}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {p.name: _optimizer(p.module, self.config) for p in self.objective.phases()}
@@ -150,7 +219,9 @@ class Trainer:
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "updates": self.averages.updates,
-            "frozen": self.frozen_fingerprints(),
+            "scales": {name: scale.state() for name, scale in self.scales.items()},
+            "norms": {name: spikes.norms for name, spikes in self.spikes.items()},
+            "frozen": self.fingerprints,
         }
 
     def load(self, state: State, source: Path) -> None:
@@ -160,30 +231,27 @@ class Trainer:
             UsageError: it is of another network, or a frozen module (a teacher) is another one.
         """
         tensors, values = state
-        for name, digest in self.frozen_fingerprints().items():
+        for name, digest in self.fingerprints.items():
             if values["frozen"].get(name) != digest:
                 raise UsageError(
                     f"{source} was trained with another {name} than this run's; give the same "
                     "teacher, or start anew with --fresh"
                 )
-        kept = {k: v for k, v in tensors.items() if k.startswith("objective.")}
-        for name in self.objective.frozen:
-            module = self.objective.get_submodule(name)
-            kept |= {f"objective.{name}.{k}": v for k, v in module.state_dict().items()}
-        load_into(self.objective, kept, "objective.", source)
+        frozen = tuple(f"{name}." for name in self.objective.frozen)
+        load_into(self.objective, tensors, "objective.", source, but=frozen)
         for name, copy in self.averages.copies.items():
             load_into(copy, tensors, f"average.{name}.", source)
         self.step = values["step"]
         self.stage, self.stage_start = values["stage"], values["stage_start"]
         self.skipped, self.skipped_in_a_row = values["skipped"], values["skipped_in_a_row"]
         self.averages.updates = values["updates"]
+        for name, scale in self.scales.items():
+            scale.value, scale.since = values["scales"][name]
+        for name, spikes in self.spikes.items():
+            spikes.norms = values["norms"][name]
         self.optimizers = self._optimizers()
         for name, optimizer in self.optimizers.items():
             _load_optimizer(optimizer, tensors, f"optimizer.{name}.")
-
-    def frozen_fingerprints(self) -> dict[str, str]:
-        """sha256 of each frozen submodule."""
-        return {n: fingerprint(self.objective.get_submodule(n)) for n in self.objective.frozen}
 
 
 @contextmanager
@@ -196,6 +264,32 @@ def training(objective: Objective, module: nn.Module) -> Iterator[None]:
 
 def _holds(module: nn.Module, student: nn.Module) -> bool:
     return any(m is student for m in module.modules())
+
+
+def _check(objective: Objective, config: TrainConfig, world: World) -> None:
+    if config.accumulation % world.size:
+        samples = config.batch * config.accumulation
+        fits = config.accumulation * world.size
+        advice = (
+            f"--train.accumulation {world.size} --train.batch {samples // world.size} are the same "
+            f"{samples:,} samples"
+            if samples % world.size == 0
+            else f"take --train.accumulation {fits}"
+        )
+        raise UsageError(
+            f"{world.size} processes cannot share {config.accumulation} microbatch(es) of an "
+            f"update evenly; {advice}"
+        )
+    if config.compile and objective.forward_mode:
+        raise UsageError(
+            f"{type(objective).__name__} takes forward-mode derivatives, which torch.compile gets "
+            "wrong or refuses in normalisation layers (pytorch#197090); leave out --train.compile"
+        )
+    if config.compile and world.size > 1 and config.parallel == "fsdp":
+        raise UsageError(
+            "compiled networks and shards have not been made to work together; take "
+            "--train.parallel ddp, or leave out --train.compile"
+        )
 
 
 def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -214,11 +308,14 @@ def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def _load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str
 ) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+    for key in tensors:
         if key.startswith(prefix):
             index, name = key.removeprefix(prefix).split(".", 1)
-            state.setdefault(int(index), {})[name] = value
+            state.setdefault(int(index), {})[name] = sharded_as(
+                tensors[key], parameters[int(index)]
+            )
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,276 @@
+"""Several processes: who this one is, and how a phase's loss is computed and synchronised.
+
+Launched by ``torchrun``, or by anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
+(and LOCAL_RANK where a machine has several devices), such as a SLURM script.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fewstep.core import Batch, UsageError, local
+from fewstep.models import Denoiser
+from fewstep.objectives.base import Loss, Phase
+
+Score = Callable[[Batch, Any], Loss]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together.
+
+    Args:
+        rank: in [0, ``size``).
+        size: how many there are.
+        local: its number on its machine, which is that of its accelerator.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files that there is one of."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agreed(self, value: Any) -> Any:
+        """The first process's value."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def largest(self, value: int) -> int:
+        """Over all processes."""
+        return int(self._reduced([float(value)], dist.ReduceOp.MAX)[0])
+
+    def mean(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Each value's mean over the processes."""
+        numbers = [float(value) for value in values.values()]
+        total = self._reduced(numbers, dist.ReduceOp.SUM)
+        return {name: x / self.size for name, x in zip(values, total, strict=True)}
+
+    def _reduced(self, numbers: list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
+        if self.size == 1:
+            return numbers
+        device = "cpu" if "gloo" in dist.get_backend() else f"cuda:{self.local}"
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor, op)
+        return tensor.tolist()
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the processes that the environment speaks of, if it does.
+
+    Raises:
+        UsageError: its variables contradict each other.
+    """
+    given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    try:
+        rank, size, local = (int(given[n] or d) for n, d in zip(given, (0, 1, 0), strict=True))
+    except ValueError as error:
+        raise UsageError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers, got {given}") from error
+    if not 0 <= rank < size or (size > 1 and None in (given["RANK"], given["WORLD_SIZE"])):
+        raise UsageError(f"RANK must lie in [0, WORLD_SIZE), got {given}; start with torchrun")
+    if size == 1:
+        yield World()
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UsageError(f"WORLD_SIZE is {size}, but {missing} are not set; start with torchrun")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield World(rank, size, local)
+    finally:
+        dist.destroy_process_group()
+
+
+class Strategy(ABC):
+    """How the losses of phases are computed on this process."""
+
+    @abstractmethod
+    def microbatch(self, phase: Phase, last: bool) -> Any:
+        """A context in which the score that it gives is called and back-propagated.
+
+        Gradients are synchronised in the ``last`` microbatch of an update.
+        """
+
+    def rest(self) -> None:
+        """Make ``parameters()`` those that optimisers and averages hold."""
+        return
+
+
+class Alone(Strategy):
+    """One process."""
+
+    @contextmanager
+    def microbatch(self, phase: Phase, last: bool) -> Iterator[Score]:
+        """The phase's own loss."""
+        yield phase.loss
+
+
+class _Shim(nn.Module):
+    """A phase's loss as a module whose only submodule is what the phase trains.
+
+    Not the objective, whose other networks must not be synchronised, and not the network, through
+    whose wrapper forward-mode derivatives do not go.
+    """
+
+    def __init__(self, phase: Phase) -> None:
+        super().__init__()
+        self.module = phase.module
+        self.score = phase.loss
+
+    def forward(self, batch: Batch, draws: Any) -> Loss:
+        return self.score(batch, draws)
+
+
+class Replicated(Strategy):
+    """DDP: every process holds everything; gradients are averaged."""
+
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        self.wrapped: dict[str, nn.parallel.DistributedDataParallel] = {}
+        for phase in phases:
+            phase.module.requires_grad_(True)  # DDP hooks what is trainable when it is made
+            self.wrapped[phase.name] = nn.parallel.DistributedDataParallel(
+                _Shim(phase), broadcast_buffers=False
+            )
+
+    @contextmanager
+    def microbatch(self, phase: Phase, last: bool) -> Iterator[Score]:
+        """The loss through DDP."""
+        wrapped = self.wrapped[phase.name]
+        if last:
+            yield wrapped
+        else:
+            with wrapped.no_sync():
+                yield wrapped
+
+
+class Sharded(Strategy):
+    """FSDP2: weights, gradients, optimiser states and averages are split over the processes.
+
+    Each network is sharded in place, block by block where it names its ``units``.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], device: torch.device, size: int) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh = init_device_mesh(device.type, (size,))
+        self.roots: list[Any] = [*networks(modules)]
+        for root in self.roots:
+            for unit in units(root):
+                fully_shard(unit, mesh=mesh)
+            fully_shard(root, mesh=mesh)
+            if hasattr(root, "features"):
+                register_fsdp_forward_method(root, "features")
+
+    @contextmanager
+    def microbatch(self, phase: Phase, last: bool) -> Iterator[Score]:
+        """The phase's own loss; what it calls gathers and scatters itself."""
+        for root in self.roots:
+            root.set_requires_gradient_sync(last)
+        yield phase.loss
+
+    def rest(self) -> None:
+        """Networks whose answer was not back-propagated are still gathered."""
+        for root in self.roots:
+            for module in root.modules():
+                if hasattr(module, "reshard"):
+                    module.reshard()
+
+
+def networks(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Every module that is called as a whole: a denoiser's network, or a module without one."""
+    seen: set[int] = set()
+
+    def inside(module: nn.Module) -> Iterator[nn.Module]:
+        if isinstance(module, Denoiser):
+            yield module.net
+        elif not any(isinstance(m, Denoiser) for m in module.modules()):
+            if any(True for _ in module.parameters()):
+                yield module
+        elif any(True for _ in module.parameters(recurse=False)):
+            raise UsageError(
+                f"{type(module).__name__} has parameters of its own beside a network's and cannot "
+                "be sharded; take --train.parallel ddp, or give them a module of their own"
+            )
+        else:
+            for child in module.children():
+                yield from inside(child)
+
+    for module in modules:
+        for network in inside(module):
+            if id(network) not in seen:
+                seen.add(id(network))
+                yield network
+
+
+def units(network: nn.Module) -> list[nn.Module]:
+    """The blocks that a network names as its units."""
+    kinds: tuple[type[nn.Module], ...] = getattr(network, "units", ())
+    return [m for m in network.modules() if isinstance(m, kinds) and m is not network]
+
+
+def full(tensor: Tensor) -> Tensor:
+    """All rows of a sharded tensor, on every process that takes part; any other tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore
+
+
+def rows(whole: Tensor, like: Tensor) -> Tensor:
+    """The rows of ``whole`` that belong to this process's shard of ``like``."""
+    if local(like) is like:
+        return whole
+    chunk = -(-len(whole) // dist.get_world_size())
+    return whole[dist.get_rank() * chunk :][:chunk]
+
+
+def sharded_as(whole: Tensor, like: Tensor) -> Tensor:
+    """``whole`` split as ``like`` is, if it has its shape; else itself, as a step count does."""
+    if local(like) is like or whole.shape != like.shape:
+        return whole
+    from torch.distributed.tensor import DTensor
+
+    split: Any = like
+    own = rows(whole, like).to(local(like).device)
+    return DTensor.from_local(
+        own, split.device_mesh, split.placements, shape=split.shape, stride=split.stride()
+    )
+
+
+def checkpoint_blocks(network: nn.Module) -> None:
+    """Let each unit of a network forget what is inside it, and compute it again when needed.
+
+    Raises:
+        UsageError: the network names no units.
+    """
+    found = units(network)
+    if not found:
+        raise UsageError(
+            f"{type(network).__name__} names no units to checkpoint; give the class an attribute "
+            "units = (BlockClass, ...), or leave out --train.checkpointing"
+        )
+    for unit in found:
+        unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
