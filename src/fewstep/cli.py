@@ -73,7 +73,8 @@ _OF_THE_DISK = {
 def _stop(debug: bool, message: str, code: int) -> None:
     if debug:
         raise
-    print(f"fewstep: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    print(f"fewstep: {message}" if rank == "0" else f"[{rank}] {message}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -135,9 +136,14 @@ def _train(args: list[str]) -> None:
         _recipes([])
         return
     name, chosen = args[0], recipe(args[0])
-    out, fresh, run = _call(f"fewstep train {name}", _with_out(chosen.build, name), args[1:])
-    from fewstep.training.train import Interrupted, train
+    (out, fresh, dry_run), run = _call(
+        f"fewstep train {name}", _with_out(chosen.build, name), args[1:]
+    )
+    from fewstep.training.train import Interrupted, dry, train
 
+    if dry_run:
+        print(dry(run))
+        return
     try:
         train(run, out, fresh=fresh)
     except Interrupted as stopped:
@@ -146,18 +152,21 @@ def _train(args: list[str]) -> None:
 
 
 def _with_out(build: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The recipe's function with the two options that every training has."""
+    """The recipe's function with the options that every training has."""
     own = {
         "out": (Annotated[Path, tyro.conf.arg(help="The run folder.")], Path("runs") / name),
         "fresh": (
             Annotated[bool, tyro.conf.arg(help="Move an old run aside first.")],
             False,
         ),
+        "dry_run": (
+            Annotated[bool, tyro.conf.arg(help="Print what would be done, and its memory.")],
+            False,
+        ),
     }
 
-    def command(**given: Any) -> tuple[Path, bool, Any]:
-        out, fresh = given.pop("out"), given.pop("fresh")
-        return out, fresh, build(**given)
+    def command(**given: Any) -> tuple[tuple[Path, bool, bool], Any]:
+        return (given.pop("out"), given.pop("fresh"), given.pop("dry_run")), build(**given)
 
     parameters = [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)

@@ -32,8 +32,8 @@ def header(run: Run, trainer: Trainer) -> str:
     ]
     if world.size > 1:
         lines.append(
-            f"{world.size} processes ({config.parallel}): each {len(trainer.shards)} microbatch(es) "
-            f"of {config.batch} a step"
+            f"{world.size} processes ({config.parallel}), each with {len(trainer.shards)} of the "
+            f"{config.accumulation} microbatches"
         )
     return "\n".join([*lines, *([run.note] if run.note else [])])
 

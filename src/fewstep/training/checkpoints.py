@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from fewstep.core import UsageError, local
 from fewstep.files import whole_folder
-from fewstep.training.distribution import World, rows
+from fewstep.training.distribution import ALONE, World, rows
 
 State = tuple[Mapping[str, Tensor], dict[str, Any]]
 """Tensors by dotted name, and JSON values."""
 
 
 def save(
-    folder: Path, step: int, state: State, keep: int, world: World = World(), keep_every: int = 0
+    folder: Path, step: int, state: State, keep: int, world: World = ALONE, keep_every: int = 0
 ) -> Path:
     """Write the state of ``step``; then drop all but the ``keep`` newest.
 

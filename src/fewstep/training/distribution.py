@@ -77,6 +77,9 @@ class World:
         return tensor.tolist()
 
 
+ALONE = World()
+
+
 @contextmanager
 def joined() -> Iterator[World]:
     """Join the processes that the environment speaks of, if it does.
@@ -92,7 +95,7 @@ def joined() -> Iterator[World]:
     if not 0 <= rank < size or (size > 1 and None in (given["RANK"], given["WORLD_SIZE"])):
         raise UsageError(f"RANK must lie in [0, WORLD_SIZE), got {given}; start with torchrun")
     if size == 1:
-        yield World()
+        yield ALONE
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:

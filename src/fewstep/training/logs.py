@@ -65,7 +65,9 @@ class Logger:
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self.task = self.bar.add_task("", total=config.steps, completed=start, rate="-", loss="-")
+            self.task = self.bar.add_task(
+                "", total=config.steps, completed=start, rate="-", loss="-"
+            )
 
     def __enter__(self) -> Logger:
         if self.bar is not None:

@@ -20,7 +20,7 @@ from fewstep.files import whole_folder
 from fewstep.model import Model
 from fewstep.pictures import picture
 from fewstep.training import checkpoints
-from fewstep.training.announce import card, header
+from fewstep.training.announce import card, header, plan
 from fewstep.training.config import Run
 from fewstep.training.distribution import World, joined
 from fewstep.training.folder import RunFolder, describe
@@ -72,9 +72,7 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
             device = torch.device("cuda", world.local)
         if fresh and world.first and (aside := folder.move_aside()):
             _say(f"moved the old run to {aside}")
-        trainer = Trainer(
-            run.objective, run.data, config, run.averages, device, world, run.augment
-        )
+        trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)
         record = describe(run, device, trainer.fingerprints)
         _open(folder, record, world, stack)
         resumed = world.agreed(checkpoints.newest(folder.checkpoints))
@@ -93,9 +91,14 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
         return _deliver(run, trainer, folder)
 
 
-def _open(
-    folder: RunFolder, record: dict[str, Any], world: World, stack: ExitStack
-) -> None:
+def dry(run: Run) -> str:
+    """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
+    device = usable_device(run.config.device)
+    trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
+    return plan(run, describe(run, device, trainer.fingerprints), trainer)
+
+
+def _open(folder: RunFolder, record: dict[str, Any], world: World, stack: ExitStack) -> None:
     """The first process opens the folder; what it finds wrong is every process's error."""
     problem = None
     if world.first:
@@ -131,7 +134,11 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                     logger.row(step, {**row, "skipped": float(trainer.skipped)})
             if due(config.sample_every):
                 _pictures(run, trainer, folder)
-            if run.watch is not None and config.evaluate_every and step % config.evaluate_every == 0:
+            if (
+                run.watch is not None
+                and config.evaluate_every
+                and step % config.evaluate_every == 0
+            ):
                 model = _model(run, trainer, _main(trainer))
                 if logger is not None:
                     logger.note(step, run.watch(model))

@@ -19,6 +19,7 @@ from fewstep.training.averages import Averages, Rule
 from fewstep.training.checkpoints import State, fingerprint, load_into
 from fewstep.training.config import Augment, TrainConfig
 from fewstep.training.distribution import (
+    ALONE,
     Alone,
     Replicated,
     Sharded,
@@ -63,7 +64,7 @@ class Trainer:
         config: TrainConfig,
         averages: Mapping[str, Rule],
         device: torch.device,
-        world: World = World(),  # noqa: B008
+        world: World = ALONE,
         augment: Augment | None = None,
     ) -> None:
         _check(objective, config, world)
@@ -74,9 +75,7 @@ class Trainer:
         self.shards = range(world.rank * own, (world.rank + 1) * own)
         self.averages = Averages(objective.student, averages)
         # Frozen modules never change, so what is read before sharding stays true.
-        self.fingerprints = {
-            n: fingerprint(objective.get_submodule(n)) for n in objective.frozen
-        }
+        self.fingerprints = {n: fingerprint(objective.get_submodule(n)) for n in objective.frozen}
         self.step = 0
         self.stage, self.stage_start = objective.stage(0), 0
         self.skipped = self.skipped_in_a_row = 0

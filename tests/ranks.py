@@ -1,0 +1,156 @@
+"""What the tests of several processes run in each of them: a few steps, written down.
+
+``torchrun --nproc-per-node 2 tests/ranks.py OUT``; in one process, call :func:`trained`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewstep.contract import Contract, DataSpec, Sampling, Start
+from fewstep.core import Batch, Rng
+from fewstep.data import Arrays, toy
+from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
+from fewstep.models.nets import DDPMpp, ResidualMLP
+from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.consistency import Consistency, Fixed, SameNoise
+from fewstep.training import checkpoints
+from fewstep.training.averages import constant, warmed
+from fewstep.training.config import TrainConfig
+from fewstep.training.distribution import ALONE, World, full, joined
+from fewstep.training.trainer import Trainer
+
+STEPS = 4
+
+
+class Critic(Objective):
+    """A generator that climbs a critic, and a critic that scores data above samples."""
+
+    def __init__(self, student: AbstractDenoiser, critic: AbstractDenoiser) -> None:
+        super().__init__()
+        self.student, self.critic = student, critic
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Tensor:
+        return torch.randn(batch.x0.shape, generator=rng)
+
+    def _sample(self, batch: Batch, noise: Tensor) -> Tensor:
+        return self.student(noise * 2, torch.full((len(batch),), 2.0, dtype=torch.float64))
+
+    def _score(self, x: Tensor) -> Tensor:
+        return self.critic(x, torch.full((len(x),), 0.5, dtype=torch.float64)).tanh().mean()
+
+    def climb(self, batch: Batch, noise: Tensor) -> Loss:
+        return Loss({"climb": -self._score(self._sample(batch, noise))})
+
+    def judge(self, batch: Batch, noise: Tensor) -> Loss:
+        fake = self._sample(batch, noise).detach()
+        return Loss({"judge": self._score(fake) - self._score(batch.x0)})
+
+    def phases(self) -> Sequence[Phase]:
+        return (
+            Phase("critic", self.critic, self.draw, self.judge),
+            Phase("student", self.student, self.draw, self.climb),
+        )
+
+    def contract(self, data: DataSpec) -> Contract:
+        sampling = Sampling(start=Start(t=80.0, std=80.0), kind="renoise", times={1: (80.0,)})
+        return Contract(method="critic", data=data, sampling=sampling)
+
+
+def mlp(seed: int) -> Denoiser:
+    torch.manual_seed(seed)
+    net = ResidualMLP((2,), 9, 2, dropout=0.1)
+    with torch.no_grad():
+        net.last.weight.normal_(std=0.3)
+    return Denoiser(net, EDM(sigma_data=0.5))
+
+
+def unet(seed: int) -> Denoiser:
+    torch.manual_seed(seed)
+    net = DDPMpp((1, 8, 8), 8, (1, 1), 1, (4,), dropout=0.1, classes=3)
+    return Denoiser(net, ConsistencyBoundary(sigma_data=0.5))
+
+
+def objective(name: str) -> tuple[Objective, Arrays]:
+    if name == "critic":
+        return Critic(mlp(0), mlp(1)), toy("two-modes", 64)
+    student = unet(2)
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    data = Arrays(pixels.to(torch.uint8).numpy(), torch.arange(40).numpy() % 3)
+    return Consistency(student, SameNoise(student.path), schedule=Fixed(6, 0.9)), data
+
+
+NAMES = ("critic", "consistency")
+
+
+def settings(name: str, parallel: str, **given: object) -> TrainConfig:
+    optimizer = "adam" if name == "critic" else "radam"
+    common = {"steps": STEPS, "batch": 6, "accumulation": 2, "lr": 1e-2, "clip": 0.5}
+    common |= {"optimizer": optimizer, "parallel": parallel}
+    return TrainConfig(**(common | given))  # pyright: ignore
+
+
+def trainer(name: str, parallel: str, world: World, **given: object) -> Trainer:
+    learnt, data = objective(name)
+    rules = {"slow": warmed(0.99), "fast": constant(0.5)}
+    config = settings(name, parallel, **given)
+    return Trainer(learnt, data, config, rules, torch.device("cpu"), world)
+
+
+def found(made: Trainer, losses: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Losses, weights of everything, averages, whole."""
+    modules = {"objective": made.objective, **made.averages.copies}
+    weights = {
+        f"{name}.{k}": full(v.detach()).clone()
+        for name, module in modules.items()
+        for k, v in module.state_dict().items()
+    }
+    return {"losses": torch.stack([*losses]), **weights}
+
+
+def trained(
+    name: str, parallel: str = "ddp", world: World = ALONE, steps: int = STEPS, **given: object
+) -> tuple[Trainer, dict[str, Tensor]]:
+    made = trainer(name, parallel, world, **given)
+    losses = []
+    while made.step < steps:
+        row = world.mean(made.advance())
+        losses.append(torch.tensor([row[k] for k in sorted(row)], dtype=torch.float64))
+    return made, found(made, losses)
+
+
+def main(out: Path) -> None:
+    with joined() as world:
+        for name in NAMES:
+            for parallel in ("ddp", "fsdp"):
+                _, result = trained(name, parallel, world)
+                if world.first:
+                    save_file(result, out / f"{name}-{parallel}.safetensors")
+            # Half the way on two ranks, saved in pieces.
+            made, _ = trained(name, "fsdp", world, steps=2)
+            folder = out / f"{name}-half"
+            checkpoints.save(folder, made.step, made.state(), 2, world)
+            # A checkpoint of one process, continued on two.
+            for parallel in ("ddp", "fsdp"):
+                made = trainer(name, parallel, world)
+                source = out / f"{name}-one" / "000000002"
+                made.load(checkpoints.read(source), source)
+                losses = []
+                while made.step < STEPS:
+                    row = world.mean(made.advance())
+                    values = [row[k] for k in sorted(row)]
+                    losses.append(torch.tensor(values, dtype=torch.float64))
+                result = found(made, losses)
+                if world.first:
+                    save_file(result, out / f"{name}-{parallel}-on.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
