@@ -1,0 +1,205 @@
+"""How much the library costs beside the bare network's passes, in one run on this machine.
+
+Ratios are medians over interleaved pairs, so that a busy moment falls on both sides. The network is
+DDPM++ of 64 channels, multipliers (1, 2, 2), 32 x 32 pixels, in batches of 8; memory is the largest
+resident size of a fresh process, imports included.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.contract import data_spec
+from fewstep.core import Rng
+from fewstep.data import Arrays
+from fewstep.model import Model
+from fewstep.models import ConsistencyBoundary, Denoiser
+from fewstep.models.nets import DDPMpp
+from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
+from fewstep.objectives.terms import PseudoHuber
+from fewstep.training.averages import constant
+from fewstep.training.config import TrainConfig
+from fewstep.training.trainer import Trainer
+
+BATCH = 8
+SHAPE = (3, 32, 32)
+PAIRS = 15
+TARGETS = {
+    "overhead": (0.05, "at most"),
+    "ct_over_passes": (1.02, "at most"),
+    "sample_over_forward": (1.02, "at most"),
+    "ct_peak_mib": (780.0, "at most"),
+    "bf16_forward_speedup": (1.4, "at least"),
+}
+"""What each figure should be on two cores."""
+
+Work = Callable[[], Any]
+
+
+def run(threads: int, pairs: int = PAIRS) -> dict[str, Any]:
+    """All figures.
+
+    Args:
+        threads: of torch.
+        pairs: measurements of each side of a ratio.
+
+    Returns:
+        The ratios and the peak; ``milliseconds``, the raw times of both sides of each ratio;
+        ``threads``.
+    """
+    torch.set_num_threads(threads)
+    made = Subjects()
+    raw: dict[str, tuple[list[float], list[float]]] = {}
+
+    def paired(name: str, ours: Work, bare: Work) -> tuple[list[float], list[float]]:
+        raw[name] = _interleaved(ours, bare, pairs)
+        return raw[name]
+
+    step, passes = paired("overhead", made.step("adam"), made.passes)
+    radam, radam_passes = paired("overhead_radam", made.step("radam"), made.passes)
+    return {
+        "overhead": _median((a - b) / a for a, b in zip(step, passes, strict=True)),
+        "overhead_radam": _median((a - b) / a for a, b in zip(radam, radam_passes, strict=True)),
+        "ct_over_passes": _ratio(*paired("ct_over_passes", made.loss, made.passes)),
+        "sample_over_forward": _ratio(*paired("sample_over_forward", made.sample, made.forward)),
+        "ct_step_over_forward": _ratio(
+            *paired("ct_step_over_forward", made.step("adam"), made.forward)
+        ),
+        "bf16_forward_speedup": _ratio(
+            *reversed(paired("bf16_forward_speedup", made.forward_bf16, made.forward))
+        ),
+        "ct_peak_mib": _in_a_fresh_process(threads),
+        "threads": threads,
+        "pairs": pairs,
+        "torch": torch.__version__,
+        "milliseconds": {
+            name: {"ours": [round(x * 1e3, 2) for x in a], "bare": [round(x * 1e3, 2) for x in b]}
+            for name, (a, b) in raw.items()
+        },
+    }
+
+
+class Subjects:
+    """What is timed: consistency training and its parts."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.net = DDPMpp(SHAPE, 64, (1, 2, 2), blocks=2, attention=(16,), dropout=0.0)
+        student = Denoiser(self.net, ConsistencyBoundary(sigma_data=0.5))
+        self.objective = Consistency(
+            student,
+            SameNoise(student.path),
+            schedule=Progressive(10, 80, 1000, rate=0.0, adaptive=False),
+            distance=PseudoHuber(),
+            weight=lambda t, r: 1 / (t - r),
+        )
+        pixels = np.random.default_rng(0).integers(0, 256, (64, *SHAPE), dtype=np.uint8)
+        self.data = Arrays(pixels)
+        self.batch = self.data.batch(range(BATCH))
+        self.x, self.c_noise = torch.randn(BATCH, *SHAPE), torch.randn(BATCH)
+        contract = self.objective.contract(data_spec(SHAPE, 0, True))
+        self.model = Model(Denoiser(self.net, student.preconditioning), contract)
+        self.net.requires_grad_(True).train()
+
+    def step(self, optimizer: Any) -> Work:
+        """Whole steps of the trainer, with one average."""
+        config = TrainConfig(steps=10**6, batch=BATCH, lr=1e-6, optimizer=optimizer)
+        rules = {"ema": constant(0.999)}
+        trainer = Trainer(self.objective, self.data, config, rules, torch.device("cpu"))
+        return trainer.advance
+
+    def loss(self) -> None:
+        """The method's loss and its backward pass."""
+        draws = self.objective.draw(self.batch, 0, Rng(0, 0, "student"))
+        self.objective.loss(self.batch, draws).total().backward()
+        self.net.zero_grad()
+
+    def passes(self) -> None:
+        """What consistency training cannot do without: two forward passes and one backward."""
+        with torch.no_grad():
+            self.net(self.x, self.c_noise)
+        out: Tensor = self.net(self.x, self.c_noise)
+        out.sum().backward()
+        self.net.zero_grad()
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        """The bare network."""
+        self.net(self.x, self.c_noise)
+
+    @torch.no_grad()
+    def forward_bf16(self) -> None:
+        """The bare network in bf16."""
+        with torch.autocast("cpu", torch.bfloat16):
+            self.net(self.x, self.c_noise)
+
+    def sample(self) -> None:
+        """One-step samples."""
+        self.model.sample(BATCH, steps=1, seed=0)
+
+
+def peak(threads: int, steps: int = 4) -> float:
+    """Largest resident size of this process in MiB after some steps of consistency training."""
+    torch.set_num_threads(threads)
+    advance = Subjects().step("adam")
+    for _ in range(steps):
+        advance()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The figures beside what they should be."""
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, float):
+            limit, kind = TARGETS.get(name, (None, ""))
+            aim = "" if limit is None else f"{kind} {limit:g}"
+            lines.append(f"{name:<22} {value:>9.3f}   {aim}".rstrip())
+    return "\n".join([*lines, f"{found['threads']} thread(s), medians of {found['pairs']} pairs"])
+
+
+def _interleaved(ours: Work, bare: Work, pairs: int) -> tuple[list[float], list[float]]:
+    for work in (ours, bare):
+        work()
+    found: tuple[list[float], list[float]] = [], []
+    for i in range(pairs):
+        # Each side goes first as often as the other.
+        for side in (0, 1) if i % 2 else (1, 0):
+            began = time.perf_counter()
+            (ours, bare)[side]()
+            found[side].append(time.perf_counter() - began)
+    return found
+
+
+def _ratio(ours: list[float], bare: list[float]) -> float:
+    return _median(a / b for a, b in zip(ours, bare, strict=True))
+
+
+def _median(values: Any) -> float:
+    return float(median(values))
+
+
+def _in_a_fresh_process(threads: int) -> float:
+    code = f"from fewstep.bench import peak; print(peak({threads}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+def main(threads: int, as_json: bool) -> None:
+    """Print the figures."""
+    found = run(threads)
+    print(json.dumps(found, indent=2) if as_json else table(found))
