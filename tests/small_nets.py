@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.models.nets import DDPMpp, ResidualMLP
+from fewstep.models.nets import ADM, DDPMpp, NCSNpp, ResidualMLP
 from oracles import normal
 
 SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "classes": 3}
@@ -16,6 +16,13 @@ NETWORKS = {
     "mlp-image": lambda **o: ResidualMLP((1, 4, 4), **{"width": 16, "classes": 3, **o}),
     "ddpmpp": lambda **o: DDPMpp((2, 8, 8), **{**SMALL, **o}),
     "ddpmpp-wide": lambda **o: DDPMpp((1, 4, 8), **{**SMALL, "classes": 0, "augment": 5, **o}),
+    "ncsnpp": lambda **o: NCSNpp((2, 8, 8), **{**SMALL, "multipliers": (1, 2, 1), **o}),
+    "ncsnpp-wide": lambda **o: NCSNpp((1, 4, 8), **{**SMALL, "classes": 0, "augment": 5, **o}),
+    "adm": lambda **o: ADM((2, 8, 8), **{**SMALL, "channels": 64, "multipliers": (1, 1), **o}),
+    "adm-wide": lambda **o: ADM(
+        (1, 4, 8),
+        **{**SMALL, "channels": 32, "attention": (2,), "classes": 0, "scale_shift": False, **o},
+    ),
 }
 
 
