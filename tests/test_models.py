@@ -18,7 +18,7 @@ from fewstep.models import (
     TrigFlow,
     VPrediction,
 )
-from fewstep.models.nets import DDPMpp, ResidualMLP
+from fewstep.models.nets import ResidualMLP
 from fewstep.models.nets.blocks import LabelEmbedding
 from fewstep.models.preconditioning import Reparametrised
 from fewstep.models.spec import build_denoiser, denoiser_spec
@@ -34,6 +34,7 @@ from fewstep.paths import (
 )
 from fewstep.times import LogNormal
 from oracles import PATHS_AT_REST, D, Gaussian, four_points, full, normal, path_id
+from small_nets import NETWORKS, ask, shaken
 
 PRECONDITIONINGS = [
     EDM(sigma_data=0.5),
@@ -58,9 +59,13 @@ class Recorder(nn.Module):
 
     two_time = False
 
-    def __init__(self, answer, cond_keys: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, answer, cond_keys: tuple[str, ...] = (), optional_keys: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.answer, self.cond_keys = answer, cond_keys
+        if optional_keys:
+            self.optional_keys = optional_keys
         self.seen: list[tuple] = []
 
     def forward(self, x, c_noise, s_noise=None, cond=None):
@@ -206,6 +211,20 @@ def test_a_denoiser_passes_on_what_is_declared_and_no_more():
     assert network.seen[0][2] is None
 
 
+def test_an_optional_condition_is_passed_on_where_it_is_given():
+    network = Recorder(smooth, ("label",), ("augment", "crop"))
+    denoiser, x = Denoiser(network, EDM(sigma_data=0.5)), normal(2, 3)
+    label, augment = {"label": torch.arange(2)}, {"augment": normal(2, 9), "text": x}
+    denoiser(x, full(1.0, x), None, label)
+    denoiser.on(Linear())(x, full(0.5, x), None, {**label, **augment})
+    Guided(denoiser, {"label": 7})(x, full(1.0, x), None, {**label, **augment})
+    alone, both, guided = (seen[3] for seen in network.seen)
+    assert alone.keys() == {"label"}
+    assert both.keys() == {"label", "augment"}
+    assert guided.keys() == {"label", "augment"}
+    assert guided["augment"].equal(augment["augment"].repeat(2, 1))
+
+
 @pytest.mark.parametrize("cond", [None, {}, {"label": torch.arange(2)}])
 def test_a_missing_condition_is_named(cond):
     denoiser = Denoiser(Recorder(smooth, ("label", "text")), EDM(sigma_data=0.5))
@@ -279,39 +298,6 @@ def test_clamped_answers():
 # Networks.
 
 
-# EDM's CIFAR-10 networks have 55733891 parameters, 9 x 128 of them for the augmentation that
-# sampling leaves out; ten classes add a map from 10 to 128 and its bias.
-@pytest.mark.parametrize(("classes", "count"), [(0, 55_732_739), (10, 55_734_147)])
-def test_parameters_of_edm_networks(classes, count):
-    with torch.device("meta"):
-        network = DDPMpp((3, 32, 32), classes=classes)
-    assert sum(p.numel() for p in network.parameters()) == count
-
-
-SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "classes": 3}
-NETWORKS = {
-    "mlp": lambda **o: ResidualMLP((2,), **{"width": 16, "blocks": 2, "classes": 3, **o}),
-    "mlp-image": lambda **o: ResidualMLP((1, 4, 4), **{"width": 16, "classes": 3, **o}),
-    "ddpmpp": lambda **o: DDPMpp((2, 8, 8), **{**SMALL, **o}),
-    "ddpmpp-wide": lambda **o: DDPMpp((1, 4, 8), **{**SMALL, "classes": 0, **o}),
-}
-
-
-def shaken(network: nn.Module, seed: int = 0) -> nn.Module:
-    """With no zero among its weights: fresh networks answer nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) / max(1, p[0].numel()) ** 0.5)
-    return network
-
-
-def ask(network: nn.Module, seed: int = 0, labels=(0, 1, 2), time: float = 0.3) -> Tensor:
-    x = normal(3, *network.options["shape"], seed=seed).float()
-    cond = {"label": torch.tensor(labels)} if network.cond_keys else None
-    return network(x, torch.full((3,), time), None, cond)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_keep_the_shape_and_read_their_inputs(name):
     torch.manual_seed(0)
@@ -354,12 +340,6 @@ def test_the_null_label_adds_nothing():
     with torch.no_grad():
         network.map_label.linear.weight.zero_()
     torch.testing.assert_close(ask(network, labels=(0, 1, 2)), null)
-
-
-@pytest.mark.parametrize("shape", [(3,), (3, 8), (1, 6, 8), (1, 8, 6)])
-def test_ddpmpp_needs_divisible_images(shape):
-    with pytest.raises(UsageError, match="divisible by 4"):
-        DDPMpp(shape, channels=8, multipliers=(1, 1, 1))
 
 
 # Specs.

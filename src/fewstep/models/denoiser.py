@@ -20,6 +20,10 @@ class Network(Protocol):
 
     ``cond_keys`` names the conditions that ``cond`` will hold; ``two_time`` says whether the
     network reads ``s_noise``. ``forward`` maps ``(b, *event)`` to the same shape.
+
+    Two more attributes are read where a network has them: ``optional_keys`` names conditions that
+    ``cond`` will hold if they are given, and ``units`` the classes of its blocks, one of which is
+    sharded or recomputed as a whole.
     """
 
     cond_keys: tuple[str, ...]
@@ -72,6 +76,7 @@ class Denoiser(AbstractDenoiser):
         self.preconditioning = preconditioning
         self.path = preconditioning.path
         self.cond_keys = tuple(net.cond_keys)
+        self.optional_keys: tuple[str, ...] = tuple(getattr(net, "optional_keys", ()))
         self.two_time = net.two_time
 
     def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
@@ -95,7 +100,7 @@ class Denoiser(AbstractDenoiser):
         return Denoiser(self.net, self.preconditioning.on(path))
 
     def _own(self, cond: Cond | None) -> dict[str, Tensor]:
-        """The declared conditions and no others."""
+        """The declared conditions, the optional ones where they are given, and no others."""
         given = cond or {}
         missing = [key for key in self.cond_keys if key not in given]
         if missing:
@@ -103,7 +108,7 @@ class Denoiser(AbstractDenoiser):
                 f"the network needs the condition(s) {missing}, got {sorted(given)}; pass "
                 f"cond={{{missing[0]!r}: tensor of shape (b, ...)}}"
             )
-        return {key: given[key] for key in self.cond_keys}
+        return {key: given[key] for key in (*self.cond_keys, *self.optional_keys) if key in given}
 
 
 class Guided(AbstractDenoiser):

@@ -2,9 +2,16 @@
 
 from torch import nn
 
+from fewstep.models.nets.adm import ADM
 from fewstep.models.nets.ddpmpp import DDPMpp
 from fewstep.models.nets.mlp import ResidualMLP
+from fewstep.models.nets.ncsnpp import NCSNpp
 
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": ResidualMLP, "ddpmpp": DDPMpp}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "mlp": ResidualMLP,
+    "ddpmpp": DDPMpp,
+    "ncsnpp": NCSNpp,
+    "adm": ADM,
+}
 
-__all__ = ["NETWORKS", "DDPMpp", "ResidualMLP"]
+__all__ = ["ADM", "NETWORKS", "DDPMpp", "NCSNpp", "ResidualMLP"]

@@ -6,6 +6,7 @@ Shape suffixes: B batch, C channels, H, W space, L = H W, N heads, D a head's ch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +16,24 @@ from fewstep.core import Cond, UsageError
 
 
 class FourierEmbedding(nn.Module):
-    """cos and sin of random frequencies, which are data and travel with the weights."""
+    """cos and sin of random frequencies, which are data and travel with the weights.
 
-    def __init__(self, channels: int, scale: float) -> None:
+    Args:
+        channels: output width, even.
+        scale: standard deviation of the frequencies.
+        sin_first: sin before cos (EDM's NCSN++), or cos before sin.
+    """
+
+    def __init__(self, channels: int, scale: float, sin_first: bool = False) -> None:
         super().__init__()
+        self.sin_first = sin_first
         self.register_buffer("frequencies", torch.randn(channels // 2) * scale)
 
     def forward(self, t_B: Tensor) -> Tensor:
         """``(b, channels)``."""
         angle = t_B.outer(2 * math.pi * self.get_buffer("frequencies").to(t_B.dtype))
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        parts = (angle.sin(), angle.cos()) if self.sin_first else (angle.cos(), angle.sin())
+        return torch.cat(parts, dim=1)
 
 
 class PositionalEmbedding(nn.Module):
@@ -97,8 +106,12 @@ def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=eps)
 
 
-def resize(x_BCHW: Tensor, factor: float) -> Tensor:
-    """Halve by 2x2 means (factor 0.5) or double by repetition (2): the [1, 1] resampling filter."""
+Resize = Callable[[Tensor, float], Tensor]
+"""Resampling of ``(b, c, h, w)`` by a factor of 0.5, 1 (nothing happens) or 2."""
+
+
+def resize_box(x_BCHW: Tensor, factor: float) -> Tensor:
+    """Halve by 2x2 means or double by repetition: the [1, 1] filter."""
     if factor == 0.5:
         return F.avg_pool2d(x_BCHW, 2)
     if factor == 2:
@@ -106,16 +119,48 @@ def resize(x_BCHW: Tensor, factor: float) -> Tensor:
     return x_BCHW
 
 
+def resize_fir(x_BCHW: Tensor, factor: float) -> Tensor:
+    """Halve or double with the [1, 3, 3, 1] filter along both axes; zeros beyond the border."""
+    c = x_BCHW.shape[1]
+    if factor == 0.5:
+        return F.conv2d(x_BCHW, fir_kernel(x_BCHW), stride=2, padding=1, groups=c)
+    if factor == 2:
+        kernel = 4 * fir_kernel(x_BCHW)
+        return F.conv_transpose2d(x_BCHW, kernel, stride=2, padding=1, groups=c)
+    return x_BCHW
+
+
+def fir_kernel(x_BCHW: Tensor) -> Tensor:
+    """[1, 3, 3, 1] by [1, 3, 3, 1] with sum 1, once for each channel: ``(c, 1, 4, 4)``."""
+    taps = torch.tensor([0.125, 0.375, 0.375, 0.125], dtype=x_BCHW.dtype, device=x_BCHW.device)
+    return taps.outer(taps).expand(x_BCHW.shape[1], 1, 4, 4)
+
+
+def attention(qkv_BCHW: Tensor, heads: int) -> Tensor:
+    """``(b, c, h, w)`` from queries, keys and values ``(b, 3 c, h, w)``.
+
+    The 3 c rows are ordered by head, then channel, then q, k, v, as in EDM.
+    """
+    b, _, height, width = qkv_BCHW.shape
+    qkv_BNDXL = qkv_BCHW.reshape(b, heads, -1, 3, height * width)
+    q_BNLD, k_BNLD, v_BNLD = qkv_BNDXL.permute(3, 0, 1, 4, 2)
+    a_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+    # contiguous: forward-mode derivatives of the next norm need it.
+    return a_BNLD.transpose(2, 3).contiguous().reshape(b, -1, height, width)
+
+
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice, with the embedding added in between; then attention.
+    """The block of DDPM++ and NCSN++, every residual sum of which is scaled by sqrt(1/2).
+
+    GroupNorm, SiLU, convolution, twice, with the embedding added in between; then attention.
 
     Args:
         c_in, c_out: channels.
         embedding: width E of the embedding.
-        resample: 0.5, 1 or 2, applied inside the first convolution and on the skip.
+        resample: 0.5, 1 or 2, applied before the first convolution and on the skip.
+        resize: what resamples.
         heads: attention heads; 0 for none.
         dropout: probability.
-        skip_scale: factor on every residual sum; sqrt(1/2) in DDPM++.
     """
 
     def __init__(
@@ -125,12 +170,12 @@ class ResidualBlock(nn.Module):
         embedding: int,
         *,
         resample: float = 1,
+        resize: Resize = resize_box,
         heads: int = 0,
         dropout: float = 0.0,
-        skip_scale: float = math.sqrt(0.5),
     ) -> None:
         super().__init__()
-        self.resample, self.heads, self.skip_scale = resample, heads, skip_scale
+        self.resample, self.resize, self.heads = resample, resize, heads
         self.norm0 = group_norm(c_in)
         self.conv0 = xavier(nn.Conv2d(c_in, c_out, 3, padding=1))
         self.affine = xavier(nn.Linear(embedding, c_out))
@@ -147,19 +192,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         """``(b, c_out, h, w)`` at the resampled size."""
-        h_BCHW = self.conv0(resize(F.silu(self.norm0(x_BCHW)), self.resample))
+        h_BCHW = self.conv0(self.resize(F.silu(self.norm0(x_BCHW)), self.resample))
         h_BCHW = h_BCHW + self.affine(embedding_BE)[:, :, None, None]
         h_BCHW = self.conv1(self.dropout(F.silu(self.norm1(h_BCHW))))
-        x_BCHW = (h_BCHW + self.skip(resize(x_BCHW, self.resample))) * self.skip_scale
-        return self._attend(x_BCHW) if self.heads else x_BCHW
-
-    def _attend(self, x_BCHW: Tensor) -> Tensor:
-        # EDM orders the 3C rows of qkv by head, then channel, then q, k, v.
-        qkv_BNDXL = self.qkv(self.norm2(x_BCHW)).reshape(
-            len(x_BCHW), self.heads, -1, 3, x_BCHW.shape[2] * x_BCHW.shape[3]
-        )
-        q_BNLD, k_BNLD, v_BNLD = qkv_BNDXL.permute(3, 0, 1, 4, 2)
-        a_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
-        # contiguous: forward-mode derivatives of the next norm need it.
-        a_BCHW = a_BNLD.transpose(2, 3).contiguous().reshape(x_BCHW.shape)
-        return (self.proj(a_BCHW) + x_BCHW) * self.skip_scale
+        x_BCHW = (h_BCHW + self.skip(self.resize(x_BCHW, self.resample))) * math.sqrt(0.5)
+        if self.heads:
+            a_BCHW = attention(self.qkv(self.norm2(x_BCHW)), self.heads)
+            x_BCHW = (self.proj(a_BCHW) + x_BCHW) * math.sqrt(0.5)
+        return x_BCHW

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Cond, UsageError
+from fewstep.core import Cond
 from fewstep.models.nets.blocks import (
     LabelEmbedding,
     PositionalEmbedding,
@@ -16,13 +15,14 @@ from fewstep.models.nets.blocks import (
     label_of,
     xavier,
 )
+from fewstep.models.nets.unet import check_unet, decode, encode, layout
 
 
 class DDPMpp(nn.Module):
     """Residual blocks on every resolution, additive time embedding, skips scaled by sqrt(1/2).
 
     EDM's CIFAR-10 network is ``DDPMpp((3, 32, 32), channels=128, multipliers=(2, 2, 2), blocks=4,
-    attention=(16,), dropout=0.13)``.
+    attention=(16,), dropout=0.13, augment=9)``.
 
     Args:
         shape: ``(c, h, w)``; h and w divisible by ``patch``, and then by 2 for every multiplier
@@ -34,9 +34,12 @@ class DDPMpp(nn.Module):
         dropout: probability.
         classes: number of labels; 0 for none. Label ``classes`` is null.
         patch: side of the squares of pixels that are read as channels; 1 for pixels as they are.
+        augment: numbers that tell how a sample was augmented, ``cond["augment"]`` ``(b, augment)``;
+            0 for none. Zeros say that it was not, and so does leaving them out.
     """
 
     two_time = False
+    units = (ResidualBlock,)
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class DDPMpp(nn.Module):
         dropout: float = 0.1,
         classes: int = 0,
         patch: int = 1,
+        augment: int = 0,
     ) -> None:
         super().__init__()
         self.options = {
@@ -59,29 +63,20 @@ class DDPMpp(nn.Module):
             "dropout": dropout,
             "classes": classes,
             "patch": patch,
+            "augment": augment,
         }
-        unit = max(1, patch) * 2 ** (len(multipliers) - 1)
-        if len(shape) != 3 or patch < 1 or any(n % unit for n in shape[1:]):
-            raise UsageError(
-                f"DDPMpp: {len(multipliers)} resolutions of patches of {patch} need an event "
-                f"(c, h, w) whose h and w are divisible by {unit}, got {tuple(shape)}"
-            )
-        if channels % 2 or not multipliers or min(multipliers) < 1:
-            raise UsageError(
-                f"DDPMpp: expected an even number of channels and positive multipliers, got "
-                f"{channels} and {tuple(multipliers)}"
-            )
+        check_unet("DDPMpp", shape, channels, multipliers, patch)
         self.cond_keys = label_keys(classes)
+        self.optional_keys = ("augment",) if augment else ()
         width = 4 * channels
 
         self.map_noise = PositionalEmbedding(channels, endpoint=True, sin_first=True)
         self.map_label = LabelEmbedding(classes, channels) if classes else None
+        self.map_augment = xavier(nn.Linear(augment, channels, bias=False)) if augment else None
         self.map_layer0 = xavier(nn.Linear(channels, width))
         self.map_layer1 = xavier(nn.Linear(width, width))
 
-        def block(
-            c_in: int, c_out: int, resample: float = 1, attend: bool = False
-        ) -> ResidualBlock:
+        def block(c_in: int, c_out: int, resample: float, attend: bool) -> ResidualBlock:
             return ResidualBlock(
                 c_in, c_out, width, resample=resample, heads=int(attend), dropout=dropout
             )
@@ -89,28 +84,15 @@ class DDPMpp(nn.Module):
         height, patch_channels = shape[1] // patch, shape[0] * patch**2
         self.patch = patch
         self.first = xavier(nn.Conv2d(patch_channels, channels, 3, padding=1))
-        now, skips = channels, [channels]
-        self.encoder = nn.ModuleList()
-        for level, multiplier in enumerate(multipliers):
-            if level:
-                self.encoder.append(block(now, now, resample=0.5))
-                skips.append(now)
-            for _ in range(blocks):
-                attend = height >> level in attention
-                self.encoder.append(block(now, multiplier * channels, attend=attend))
-                now = multiplier * channels
-                skips.append(now)
-
-        self.middle = nn.ModuleList([block(now, now, attend=True), block(now, now)])
-        self.decoder = nn.ModuleList()
-        for level in reversed(range(len(multipliers))):
-            if level < len(multipliers) - 1:
-                self.decoder.append(block(now, now, resample=2))
-            for i in range(blocks + 1):
-                attend = i == blocks and height >> level in attention
-                c_out = multipliers[level] * channels
-                self.decoder.append(block(now + skips.pop(), c_out, attend=attend))
-                now = c_out
+        self.encoder, self.middle, self.decoder = layout(
+            block,
+            channels,
+            [m * channels for m in multipliers],
+            blocks,
+            [height >> level in attention for level in range(len(multipliers))],
+            decoder_attends_throughout=False,
+        )
+        now = multipliers[0] * channels
         self.last_norm = group_norm(now)
         self.last = xavier(nn.Conv2d(now, patch_channels, 3, padding=1), gain=1e-5)
 
@@ -121,16 +103,10 @@ class DDPMpp(nn.Module):
         embedding = self.map_noise(c_noise)
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
+        if self.map_augment is not None and cond is not None and "augment" in cond:
+            embedding = embedding + self.map_augment(cond["augment"].to(embedding.dtype))
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
-        h = self.first(F.pixel_unshuffle(x, self.patch))
-        skips = [h]
-        for block in self.encoder:
-            h = block(h, embedding)
-            skips.append(h)
-        for block in self.middle:
-            h = block(h, embedding)
-        for block in self.decoder:
-            # Only the blocks that double the resolution take no skip.
-            h = block(h if block.resample == 2 else torch.cat([h, skips.pop()], dim=1), embedding)
+        skips = encode(self.encoder, self.first(F.pixel_unshuffle(x, self.patch)), embedding)
+        h = decode(self.middle, self.decoder, skips, embedding)
         return F.pixel_shuffle(self.last(F.silu(self.last_norm(h))), self.patch)

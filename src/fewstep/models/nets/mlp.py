@@ -12,6 +12,23 @@ from fewstep.core import Cond
 from fewstep.models.nets.blocks import FourierEmbedding, label_keys, label_of
 
 
+class _Block(nn.Module):
+    def __init__(self, width: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.modulate = nn.Linear(embedding, 2 * width)
+        self.up = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.down = nn.Linear(width, width)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulate(embedding).chunk(2, dim=1)
+        y = torch.addcmul(shift, self.norm(h), 1 + scale)
+        return h + self.down(self.dropout(F.silu(self.up(F.silu(y)))))
+
+
 class ResidualMLP(nn.Module):
     """Pre-normalised residual blocks on the flattened event, scaled and shifted by time and label.
 
@@ -25,6 +42,7 @@ class ResidualMLP(nn.Module):
     """
 
     two_time = False
+    units = (_Block,)
 
     def __init__(
         self,
@@ -66,20 +84,3 @@ class ResidualMLP(nn.Module):
         for block in self.blocks:
             h = block(h, embedding)
         return self.last(F.silu(h)).reshape(x.shape)
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, embedding: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.modulate = nn.Linear(embedding, 2 * width)
-        self.up = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
-        self.down = nn.Linear(width, width)
-        nn.init.zeros_(self.down.weight)
-        nn.init.zeros_(self.down.bias)
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulate(embedding).chunk(2, dim=1)
-        y = torch.addcmul(shift, self.norm(h), 1 + scale)
-        return h + self.down(self.dropout(F.silu(self.up(F.silu(y)))))
