@@ -1,0 +1,326 @@
+r"""EDM2's magnitude-preserving U-Net, configuration G (Karras et al. 2024).
+
+Every layer keeps unit variance: weights live on spheres, sums and concatenations are rescaled,
+and nothing has a bias or a normalisation with statistics of its own. Equations are the paper's
+appendix B's. Shape suffixes as in :mod:`fewstep.models.nets.blocks`.
+
+Training must keep the weights on their spheres by ``normalise_weights()``, once an update. The
+official code does so in every forward that trains; here no forward changes a parameter, so that
+derivatives, targets and accumulated batches see one network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.core import Cond, UsageError
+from fewstep.models.nets.blocks import label_keys, label_of, resize
+
+SIZES: dict[str, dict[str, Any]] = {
+    "xxs": {"channels": 64, "dropout": 0.0},
+    "xs": {"channels": 128, "dropout": 0.0},
+    "s": {"channels": 192, "dropout": 0.0},
+    "m": {"channels": 256, "dropout": 0.1},
+    "l": {"channels": 320, "dropout": 0.1},
+    "xl": {"channels": 384, "dropout": 0.1},
+    "xxl": {"channels": 448, "dropout": 0.1},
+}
+"""Options of the published ImageNet-512 networks (64 x 64 latents); ``dropout`` is training's."""
+
+HEAD = 64
+"""Channels of an attention head."""
+LIMIT = 256.0
+"""Activations are clipped to it."""
+RESIDUAL = 0.3
+"""Share of the branch in every residual sum."""
+
+
+# Primitives that keep magnitudes.
+
+
+def normalise(x: Tensor, dims: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
+    """``x`` over its root mean square along ``dims``, which is taken in float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
+    return x / (eps + norm * math.sqrt(norm.numel() / x.numel())).to(x.dtype)
+
+
+def mp_silu(x: Tensor) -> Tensor:
+    """SiLU over its root mean square on unit normals (eq. 81)."""
+    return F.silu(x) / 0.596
+
+
+def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """From ``a`` (t = 0) to ``b`` (t = 1) without loss of variance (eq. 88)."""
+    return a.lerp(b, t) / math.hypot(1 - t, t)
+
+
+def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
+    """Channels of both, in which ``b`` counts ``t`` however many channels it has (eq. 103)."""
+    n_a, n_b = a.shape[1], b.shape[1]
+    scale = math.sqrt((n_a + n_b) / ((1 - t) ** 2 + t**2))
+    return torch.cat([a * (scale * (1 - t) / math.sqrt(n_a)), b * (scale * t / n_b**0.5)], dim=1)
+
+
+class MPFourier(nn.Module):
+    """Cosines of random frequencies and phases, which are data and travel with the weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(channels))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        """``(b, channels)``, of unit variance (eq. 75)."""
+        frequencies, phases = (self.get_buffer(n).to(t_B.dtype) for n in ("frequencies", "phases"))
+        return math.sqrt(2) * (t_B.outer(frequencies) + phases).cos()
+
+
+class MPConv(nn.Module):
+    """A convolution (or with ``kernel`` 0 a linear map) by normalised weights, without bias.
+
+    Gradients pass through the normalisation, and so are tangent to the weights' spheres.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 0) -> None:
+        super().__init__()
+        sides = (kernel, kernel) if kernel else ()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, *sides))
+        self.normalise_weights()
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """``(b, c_out, ...)``, times ``gain`` (eq. 47)."""
+        weight = self.weight
+        scale = gain / math.sqrt(weight[0].numel())
+        weight = (normalise(weight, (*range(1, weight.ndim),)) * scale).to(x.dtype)
+        if weight.ndim == 2:
+            return x @ weight.T
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+    @torch.no_grad()
+    def normalise_weights(self) -> None:
+        """Put each output's n weights back on the sphere of radius sqrt(n) (eq. 66)."""
+        self.weight.copy_(normalise(self.weight, (*range(1, self.weight.ndim),)))
+
+
+class EDM2Block(nn.Module):
+    """A residual block, modulated by the embedding; then attention.
+
+    Encoder blocks normalise each pixel and project before the branch leaves, decoder blocks project
+    where it returns.
+
+    Args:
+        c_in, c_out: channels.
+        embedding: width E of the embedding.
+        encoder: which of both.
+        resample: 0.5, 1 or 2, before everything else.
+        attend: whether attention follows.
+        dropout: probability.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        embedding: int,
+        *,
+        encoder: bool,
+        resample: float = 1,
+        attend: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.resample, self.attend = encoder, resample, attend
+        self.heads = max(1, c_out // HEAD)
+        if attend and c_out % self.heads:
+            raise UsageError(f"EDM2: {c_out} channels do not split into {self.heads} heads")
+        self.skip = MPConv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.conv0 = MPConv(c_out if encoder else c_in, c_out, 3)
+        self.modulate = MPConv(embedding, c_out)
+        self.gain = nn.Parameter(torch.zeros(()))
+        self.dropout = nn.Dropout(dropout)
+        self.conv1 = MPConv(c_out, c_out, 3)
+        if attend:
+            self.qkv = MPConv(c_out, 3 * c_out, 1)
+            self.proj = MPConv(c_out, c_out, 1)
+
+    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
+        """``(b, c_out, h, w)`` at the resampled size."""
+        x_BCHW = resize(x_BCHW, self.resample)
+        if self.encoder:
+            x_BCHW = normalise(self.skip(x_BCHW), 1)
+        h_BCHW = self.conv0(mp_silu(x_BCHW))
+        scale_BC = 1 + self.modulate(embedding_BE, self.gain)
+        h_BCHW = mp_silu(h_BCHW * scale_BC[:, :, None, None])
+        h_BCHW = self.conv1(self.dropout(h_BCHW))
+        x_BCHW = mp_sum(x_BCHW if self.encoder else self.skip(x_BCHW), h_BCHW, RESIDUAL)
+        if self.attend:
+            x_BCHW = mp_sum(x_BCHW, self._attended(x_BCHW), RESIDUAL)
+        return x_BCHW.clamp(-LIMIT, LIMIT)
+
+    def _attended(self, x_BCHW: Tensor) -> Tensor:
+        # The 3C rows of qkv are ordered by head, then channel, then q, k, v.
+        qkv_BNDXL = self.qkv(x_BCHW).reshape(
+            len(x_BCHW), self.heads, -1, 3, x_BCHW.shape[2] * x_BCHW.shape[3]
+        )
+        q_BNLD, k_BNLD, v_BNLD = normalise(qkv_BNDXL, 2).permute(3, 0, 1, 4, 2)
+        a_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+        return self.proj(a_BNLD.transpose(2, 3).contiguous().reshape(x_BCHW.shape))
+
+
+class EDM2(nn.Module):
+    """The network; its preconditioning is ``EDM(sigma_data=0.5)``.
+
+    The published sizes are ``EDM2((4, 64, 64), classes=1000, **SIZES["xs"])`` and so on. The answer
+    of a fresh network is 0. See the module's text for ``normalise_weights``.
+
+    Args:
+        shape: ``(c, h, w)``; h and w divisible by 2 for every multiplier after the first.
+        channels: width that the multipliers multiply.
+        multipliers: one a resolution, from fine to coarse.
+        blocks: blocks of each resolution in the encoder; the decoder has one more.
+        attention: heights at which blocks attend.
+        dropout: probability.
+        classes: number of labels; 0 for none. Label ``classes`` is null.
+        two_time: read the second time too; at first it adds nothing.
+    """
+
+    units: ClassVar[tuple[type[nn.Module], ...]] = (EDM2Block,)
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (1, 2, 3, 4),
+        blocks: int = 3,
+        attention: tuple[int, ...] = (16, 8),
+        dropout: float = 0.0,
+        classes: int = 0,
+        two_time: bool = False,
+    ) -> None:
+        super().__init__()
+        self.options = {
+            "shape": list(shape),
+            "channels": channels,
+            "multipliers": list(multipliers),
+            "blocks": blocks,
+            "attention": list(attention),
+            "dropout": dropout,
+            "classes": classes,
+            "two_time": two_time,
+        }
+        if channels < 1 or blocks < 0 or not multipliers or min(multipliers) < 1:
+            raise UsageError(
+                f"EDM2: expected positive channels and multipliers and no negative number of "
+                f"blocks, got {channels}, {tuple(multipliers)} and {blocks}"
+            )
+        unit = 2 ** (len(multipliers) - 1)
+        if len(shape) != 3 or any(n < 1 or n % unit for n in shape[1:]):
+            raise UsageError(
+                f"EDM2: {len(multipliers)} resolutions need an event (c, h, w) whose h and w are "
+                f"divisible by {unit}, got {tuple(shape)}"
+            )
+        self.cond_keys = label_keys(classes)
+        self.two_time, self.classes = two_time, classes
+        widths = [channels * m for m in multipliers]
+        width = max(widths)
+
+        self.fourier = MPFourier(widths[0])
+        self.time = MPConv(widths[0], width)
+        self.label = MPConv(classes, width) if classes else None
+        if two_time:
+            self.end = MPConv(widths[0], width)
+            self.end_gain = nn.Parameter(torch.zeros(()))
+
+        def block(c_in: int, c_out: int, encoder: bool, **own: Any) -> EDM2Block:
+            return EDM2Block(c_in, c_out, width, encoder=encoder, dropout=dropout, **own)
+
+        self.first = MPConv(shape[0] + 1, widths[0], 3)
+        now, skips = widths[0], [widths[0]]
+        self.encoder = nn.ModuleList()
+        for level, c_out in enumerate(widths):
+            if level:
+                self.encoder.append(block(now, now, True, resample=0.5))
+                skips.append(now)
+            for _ in range(blocks):
+                attend = shape[1] >> level in attention
+                self.encoder.append(block(now, c_out, True, attend=attend))
+                now = c_out
+                skips.append(now)
+
+        self.middle = nn.ModuleList([block(now, now, False, attend=True), block(now, now, False)])
+        self.decoder = nn.ModuleList()
+        for level, c_out in reversed([*enumerate(widths)]):
+            if level < len(widths) - 1:
+                self.decoder.append(block(now, now, False, resample=2))
+            for _ in range(blocks + 1):
+                attend = shape[1] >> level in attention
+                self.decoder.append(block(now + skips.pop(), c_out, False, attend=attend))
+                now = c_out
+        self.last = MPConv(now, shape[0], 3)
+        self.last_gain = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
+    ) -> Tensor:
+        """F, shaped as ``x``."""
+        embedding = self._embedded(c_noise, s_noise, cond)
+        # A channel of ones, since nothing has a bias.
+        h = self.first(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
+        skips = [h]
+        for block in self.encoder:
+            h = block(h, embedding)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for block in self.decoder:
+            # Only the blocks that double the resolution take no skip.
+            h = block(h if block.resample == 2 else mp_cat(h, skips.pop()), embedding)
+        return self.last(h, self.last_gain)
+
+    def _embedded(self, c_noise: Tensor, s_noise: Tensor | None, cond: Cond | None) -> Tensor:
+        embedding_BE = self.time(self.fourier(c_noise))
+        if self.two_time:
+            # A sum of unit variance whatever the learned share of the second time.
+            end_BE = self.end(self.fourier(c_noise if s_noise is None else s_noise), self.end_gain)
+            embedding_BE = (embedding_BE + end_BE) / (1 + self.end_gain**2).sqrt()
+        if self.label is not None:
+            one_hot = F.one_hot(label_of(cond), self.classes + 1)[:, :-1].to(embedding_BE.dtype)
+            label_BE = self.label(one_hot * math.sqrt(self.classes))
+            embedding_BE = mp_sum(embedding_BE, label_BE, 0.5)
+        return mp_silu(embedding_BE)
+
+    def normalise_weights(self) -> None:
+        """Put all weights back on their spheres, in place: to be called after every update.
+
+        Official training does it at the start of every forward instead. Updates and answers are the
+        same; an average taken after the update sees weights on their spheres, there slightly off.
+        """
+        for module in self.modules():
+            if isinstance(module, MPConv):
+                module.normalise_weights()
+
+
+class Uncertainty(nn.Module):
+    """u(sigma), the logarithm of the loss to be expected at a noise level, learned beside it.
+
+    Used in training only (eq. 21). Its argument is ln(sigma) / 4.
+    """
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        self.fourier = MPFourier(channels)
+        self.last = MPConv(channels, 1)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """``(b,)``."""
+        return self.last(self.fourier(c_noise)).flatten()
+
+    def normalise_weights(self) -> None:
+        """As the network's."""
+        self.last.normalise_weights()

@@ -1,0 +1,170 @@
+"""What every network owes to denoisers, objectives and checkpoints."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep.core import UsageError, jvp
+from fewstep.models import EDM, Denoiser, Network
+from fewstep.models.nets import EDM2, NETWORKS
+from fewstep.models.spec import build_denoiser, denoiser_spec
+from oracles import D, normal
+
+BUILDS = {
+    "edm2": lambda **o: EDM2(
+        (2, 8, 8),
+        **{"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "classes": 3, **o},
+    ),
+    "edm2-wide": lambda **o: EDM2((1, 4, 8), channels=8, multipliers=(2, 1), blocks=1, **o),
+}
+each = pytest.mark.parametrize("name", BUILDS)
+
+
+def built(name: str, **options) -> nn.Module:
+    """With no zero among its weights: fresh networks answer nothing."""
+    torch.manual_seed(0)
+    network = BUILDS[name](**options)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    return network.double().eval()
+
+
+def conditions(network: nn.Module) -> dict[str, Tensor] | None:
+    known = {"label": torch.tensor([0, 1, 2]), "observation": normal(3, 4, seed=9)}
+    return {key: known[key] for key in network.cond_keys} or None
+
+
+def ask(network: nn.Module, t=0.3, s=None, x: Tensor | None = None, cond=None) -> Tensor:
+    x = normal(3, *network.options["shape"]) if x is None else x
+    times = [None if v is None else torch.full((3,), v, dtype=D) for v in (t, s)]
+    return network(x, *times, cond or conditions(network))
+
+
+def moved(a: Tensor, b: Tensor) -> Tensor:
+    """Which samples differ."""
+    return (a - b).abs().flatten(1).amax(1) > 1e-5
+
+
+@each
+def test_it_is_a_network_that_reads_its_inputs(name):
+    network = built(name)
+    assert isinstance(network, Network)
+    first = ask(network)
+    assert first.shape == (3, *network.options["shape"])
+    assert ask(network).equal(first)
+    assert moved(ask(network, t=0.4), first).all()
+    x = normal(3, *network.options["shape"])
+    x[1] += 1
+    assert moved(ask(network, x=x), first).tolist() == [False, True, False]
+    for key, value in (conditions(network) or {}).items():
+        other = {**(conditions(network) or {}), key: value.clone()}
+        other[key][1] += 2
+        assert moved(ask(network, cond=other), first).tolist() == [False, True, False]
+        with pytest.raises(UsageError, match=key):
+            network(x, torch.zeros(3, dtype=D))
+
+
+@each
+def test_a_fresh_network_answers_nothing(name):
+    torch.manual_seed(0)
+    assert not ask(BUILDS[name]().double()).any()
+
+
+@each
+def test_two_time_networks_start_as_one_time_ones(name):
+    one, two = built(name), built(name, two_time=True)
+    assert (one.two_time, two.two_time) == (False, True)
+    assert moved(ask(two, s=0.1), ask(two, s=0.2)).all()
+    torch.testing.assert_close(ask(two), ask(two, s=0.3))  # without s, s = t
+    torch.manual_seed(0)
+    fresh = BUILDS[name](two_time=True).double().eval()
+    missing, unexpected = fresh.load_state_dict(one.state_dict(), strict=False)
+    assert missing
+    assert not unexpected
+    torch.testing.assert_close(ask(fresh, s=0.1), ask(one), rtol=1e-12, atol=1e-12)
+    # The second time can be learnt: something of it has a gradient at once.
+    ask(fresh, s=0.1).square().sum().backward()
+    assert any(
+        fresh.get_parameter(n).grad.any() for n in missing if n in dict(fresh.named_parameters())
+    )
+
+
+@each
+@pytest.mark.parametrize("two_time", [False, True])
+def test_gradients_reach_every_parameter(name, two_time):
+    network = built(name, two_time=two_time).train()
+    ask(network, s=0.1).square().sum().backward()
+    unreached = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not unreached
+
+
+@each
+@pytest.mark.parametrize("two_time", [False, True])
+def test_derivatives_in_state_and_times(name, two_time):
+    network = built(name, two_time=two_time)
+    shape = network.options["shape"]
+    x, v = normal(3, *shape), normal(3, *shape, seed=1)
+    t, s = torch.full((3,), 0.3, dtype=D), torch.full((3,), 0.1, dtype=D)
+    directions = (
+        v,
+        torch.tensor([1.0, -0.5, 0.3], dtype=D),
+        torch.tensor([0.2, 1.0, -1.0], dtype=D),
+    )
+
+    def answer(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return network(x, t, s, conditions(network))
+
+    value, tangent = jvp(answer, (x, t, s), directions)
+    torch.testing.assert_close(value, answer(x, t, s))
+    h = 1e-5
+    ends = [
+        answer(*(p + sign * h * d for p, d in zip((x, t, s), directions, strict=True)))
+        for sign in (1, -1)
+    ]
+    torch.testing.assert_close(
+        tangent, ((ends[0] - ends[1]) / (2 * h)).detach(), rtol=1e-5, atol=1e-6
+    )
+    assert value.requires_grad
+
+
+@each
+@pytest.mark.parametrize("two_time", [False, True])
+def test_it_survives_its_spec(name, two_time):
+    denoiser = Denoiser(built(name, two_time=two_time), EDM(sigma_data=0.5))
+    spec = json.loads(json.dumps(denoiser_spec(denoiser)))
+    assert spec["network"]["kind"] in NETWORKS
+    again = build_denoiser(spec).double().eval()
+    assert denoiser_spec(again) == spec
+    again.load_state_dict(denoiser.state_dict())
+    assert ask(again.net, s=0.1).equal(ask(denoiser.net, s=0.1))
+
+
+@each
+def test_its_units_hold_most_of_it(name):
+    """Classes that a trainer may shard or recompute one by one."""
+    network = built(name)
+    assert all(issubclass(unit, nn.Module) for unit in network.units)
+    inside = [m for m in network.modules() if isinstance(m, network.units)]
+    assert not any(a is not b and a in b.modules() for a in inside for b in inside)
+    count = sum(p.numel() for m in inside for p in m.parameters())
+    assert count > 0.5 * sum(p.numel() for p in network.parameters())
+
+
+@each
+def test_it_runs_in_half_precision(name):
+    network = built(name).to(torch.bfloat16)
+    out = Denoiser(network, EDM(sigma_data=0.5))(
+        normal(3, *network.options["shape"]).float(),
+        torch.full((3,), 0.4),
+        None,
+        {
+            k: v.to(torch.bfloat16) if v.is_floating_point() else v
+            for k, v in (conditions(network) or {}).items()
+        }
+        or None,
+    )
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()
