@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core import Cond, UsageError
-from fewstep.models.nets.blocks import label_keys, label_of, resize
+from fewstep.models.nets.blocks import label_keys, label_of, resize_box
 
 SIZES: dict[str, dict[str, Any]] = {
     "xxs": {"channels": 64, "dropout": 0.0},
@@ -151,7 +151,7 @@ class EDM2Block(nn.Module):
 
     def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         """``(b, c_out, h, w)`` at the resampled size."""
-        x_BCHW = resize(x_BCHW, self.resample)
+        x_BCHW = resize_box(x_BCHW, self.resample)
         if self.encoder:
             x_BCHW = normalise(self.skip(x_BCHW), 1)
         h_BCHW = self.conv0(mp_silu(x_BCHW))
