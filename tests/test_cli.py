@@ -119,9 +119,9 @@ def test_the_table_lists_every_recipe(args, capsys):
 def test_help_of_recipes(recipe, capsys):
     outcome = fewstep(capsys, "train", recipe, "--help")
     assert (outcome.code, outcome.err) == (0, "")
-    own = {name.replace("_", "-") for name in OPTIONS[recipe]}
+    own = {name.replace("_", "-") for name in OPTIONS.get(recipe, {})}
     fields = {f"train.{f.name.replace('_', '-')}" for f in dataclasses.fields(TrainConfig)}
-    for option in {"out", "fresh"} | own | fields:
+    for option in {"out", "fresh", "dry-run"} | own | fields:
         assert f"--{option}" in outcome.out
 
 
@@ -149,7 +149,7 @@ def command(recipe: str, out: Path, places: dict[str, Path]) -> list[object]:
 
 
 @pytest.mark.usefixtures("short_protocol")
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", OPTIONS)
 def test_recipe(recipe, places, tmp_path, capsys):
     out = tmp_path / "run"
     outcome = fewstep(capsys, *command(recipe, out, places))
@@ -159,7 +159,7 @@ def test_recipe(recipe, places, tmp_path, capsys):
         assert f"teacher: {places[TEACHERS[recipe]]}" in outcome.err
 
     found = {name for name, content in tree(out).items() if content is not None}
-    pictured = {f"samples/{step:09d}.png" for step in (0, STEPS)}
+    pictured = {f"samples/{step:09d}{of}.png" for step in (0, STEPS) for of in ("", "-online")}
     saved = {f"checkpoints/000000020/state.{kind}" for kind in ("json", "safetensors")}
     model = {f"model/{name}" for name in ("model.safetensors", "config.json", "README.md")}
     report = {"metrics.json", "samples/comparison.png"} if recipe.startswith("digits") else set()
@@ -194,7 +194,7 @@ def test_recipe(recipe, places, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("short_protocol")
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", OPTIONS)
 def test_a_run_can_be_built_again_from_its_record(recipe, places, tmp_path, capsys):
     out = tmp_path / "run"
     args = command(recipe, out, places)

@@ -34,7 +34,6 @@ from fewstep.training.trainer import Trainer
 
 BATCH = 8
 SHAPE = (3, 32, 32)
-PAIRS = 15
 TARGETS = {
     "overhead": (0.05, "at most"),
     "ct_over_passes": (1.02, "at most"),
@@ -47,7 +46,7 @@ TARGETS = {
 Work = Callable[[], Any]
 
 
-def run(threads: int, pairs: int = PAIRS) -> dict[str, Any]:
+def run(threads: int, pairs: int) -> dict[str, Any]:
     """All figures.
 
     Args:
@@ -199,7 +198,7 @@ def _in_a_fresh_process(threads: int) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def main(threads: int, as_json: bool) -> None:
+def main(threads: int, pairs: int, as_json: bool) -> None:
     """Print the figures."""
-    found = run(threads)
+    found = run(threads, pairs)
     print(json.dumps(found, indent=2) if as_json else table(found))

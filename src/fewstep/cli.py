@@ -23,6 +23,8 @@ fewstep: generative models that need one to four network calls
   fewstep train RECIPE [--train.steps N ...]    train or distil; the same command resumes
   fewstep sample MODEL -n 64 --out grid.png     draw
   fewstep evaluate MODEL --steps 1,2            distances to data, and speed
+  fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
+  fewstep bench                                 what the library costs on this machine
 
 MODEL is a model folder, a run folder, or a bundled name: digits-cd, digits-edm.
 Every verb explains itself with --help. --debug shows the traceback of an error.
@@ -97,6 +99,8 @@ def _dispatch(args: list[str]) -> None:
         "train": _train,
         "sample": lambda rest: _call("fewstep sample", sample, rest),
         "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
+        "average": lambda rest: _call("fewstep average", average, rest),
+        "bench": lambda rest: _call("fewstep bench", bench, rest),
     }
     if not args or args[0] in {"-h", "--help", "help"}:
         print(USAGE, end="")
@@ -308,6 +312,43 @@ def evaluate(
     if out is not None:
         evaluation.write_metrics(out, {"model": named, "floor": floor})
         print(f"wrote {out}")
+
+
+def average(
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    std: float,
+    out: Path,
+    step: int | None = None,
+) -> None:
+    """Make a power-function average of any width from the snapshots of a run.
+
+    Args:
+        run: a run folder with snapshots (--train.snapshot-every and --power when training).
+        std: relative width of the average, e.g. 0.1.
+        out: the model folder to write.
+        step: average up to this step's snapshot; by default the last.
+    """
+    from fewstep.training.snapshots import reconstruct
+
+    used = reconstruct(run, std, out, step)
+    print(f"wrote the average of width {std:g} of {used} snapshots to {out}")
+
+
+def bench(*, json: bool = False, threads: int = 2, pairs: int = 15) -> None:
+    """Time the library against the bare network's passes: ratios, and peak memory.
+
+    Args:
+        json: print everything, raw milliseconds included, as JSON.
+        threads: of torch.
+        pairs: measurements of each side of a ratio.
+    """
+    if min(threads, pairs) < 1:
+        raise UsageError(f"threads and pairs must be at least 1, got {threads} and {pairs}")
+    from fewstep.bench import main as measure
+
+    measure(threads, pairs, json)
 
 
 # Values.

@@ -215,10 +215,12 @@ def distillation(
     source = model.denoiser
     if not isinstance(source, Denoiser) or not isinstance(source.preconditioning, EDM):
         raise UsageError(f"the recipe {recipe} distils EDM models, and {teacher} is another kind")
-    sigma_data, path = source.preconditioning.sigma_data, source.path
-    student = Denoiser(
-        _without_dropout(source.net), ConsistencyBoundary(sigma_data=sigma_data, path=path)
+    scalings, path = source.preconditioning, source.path
+    sigma_data = scalings.sigma_data
+    boundary = ConsistencyBoundary(
+        sigma_data=sigma_data, time_scale=scalings.time_scale, path=scalings.path
     )
+    student = Denoiser(_without_dropout(source.net), boundary)
     snr = karras_weight(sigma_data)
     objective = Consistency(
         student,
@@ -352,8 +354,9 @@ def _without_dropout(net: nn.Module) -> nn.Module:
     for module in student.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    if isinstance(student, ResidualMLP | DDPMpp):
-        student.options["dropout"] = 0.0
+    options: Any = getattr(student, "options", {})
+    if "dropout" in options:
+        options["dropout"] = 0.0
     return student
 
 

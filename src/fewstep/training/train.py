@@ -11,12 +11,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from fewstep.contract import Contract, data_spec
 from fewstep.core import UsageError
 from fewstep.devices import usable_device
-from fewstep.files import whole_folder
 from fewstep.model import Model
 from fewstep.pictures import picture
 from fewstep.training import checkpoints
@@ -25,7 +23,7 @@ from fewstep.training.config import Run
 from fewstep.training.distribution import World, joined
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
-from fewstep.training.posthoc import PowerFunction
+from fewstep.training.snapshots import snapshot
 from fewstep.training.trainer import Trainer
 
 PICTURED = 64
@@ -143,7 +141,7 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                 if logger is not None:
                     logger.note(step, run.watch(model))
             if config.snapshot_every and due(config.snapshot_every):
-                _snapshot(trainer, folder)
+                snapshot(trainer, folder)
             if signum or due(config.save_every):
                 saved = checkpoints.save(
                     folder.checkpoints,
@@ -200,20 +198,6 @@ def _pictures(run: Run, trainer: Trainer, folder: RunFolder) -> None:
             x = model.sample(PICTURED, seed=0)
             picture(x, folder.samples / f"{trainer.step:09d}{suffix}.png")
         trainer.objective.student.train(training)
-
-
-def _snapshot(trainer: Trainer, folder: RunFolder) -> None:
-    """Copies of the averages by power functions, from which any other width is made later."""
-    target = folder.snapshots / f"{trainer.step:09d}"
-    weights = {
-        name: {k: v.clone() for k, v in trainer.student(name).state_dict().items()}
-        for name, rule in trainer.averages.rules.items()
-        if isinstance(rule, PowerFunction)
-    }
-    if weights and trainer.world.first:
-        with whole_folder(target) as fresh:
-            for name, tensors in weights.items():
-                save_file(tensors, fresh / f"{name}.safetensors")
 
 
 @contextmanager

@@ -1,0 +1,76 @@
+"""Copies of a run's power-function averages, and any other width made of them afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewstep.core import UsageError
+from fewstep.files import whole_folder
+from fewstep.model import load
+from fewstep.training.folder import RunFolder
+from fewstep.training.posthoc import PowerFunction, posthoc_coefficients
+from fewstep.training.trainer import Trainer
+
+
+def snapshot(trainer: Trainer, folder: RunFolder) -> None:
+    """Store the averages by power functions; under FSDP2 all processes must call this."""
+    target = folder.snapshots / f"{trainer.step:09d}"
+    weights = {
+        name: ({k: v.clone() for k, v in trainer.student(name).state_dict().items()}, rule.std)
+        for name, rule in trainer.averages.rules.items()
+        if isinstance(rule, PowerFunction)
+    }
+    if weights and trainer.world.first:
+        with whole_folder(target) as fresh:
+            for name, (tensors, std) in weights.items():
+                about = {"updates": str(trainer.averages.updates), "std": repr(std)}
+                save_file(tensors, fresh / f"{name}.safetensors", about)
+
+
+def reconstruct(run: Path, std: float, out: Path, step: int | None = None) -> int:
+    """Write the model whose weights are the average of relative width ``std``.
+
+    Args:
+        run: the run folder.
+        std: relative width of the average.
+        out: the model folder to write.
+        step: of the last snapshot to be used; by default the last there is.
+
+    Returns:
+        How many stored averages it is made of.
+
+    Raises:
+        UsageError: the run has no model, no snapshots, or none at that step; a width that no
+            power function has.
+    """
+    files = sorted((run / "snapshots").glob("[0-9]*/*.safetensors"))
+    steps = sorted({int(file.parent.name) for file in files})
+    if not files or (step is not None and step not in steps):
+        there = f"those at steps {steps}" if steps else "none"
+        raise UsageError(
+            f"{run} has no snapshots{'' if step is None else f' at step {step}'}, but {there}; "
+            "they come of power-function averages and --train.snapshot-every"
+        )
+    last = steps[-1] if step is None else step
+    files = [file for file in files if int(file.parent.name) <= last]
+    made = [safe_open(file, framework="pt").metadata() for file in files]
+    offsets = [float(about["updates"]) for about in made]
+    end = max(offsets)
+    weights = posthoc_coefficients(offsets, [float(about["std"]) for about in made], end, std)
+    total: dict[str, Tensor] = {}
+    for file, weight in zip(files, weights[:, 0].tolist(), strict=True):
+        handle = safe_open(file, framework="pt")
+        for key in handle.keys():  # noqa: SIM118 - the handle is no mapping
+            part = handle.get_tensor(key).double() * weight
+            total[key] = total[key] + part if key in total else part
+    model = load(run, device="cpu")
+    with torch.no_grad():
+        for key, value in model.denoiser.state_dict().items():
+            value.copy_(total[key])
+    model.save(out)
+    return len(files)
