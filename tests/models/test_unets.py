@@ -14,6 +14,7 @@ from fewstep.core import UsageError, jvp
 from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import ADM, DDPMpp, NCSNpp
 from fewstep.models.nets.adm import ADMBlock
+from fewstep.models.nets.blocks import resize_box, resize_fir
 from oracles import D, normal
 from small_nets import NETWORKS, ask, shaken
 
@@ -73,6 +74,14 @@ def test_where_adm_attends():
     heads = [[b.heads for b in part] for part in (network.encoder, network.decoder)]
     assert heads == [[0, 0, 2, 0, 3], [3, 3, 0, 2, 2, 0, 0, 0]]
     assert [b.heads for b in network.middle] == [3, 0]
+
+
+@pytest.mark.parametrize(("build", "resize"), [(DDPMpp, resize_box), (NCSNpp, resize_fir)])
+def test_what_song_s_networks_resample_with(build, resize):
+    network = build((1, 8, 8), channels=8, multipliers=(1, 2), blocks=1)
+    resampling = [[b.resample for b in part] for part in (network.encoder, network.decoder)]
+    assert resampling == [[1, 0.5, 1], [1, 1, 2, 1, 1]]
+    assert {b.resize for b in [*network.encoder, *network.decoder]} == {resize}
 
 
 # Wiring.
