@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import UsageError, jvp
+from fewstep.model import Model, load
 from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import ADM, DDPMpp, NCSNpp
 from fewstep.models.nets.adm import ADMBlock
 from fewstep.models.nets.blocks import resize_box, resize_fir
+from fewstep.models.spec import build_denoiser, denoiser_spec
 from oracles import D, normal
 from small_nets import NETWORKS, ask, shaken
 
@@ -222,6 +225,26 @@ def test_augmentation_labels_are_optional_and_zero_means_none(name):
     x, t = normal(3, *network.options["shape"]).float(), torch.full((3,), 2.0)
     cond = {"label": torch.arange(3), "augment": one}
     assert not denoiser(x, t, None, cond).equal(denoiser(x, t, None, {"label": cond["label"]}))
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])
+def test_a_saved_model_samples_without_augmentation_labels(name, tmp_path):
+    network = shaken(NETWORKS[name](augment=9, classes=0)).eval()
+    sampling = Sampling(start=Start(t=80.0, std=80.0), kind="renoise", times={1: (80.0,)})
+    contract = Contract(method="cd", data=DataSpec(shape=(2, 8, 8)), sampling=sampling)
+    Model(Denoiser(network, EDM(sigma_data=0.5)), contract).save(tmp_path / "m")
+    model = load(tmp_path / "m", device="cpu")
+    assert model.denoiser.net.options == network.options
+    plain = model.sample(3)
+    assert model.sample(3, cond={"augment": torch.zeros(3, 9)}).equal(plain)
+    assert not model.sample(3, cond={"augment": torch.ones(3, 9)}).equal(plain)
+
+
+def test_a_spec_from_before_augmentation_still_builds():
+    denoiser = Denoiser(NETWORKS["ddpmpp"](), EDM(sigma_data=0.5))
+    spec = denoiser_spec(denoiser)
+    del spec["network"]["augment"]
+    assert build_denoiser(spec).net.options == denoiser.net.options
 
 
 # Starts.
