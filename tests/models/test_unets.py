@@ -1,4 +1,4 @@
-"""U-Nets: published sizes, what conditions blocks, wiring, starts, derivatives."""
+"""U-Nets: published sizes, wiring, starts, derivatives."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core import UsageError, jvp
-from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import ADM, DDPMpp, NCSNpp
 from fewstep.models.nets.adm import ADMBlock
+from fewstep.models.nets.blocks import resize_box, resize_fir
 from oracles import D, normal
 from small_nets import NETWORKS, ask, shaken
 
 UNETS = [name for name in NETWORKS if not name.startswith("mlp")]
-SONG = [name for name in UNETS if not name.startswith("adm")]
 SIZES = [
     (partial(DDPMpp, (3, 32, 32)), 55_732_739),
     # Ten classes add a map from 10 to 128 and its bias; nine augmentation labels one without.
@@ -73,6 +72,14 @@ def test_where_adm_attends():
     heads = [[b.heads for b in part] for part in (network.encoder, network.decoder)]
     assert heads == [[0, 0, 2, 0, 3], [3, 3, 0, 2, 2, 0, 0, 0]]
     assert [b.heads for b in network.middle] == [3, 0]
+
+
+@pytest.mark.parametrize(("build", "resize"), [(DDPMpp, resize_box), (NCSNpp, resize_fir)])
+def test_what_song_s_networks_resample_with(build, resize):
+    network = build((1, 8, 8), channels=8, multipliers=(1, 2), blocks=1)
+    resampling = [[b.resample for b in part] for part in (network.encoder, network.decoder)]
+    assert resampling == [[1, 0.5, 1], [1, 1, 2, 1, 1]]
+    assert {b.resize for b in [*network.encoder, *network.decoder]} == {resize}
 
 
 # Wiring.
@@ -132,87 +139,6 @@ def test_gradients_reach_every_weight(name):
         assert p.grad is not None, key
         assert p.grad.isfinite().all(), key
         assert p.grad.abs().max() > 1e-7, key
-
-
-# What conditions the blocks.
-
-
-def embedding_of(network: nn.Module, time: float, **cond: Tensor) -> Tensor:
-    """What the first block is given."""
-    seen: list[Tensor] = []
-    hook = network.encoder[0].register_forward_pre_hook(lambda m, args: seen.append(args[1]))
-    ask(network, time=time, **cond)
-    hook.remove()
-    return seen[0]
-
-
-def sines(time: float, channels: int, rungs: int, sin_first: bool) -> Tensor:
-    angles = [time * 10_000 ** (-i / rungs) for i in range(channels // 2)]
-    parts = [[math.cos(a) for a in angles], [math.sin(a) for a in angles]]
-    first, second = parts[::-1] if sin_first else parts
-    return torch.tensor([*first, *second])
-
-
-def mapped(network: nn.Module, embedding: Tensor) -> Tensor:
-    hidden = F.silu(F.linear(embedding, network.map_layer0.weight, network.map_layer0.bias))
-    return F.linear(hidden, network.map_layer1.weight, network.map_layer1.bias)
-
-
-@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])
-def test_song_s_embedding_is_that_of_time_label_and_augmentation(name):
-    network = shaken(NETWORKS[name](augment=5)).eval()
-    labels, augment = torch.tensor([0, 1, 2]), normal(3, 5).float()
-    if name == "ddpmpp":
-        time = sines(0.7, 8, rungs=3, sin_first=True)
-    else:
-        angles = 2 * math.pi * 0.7 * network.map_noise.frequencies
-        time = torch.cat([angles.sin(), angles.cos()])
-    label = network.map_label.linear
-    wanted = time + math.sqrt(3) * label.weight.T[labels] + label.bias
-    wanted = wanted + augment @ network.map_augment.weight.T
-    found = embedding_of(network, 0.7, augment=augment)
-    torch.testing.assert_close(found, F.silu(mapped(network, wanted)))
-
-
-def test_ncsnpp_s_frequencies_are_wide_and_saved():
-    torch.manual_seed(0)
-    network = NCSNpp((1, 4, 4), channels=512, multipliers=(1,), blocks=0)
-    assert network.map_noise.frequencies.shape == (512,)
-    assert network.map_noise.frequencies.std().item() == pytest.approx(16, rel=0.1)
-    assert "map_noise.frequencies" in network.state_dict()
-
-
-def test_adm_s_label_is_added_after_the_map_of_time():
-    network = shaken(NETWORKS["adm"]()).eval()
-    rows = torch.cat([network.map_label.weight, torch.zeros(1, 256)])
-    time = mapped(network, sines(0.7, 64, rungs=32, sin_first=False).expand(3, -1))
-    found = embedding_of(network, 0.7)
-    torch.testing.assert_close(found, F.silu(time + rows[:3]))
-    seen: list[Tensor] = []
-    network.encoder[0].register_forward_pre_hook(lambda m, args: seen.append(args[1]))
-    answer = ask(network, labels=(3, 3, 3), time=0.7)
-    torch.testing.assert_close(seen[0], F.silu(time))
-    with torch.no_grad():
-        network.map_label.weight.zero_()
-    assert ask(network, labels=(0, 1, 2), time=0.7).equal(answer)
-
-
-@pytest.mark.parametrize("name", SONG)
-def test_augmentation_labels_are_optional_and_zero_means_none(name):
-    network = shaken(NETWORKS[name](augment=5)).eval()
-    assert network.optional_keys == ("augment",)
-    assert network.map_augment.bias is None
-    plain = ask(network)
-    assert ask(network, augment=torch.zeros(3, 5)).equal(plain)
-    one = torch.eye(3, 5, dtype=D)
-    moved = (ask(network, augment=one) - plain).abs().flatten(1).amax(1)
-    assert moved.min() > 1e-4
-    only = (ask(network, augment=one[:, :1] * one) - plain).abs().flatten(1).amax(1)
-    assert (only > 0).tolist() == [True, False, False]
-    denoiser = Denoiser(network, EDM(sigma_data=0.5))
-    x, t = normal(3, *network.options["shape"]).float(), torch.full((3,), 2.0)
-    cond = {"label": torch.arange(3), "augment": one}
-    assert not denoiser(x, t, None, cond).equal(denoiser(x, t, None, {"label": cond["label"]}))
 
 
 # Starts.

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from fewstep.core import Batch
 from fewstep.data.arrays import Arrays, Indices, stratified_split
+from fewstep.data.augment import Augment, EDMAugment, Flip
 from fewstep.data.digits import digits
 from fewstep.data.images import ImageFolder
 from fewstep.data.order import positions
@@ -28,7 +29,10 @@ from fewstep.data.toys import (
 __all__ = [
     "STANDARD",
     "Arrays",
+    "Augment",
     "Dataset",
+    "EDMAugment",
+    "Flip",
     "ImageFolder",
     "Indices",
     "Mixture",
