@@ -3,9 +3,17 @@
 from torch import nn
 
 from fewstep.models.nets.ddpmpp import DDPMpp
+from fewstep.models.nets.dit import DiT
 from fewstep.models.nets.edm2 import EDM2
 from fewstep.models.nets.mlp import ResidualMLP
+from fewstep.models.nets.unet1d import UNet1d
 
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": ResidualMLP, "ddpmpp": DDPMpp, "edm2": EDM2}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "mlp": ResidualMLP,
+    "ddpmpp": DDPMpp,
+    "edm2": EDM2,
+    "dit": DiT,
+    "unet1d": UNet1d,
+}
 
-__all__ = ["EDM2", "NETWORKS", "DDPMpp", "ResidualMLP"]
+__all__ = ["EDM2", "NETWORKS", "DDPMpp", "DiT", "ResidualMLP", "UNet1d"]
