@@ -8,16 +8,21 @@ from torch import Tensor, nn
 
 from fewstep.core import UsageError, jvp
 from fewstep.models import EDM, Denoiser, Network
-from fewstep.models.nets import EDM2, NETWORKS
+from fewstep.models.nets import EDM2, NETWORKS, DiT, UNet1d
 from fewstep.models.spec import build_denoiser, denoiser_spec
 from oracles import D, normal
 
+SEQUENCE = {"widths": (8, 16, 8), "embedding": 8, "kernel": 3}
 BUILDS = {
     "edm2": lambda **o: EDM2(
         (2, 8, 8),
         **{"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "classes": 3, **o},
     ),
     "edm2-wide": lambda **o: EDM2((1, 4, 8), channels=8, multipliers=(2, 1), blocks=1, **o),
+    "dit": lambda **o: DiT((2, 8, 8), **{"depth": 2, "width": 8, "heads": 2, "classes": 3, **o}),
+    "dit-wide": lambda **o: DiT((1, 4, 8), patch=4, depth=2, width=16, heads=1, **o),
+    "unet1d": lambda **o: UNet1d((2, 8), **{**SEQUENCE, "classes": 3, **o}),
+    "unet1d-observing": lambda **o: UNet1d((3, 4), **{**SEQUENCE, "observation": 4, **o}),
 }
 each = pytest.mark.parametrize("name", BUILDS)
 

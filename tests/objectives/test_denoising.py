@@ -1,5 +1,8 @@
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, expand
@@ -136,6 +139,64 @@ def test_labels_are_dropped_with_their_probability():
     assert float(share) == pytest.approx(0.2, abs=0.012)  # four standard deviations
     assert not LabelDrop(0.0, {}).draw(100, rng).any()
     assert LabelDrop(1.0, {}).draw(100, rng).all()
+
+
+class Level(nn.Module):
+    """u = level + slope * time, with what it was asked."""
+
+    def __init__(self, level: float, slope: float = 0.0) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(level, dtype=D))
+        self.slope = nn.Parameter(torch.tensor(slope, dtype=D))
+
+    def forward(self, c_noise: torch.Tensor) -> torch.Tensor:
+        self.seen = c_noise
+        return self.level + self.slope * c_noise
+
+
+def test_an_uncertainty_divides_the_error_and_pays_for_it():
+    student = Offset(GaussianDenoiser(VarianceExploding()), 0.3)
+    x0, noise = normal(2, 3, 2)
+    t = torch.tensor([0.1, 1.0, 5.0], dtype=D)
+    head = Level(0.4, 2.0)
+    found = denoising(student, karras_weight(0.5), uncertainty=head).loss(
+        Batch(x0), Draws(t, noise)
+    )
+    u = 0.4 + 2 * t.log() / 4
+    error = ((student(x0 + t[:, None] * noise, t) - x0) ** 2).mean(1) * (t**-2 + 4)
+    torch.testing.assert_close(found.terms["denoising"], (error * (-u).exp() + u).mean())
+    torch.testing.assert_close(found.logs["weighted_error"], error.mean().detach())
+    torch.testing.assert_close(head.seen, t.log() / 4)
+
+
+@pytest.mark.parametrize("path", PATHS_AT_REST, ids=path_id)
+def test_an_uncertainty_reads_the_ratio_of_noise_to_signal(path):
+    head = Level(0.0)
+    x0, noise = normal(2, 1, 2)
+    objective = denoising(GaussianDenoiser(path), uncertainty=head)
+    objective.loss(Batch(x0), Draws(path.time(full(0.6, x0)), noise))
+    torch.testing.assert_close(head.seen, full(0.25, x0) * torch.tensor(0.6, dtype=D).log())
+
+
+def test_the_best_uncertainty_is_the_logarithm_of_the_error():
+    student = GaussianDenoiser(VarianceExploding())
+    x0, noise = normal(2, 6, 2)
+    draws = Draws(torch.linspace(0.2, 2, 6, dtype=D), noise)
+    error = float(denoising(student, snr_weight).loss(Batch(x0), draws).total())
+    for wrong_by in (0.0, 0.5, -0.5):
+        head = Level(math.log(error) + wrong_by)
+        denoising(student, snr_weight, uncertainty=head).loss(Batch(x0), draws).total().backward()
+        assert float(head.level.grad) == pytest.approx(1 - math.exp(-wrong_by), abs=1e-12)
+
+
+def test_an_uncertainty_is_trained_with_the_student():
+    student, head = Offset(GaussianDenoiser(VarianceExploding()), 0.3), Level(0.4)
+    objective = denoising(student, uncertainty=head)
+    (phase,) = objective.phases()
+    assert {*phase.module.parameters()} == {*student.parameters(), *head.parameters()}
+    assert any(module is student for module in phase.module.modules())
+    assert {*objective.state_dict()} >= {"uncertainty.level", "uncertainty.slope"}
+    assert objective.deliver(student) is student
 
 
 def test_draws_are_a_function_of_seed_and_step():

@@ -1,6 +1,6 @@
 """Denoisers: a network under a preconditioning on a path, and wrappers around one."""
 
-from fewstep.models.denoiser import AbstractDenoiser, Clamped, Denoiser, Guided, Network
+from fewstep.models.denoiser import AbstractDenoiser, Autoguided, Clamped, Denoiser, Guided, Network
 from fewstep.models.preconditioning import (
     EDM,
     PRECONDITIONINGS,
@@ -17,6 +17,7 @@ __all__ = [
     "EDM",
     "PRECONDITIONINGS",
     "AbstractDenoiser",
+    "Autoguided",
     "Clamped",
     "ConsistencyBoundary",
     "Denoiser",

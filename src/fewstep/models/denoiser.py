@@ -154,6 +154,54 @@ class Guided(AbstractDenoiser):
         return unconditional + expand(scale, x) * (conditional - unconditional)
 
 
+class Autoguided(AbstractDenoiser):
+    """Guidance by a worse model (Karras et al. 2024b): worse + w (good - worse); w = 1 is none.
+
+    A smaller or less trained model of the same conditions sharpens without narrowing; an
+    unconditional one is classifier-free guidance with a network of its own. ``cond["guidance"]``,
+    ``(b,)``, takes precedence over the constant where it is given.
+
+    Args:
+        denoiser: what is guided.
+        reference: the worse one, on the same path; its conditions are among the other's.
+        scale: the constant w.
+
+    Raises:
+        UsageError: the two do not fit together.
+    """
+
+    def __init__(
+        self, denoiser: AbstractDenoiser, reference: AbstractDenoiser, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        if reference.path != denoiser.path:
+            raise UsageError(
+                f"the guiding model lives on {reference.path}, the guided one on {denoiser.path}; "
+                "read it there with .on(path)"
+            )
+        extra = [key for key in reference.cond_keys if key not in denoiser.cond_keys]
+        if extra or "guidance" in denoiser.cond_keys:
+            raise UsageError(
+                f"autoguidance is for networks that do not read a guidance scale, and needs a "
+                f"reference without conditions of its own, got {denoiser.cond_keys} guided by "
+                f"{reference.cond_keys}"
+            )
+        self.denoiser = denoiser
+        self.reference = reference
+        self.scale = scale
+        self.path = denoiser.path
+        self.cond_keys = denoiser.cond_keys
+        self.two_time = denoiser.two_time
+        self.calls = denoiser.calls + reference.calls
+
+    def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        """The guided x0_hat."""
+        given = dict(cond or {})
+        scale = given.pop("guidance", torch.full_like(t, self.scale))
+        worse = self.reference(x, t, s, given)
+        return worse + expand(scale, x) * (self.denoiser(x, t, s, given) - worse)
+
+
 class Clamped(AbstractDenoiser):
     """Answers limited to ``[low, high]``, as official consistency samplers do at every call."""
 

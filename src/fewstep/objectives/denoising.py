@@ -10,6 +10,10 @@ EDM, and by another weight and another law of times every earlier diffusion loss
 | v-prediction | VP | uniform | snr + 1 |
 | truncated (progressive distillation) | VP | uniform | max(snr, 1) |
 | min-SNR | VP | uniform | min(snr, 5) |
+
+EDM2 (Karras et al. 2024, eq. 21) learns beside the model the logarithm u(sigma) of the loss to be
+expected, and minimises $E[ e^{-u} w \|D - x_0\|^2 + u ]$: every noise level then counts alike,
+however large its loss. At the optimum $e^u$ is the expected weighted error.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import Batch, Rng
@@ -36,6 +40,7 @@ class Denoising(Objective):
         weight: w as a function of the signal-to-noise ratio.
         drop: label dropping, which also lets the model be guided.
         grid: rule of the sampling times users get by default.
+        uncertainty: EDM2's u, a module from ln(sigma / alpha) / 4 ``(b,)`` to ``(b,)``.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Denoising(Objective):
         weight: SnrWeight,
         drop: LabelDrop | None = None,
         grid: Literal["karras", "uniform"] = "karras",
+        uncertainty: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -53,6 +59,7 @@ class Denoising(Objective):
         self.weight = weight
         self.drop = drop
         self.grid: Literal["karras", "uniform"] = grid
+        self.uncertainty = uncertainty
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise and which labels to drop."""
@@ -64,11 +71,19 @@ class Denoising(Objective):
         path = self.student.path
         x_t = path.perturb(batch.x0, draws.noise, draws.t)
         each = l2(self.student(x_t, draws.t, None, cond), batch.x0, batch.mask)
-        return Loss({"denoising": (self.weight(path.snr(draws.t)).to(each.dtype) * each).mean()})
+        weighted = self.weight(path.snr(draws.t)).to(each.dtype) * each
+        if self.uncertainty is None:
+            return Loss({"denoising": weighted.mean()})
+        u = self.uncertainty((path.ratio(draws.t).log() / 4).to(each.dtype))
+        logs = {"weighted_error": weighted.detach().mean()}
+        return Loss({"denoising": (weighted / u.exp() + u).mean()}, logs)
 
     def phases(self) -> Sequence[Phase]:
-        """The model's update."""
-        return (Phase("student", self.student, self.draw, self.loss),)
+        """The model's update, and its uncertainty's with it."""
+        module = self.student
+        if self.uncertainty is not None:
+            module = nn.ModuleList([self.student, self.uncertainty])
+        return (Phase("student", module, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
         """Heun's method on any grid; guided if labels were dropped."""
