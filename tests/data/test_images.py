@@ -1,9 +1,6 @@
 import io
 import json
 import warnings
-import zipfile
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,39 +9,7 @@ from PIL import Image
 
 from fewstep.core import UsageError
 from fewstep.data import Dataset, ImageFolder, decoding, images
-
-RNG = np.random.default_rng(0)
-
-
-def pixels(*shape: int) -> np.ndarray:
-    return RNG.integers(0, 256, shape, np.uint8)
-
-
-def encoded(array: np.ndarray, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def stored(root: Path, form: str, files: dict[str, bytes]) -> Path:
-    if form == "zip":
-        path = root / "data.zip"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in files.items():
-                archive.writestr(name, content)
-        return path
-    path = root / "data"
-    path.mkdir()
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
-
-
-def as_bytes(data: ImageFolder) -> np.ndarray:
-    x0 = data.batch(np.arange(len(data))).x0
-    return ((x0 + 1) * 127.5).round().to(torch.uint8).numpy()
-
+from image_files import as_bytes, encoded, pixels, png_that_claims, stored
 
 both = pytest.mark.parametrize("form", ["folder", "zip"])
 
@@ -215,16 +180,6 @@ def test_odd_exif_does_not_warn(tmp_path):
     assert not raised
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    check = zlib.crc32(kind + body)
-    return len(body).to_bytes(4, "big") + kind + body + check.to_bytes(4, "big")
-
-
-def png_that_claims(width: int, height: int) -> bytes:
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
-
-
 GOOD = encoded(pixels(16, 16, 3))
 BAD_FILES = {
     "empty": (b"", "none of PNG"),
@@ -329,7 +284,7 @@ def test_bad_files_are_skipped_and_listed(tmp_path, form):
 def test_bad_files_are_skipped_only_if_all_can_be_decoded_at_once(tmp_path, monkeypatch):
     path = stored(tmp_path, "folder", {"a.png": GOOD, "b.png": b""})
     monkeypatch.setattr(images, "IN_MEMORY", 2 * 3 * 16 - 1)
-    with pytest.raises(UsageError, match="run fewstep data prepare .*data .* --on-error skip"):
+    with pytest.raises(UsageError, match=r"run fewstep data prepare .*data .* --on-error skip"):
         ImageFolder(path, 4, on_error="skip")
     monkeypatch.setattr(images, "IN_MEMORY", 2 * 3 * 16)
     assert len(ImageFolder(path, 4, on_error="skip")) == 1

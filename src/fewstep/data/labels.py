@@ -1,4 +1,4 @@
-"""Classes of images in a folder or a zip: ``dataset.json``, or the names of sub-folders."""
+"""Classes of images: from ``dataset.json`` or the names of sub-folders, or as they come."""
 
 from __future__ import annotations
 
@@ -6,14 +6,64 @@ import json
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from fewstep.core import UsageError
+from fewstep.data.decoding import BadFile
 from fewstep.data.members import Members
 
 MAX_CLASSES = 2**20
+MAX_NAME = 200
+
+
+class Labels:
+    """The labels of images as they come: all numbers, all names, or none at all.
+
+    Args:
+        class_names: of labels that are numbers, if they have names.
+    """
+
+    def __init__(self, class_names: tuple[str, ...] | None = None) -> None:
+        self._class_names = class_names or None
+        self._found: list[Any] = []
+
+    def check(self, label: Any, where: str) -> None:
+        """Refuse a label that does not go with those before.
+
+        Raises:
+            BadFile: it is of another kind, or no class.
+        """
+        top = MAX_CLASSES if self._class_names is None else len(self._class_names)
+        named = type(label) is str and len(label) <= MAX_NAME
+        if label is not None and type(label) is not int and not named:
+            raise BadFile(where, f"has the label {label!r:.80}; expected a number or a name")
+        if isinstance(label, int) and not 0 <= label < top:
+            raise BadFile(
+                where,
+                f"has the label {label}; expected an integer in [0, {top}): mend it, or pass "
+                "labels=none",
+            )
+        if self._found and type(label) is not type(self._found[0]):
+            raise BadFile(
+                where, f"has the label {label!r:.80}, the first image {self._found[0]!r:.80}"
+            )
+
+    def add(self, label: int | str | None) -> None:
+        """Take a label that was checked."""
+        self._found.append(label)
+
+    def result(self) -> tuple[np.ndarray | None, tuple[str, ...]]:
+        """int64, one each, or None; and the names of the classes. Names are sorted."""
+        if self._found[0] is None:
+            return None, ()
+        if isinstance(self._found[0], str):
+            names = sorted(set(self._found))
+            index = {name: k for k, name in enumerate(names)}
+            return np.array([index[name] for name in self._found], np.int64), tuple(names)
+        label = np.array(self._found, np.int64)
+        return label, self._class_names or tuple(str(k) for k in range(label.max() + 1))
 
 
 def member_labels(

@@ -21,6 +21,7 @@ from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Arrays, Indices
 from fewstep.files import whole_file
 
+SUFFIX = ".safetensors"
 MAX_HEADER = 100 * 10**6
 """What safetensors allows."""
 PIECE = 2**24
