@@ -11,7 +11,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -49,11 +49,8 @@ def _shard(path: Path, labels: str) -> Iterator[Item]:
         with naming(str(path)), path.open("rb") as file:
             bounded: Any = _Bounded(file, path)
             archive = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115
-            for _, group in groupby(_members(archive, file, path), key=_key):
-                sample = list(islice(group, MAX_FILES + 1))
-                if len(sample) > MAX_FILES:
-                    raise BadFile(str(path), f"has over {MAX_FILES} files of one name; rename them")
-                yield from _sample(archive, sample, path, labels)
+            for sample in _samples(archive, file, path):
+                yield from _items(archive, sample, path, labels)
     except BadFile as error:
         yield bad(path.name, error)
 
@@ -71,24 +68,49 @@ class _Bounded:
         return self._file.read(size)
 
 
+def _samples(
+    archive: tarfile.TarFile, file: IO[bytes], path: Path
+) -> Iterator[list[tarfile.TarInfo]]:
+    """Neighbours of one key; what is wrong behind the last sample is told after it."""
+    sample: list[tarfile.TarInfo] = []
+    members, damage = _members(archive, file, path), None
+    while True:
+        try:
+            member = next(members, None)
+        except BadFile as error:
+            member, damage = None, error
+        if sample and (member is None or _key(member) != _key(sample[0])):
+            yield sample
+            sample = []
+        if member is None:
+            break
+        sample.append(member)
+        if len(sample) > MAX_FILES:
+            raise BadFile(str(path), f"has over {MAX_FILES} files of one name; rename them")
+    if damage is not None:
+        raise damage
+
+
 def _members(archive: tarfile.TarFile, file: IO[bytes], path: Path) -> Iterator[tarfile.TarInfo]:
     last, kept = -1, vars(archive)["members"]
-    while (member := archive.next()) is not None:
-        kept.clear()  # tarfile would hold them all
-        if member.offset <= last:
-            raise BadFile(str(path), "has an entry of negative size; it is damaged")
-        last = member.offset
-        yield member
-    # tarfile takes damaged headers, and a file cut between two members, for the end.
-    file.seek(archive.offset)
-    end = file.read(tarfile.BLOCKSIZE)
-    if len(end) < tarfile.BLOCKSIZE or any(end):
-        raise BadFile(str(path), "is damaged or cut short: it has no end mark; repair or remove it")
+    with naming(str(path)):
+        while (member := archive.next()) is not None:
+            kept.clear()  # tarfile would hold them all
+            if member.offset <= last:
+                raise BadFile(str(path), "has an entry of negative size; it is damaged")
+            last = member.offset
+            yield member
+        # tarfile takes damaged headers, and a file cut between two members, for the end.
+        file.seek(archive.offset)
+        end = file.read(tarfile.BLOCKSIZE)
+        if len(end) < tarfile.BLOCKSIZE or any(end):
+            told = "is damaged or cut short: it has no end mark; repair or remove it"
+            raise BadFile(str(path), told)
 
 
-def _key(member: tarfile.TarInfo) -> str:
+def _key(member: tarfile.TarInfo) -> tuple[PurePosixPath, str]:
     path = PurePosixPath(member.name)
-    return str(path.with_name(path.name.partition(".")[0] or "."))
+    return path.parent, path.name.partition(".")[0]
 
 
 def _suffix(member: tarfile.TarInfo) -> str:
@@ -96,7 +118,7 @@ def _suffix(member: tarfile.TarInfo) -> str:
     return (dot + rest).lower()
 
 
-def _sample(
+def _items(
     archive: tarfile.TarFile, sample: list[tarfile.TarInfo], path: Path, labels: str
 ) -> Iterator[Item]:
     for member in sample:
