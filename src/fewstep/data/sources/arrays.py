@@ -70,7 +70,10 @@ def _idx_shape(file: IO[bytes], dims: int, path: Path) -> Shape:
     magic = file.read(4)
     if magic != bytes([0, 0, 8, dims]):
         raise UsageError(f"{path} is no IDX file of {'images' if dims == 3 else 'labels'}")
-    return tuple(int.from_bytes(file.read(4), "big") for _ in range(dims))
+    shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(dims))
+    if min(shape) < 1:
+        raise UsageError(f"{path} has shape {shape}; expected at least one image")
+    return shape
 
 
 def _uncompressed(path: Path) -> IO[bytes]:
