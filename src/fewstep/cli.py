@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -25,10 +25,14 @@ fewstep: generative models that need one to four network calls
   fewstep evaluate MODEL --steps 1,2            distances to data, and speed
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
   fewstep bench                                 what the library costs on this machine
+  fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
 
 MODEL is a model folder, a run folder, or a bundled name: digits-cd, digits-edm.
 Every verb explains itself with --help. --debug shows the traceback of an error.
 """
+
+SHOWN = 5
+"""Bad images that are told; the file lists them all."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,6 +105,7 @@ def _dispatch(args: list[str]) -> None:
         "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
         "average": lambda rest: _call("fewstep average", average, rest),
         "bench": lambda rest: _call("fewstep bench", bench, rest),
+        "data": _data,
     }
     if not args or args[0] in {"-h", "--help", "help"}:
         print(USAGE, end="")
@@ -153,6 +158,16 @@ def _train(args: list[str]) -> None:
     except Interrupted as stopped:
         print(f"fewstep: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signum) from None
+
+
+def _data(args: list[str]) -> None:
+    verbs = {"prepare": prepare}
+    if not args or args[0] in {"-h", "--help"}:
+        print("usage: fewstep data prepare SOURCE --out FILE --resolution N; --help explains it")
+    elif args[0] in verbs:
+        _call(f"fewstep data {args[0]}", verbs[args[0]], args[1:])
+    else:
+        raise UsageError(f"unknown command {'data ' + args[0]!r}; {nearest(args[0], verbs)}")
 
 
 def _with_out(build: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -349,6 +364,58 @@ def bench(*, json: bool = False, threads: int = 2, pairs: int = 15) -> None:
     from fewstep.bench import main as measure
 
     measure(threads, pairs, json)
+
+
+def prepare(
+    source: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")],
+    /,
+    *,
+    out: Path,
+    resolution: int,
+    crop: Literal["center", "adm", "none"] = "center",
+    channels: Literal[1, 3] | None = None,
+    labels: str = "auto",
+    on_error: Literal["refuse", "skip"] = "refuse",
+    split: str = "train",
+    workers: int = 0,
+) -> None:
+    """Write the images of any source as one verified file that training can read.
+
+    Args:
+        source: a folder or zip of images, an IDX file, a Hugging Face data set on the disk or
+            hf:OWNER/NAME; or one or several shards (.tar, .parquet, .npz), or a folder of them.
+        out: the file, NAME.safetensors.
+        resolution: height and width.
+        crop: the central square, as ADM prepares ImageNet, or none for images that are square.
+        channels: 1 or 3; by default 1 if all images are grey.
+        labels: auto, none, or the column that holds them.
+        on_error: what to do with an image that cannot be used.
+        split: of a Hugging Face data set.
+        workers: threads that decode.
+    """
+    from fewstep.data import prepare as write
+
+    data = write(
+        source,
+        out,
+        resolution=resolution,
+        crop=crop,
+        channels=channels,
+        labels=labels,
+        on_error=on_error,
+        split=split,
+        workers=workers,
+    )
+    about = data.about
+    classes = f"in {about.labels} classes" if about.labels else "without labels"
+    shape = "x".join(map(str, about.shape))
+    print(f"wrote {about.count:,} image(s) of {shape} {classes} to {out}")
+    if about.skipped:
+        print(f"skipped {len(about.skipped):,}, all of which the file lists:")
+        for name, reason in about.skipped[:SHOWN]:
+            print(f"  {name} {reason}")
+    for name, digest in about.sha256.items():
+        print(f"sha256 of the {name}: {digest}")
 
 
 # Values.

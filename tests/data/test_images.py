@@ -1,9 +1,6 @@
 import io
 import json
 import warnings
-import zipfile
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,40 +8,8 @@ import torch
 from PIL import Image
 
 from fewstep.core import UsageError
-from fewstep.data import Dataset, ImageFolder, images
-
-RNG = np.random.default_rng(0)
-
-
-def pixels(*shape: int) -> np.ndarray:
-    return RNG.integers(0, 256, shape, np.uint8)
-
-
-def encoded(array: np.ndarray, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def stored(root: Path, form: str, files: dict[str, bytes]) -> Path:
-    if form == "zip":
-        path = root / "data.zip"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in files.items():
-                archive.writestr(name, content)
-        return path
-    path = root / "data"
-    path.mkdir()
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
-
-
-def as_bytes(data: ImageFolder) -> np.ndarray:
-    x0 = data.batch(np.arange(len(data))).x0
-    return ((x0 + 1) * 127.5).round().to(torch.uint8).numpy()
-
+from fewstep.data import Dataset, ImageFolder, decoding, images
+from image_files import as_bytes, encoded, pixels, png_that_claims, stored
 
 both = pytest.mark.parametrize("form", ["folder", "zip"])
 
@@ -215,16 +180,6 @@ def test_odd_exif_does_not_warn(tmp_path):
     assert not raised
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    check = zlib.crc32(kind + body)
-    return len(body).to_bytes(4, "big") + kind + body + check.to_bytes(4, "big")
-
-
-def png_that_claims(width: int, height: int) -> bytes:
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
-
-
 GOOD = encoded(pixels(16, 16, 3))
 BAD_FILES = {
     "empty": (b"", "none of PNG"),
@@ -264,7 +219,7 @@ def test_a_bad_file_is_named_on_access(tmp_path, form, monkeypatch):
 
 @both
 def test_oversized_files_are_not_read(tmp_path, form, monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 1000)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 1000)
     path = stored(tmp_path, form, {"a.png": GOOD[:900], "b.png": bytes(5000)})
     with pytest.raises(UsageError, match=r"b\.png in .* has 5000 bytes; at most 1000"):
         ImageFolder(path, 4)
@@ -285,6 +240,8 @@ def test_a_damaged_zip_member_is_named(tmp_path):
         ({"resolution": 0}, "resolution=0"),
         ({"channels": 2}, "channels=2"),
         ({"labels": "json"}, "labels='json'"),
+        ({"on_error": "ignore"}, "on_error=.ignore."),
+        ({"resolution": 10_000}, "resolution=10000"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path, given, message):
@@ -302,3 +259,38 @@ def test_bad_paths_are_refused(tmp_path):
         ImageFolder(tmp_path, 4)
     with pytest.raises(UsageError, match=r"data\.zip holds no images"):
         ImageFolder(stored(tmp_path, "zip", {"notes.txt": b""}), 4)
+
+
+@both
+def test_bad_files_are_skipped_and_listed(tmp_path, form):
+    x = pixels(3, 4, 4, 3)
+    files = {f"{'ab'[i % 2]}/{i}.png": encoded(x[i]) for i in range(3)}
+    bad = {"a/bad.png": GOOD[:300], "b/0.png": b"", "c/only.png": png_that_claims(9000, 9000)}
+    path = stored(tmp_path, form, files | bad)
+    data = ImageFolder(path, 4, on_error="skip")
+    assert data.names == ["a/0.png", "a/2.png", "b/1.png"]
+    assert data.batch([0, 1, 2]).cond["label"].tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(as_bytes(data), x[[0, 2, 1]].transpose(0, 3, 1, 2))
+    assert data.class_names == ("a", "b", "c")
+    assert [name for name, _ in data.skipped] == sorted(bad)
+    reasons = " ".join(reason for _, reason in data.skipped)
+    assert "truncated" in reasons
+    assert "64 megapixels" in reasons
+    assert str(tmp_path) not in reasons
+    with pytest.raises(UsageError, match=r"a/bad\.png"):
+        ImageFolder(path, 4)
+
+
+def test_bad_files_are_skipped_only_if_all_can_be_decoded_at_once(tmp_path, monkeypatch):
+    path = stored(tmp_path, "folder", {"a.png": GOOD, "b.png": b""})
+    monkeypatch.setattr(images, "IN_MEMORY", 2 * 3 * 16 - 1)
+    with pytest.raises(UsageError, match=r"run fewstep data prepare .*data .* --on-error skip"):
+        ImageFolder(path, 4, on_error="skip")
+    monkeypatch.setattr(images, "IN_MEMORY", 2 * 3 * 16)
+    assert len(ImageFolder(path, 4, on_error="skip")) == 1
+
+
+def test_nothing_usable_is_refused_even_if_skipping(tmp_path):
+    path = stored(tmp_path, "folder", {"a.png": b"", "b.png": b""})
+    with pytest.raises(UsageError, match=r"no usable image; a\.png is broken"):
+        ImageFolder(path, 4, on_error="skip")

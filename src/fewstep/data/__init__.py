@@ -1,4 +1,4 @@
-"""Data sets: digits, image folders and zips, arrays, toys with exact scores, and their order.
+"""Data sets: digits, images in folders, zips and prepared files, arrays, toys, and their order.
 
 Whatever meets ``Dataset`` can be trained on. Random access is all a data set offers; which samples
 a step sees is a function of seed and step (``positions``), so resuming needs no loader state.
@@ -13,7 +13,10 @@ from fewstep.data.arrays import Arrays, Indices, stratified_split
 from fewstep.data.augment import Augment, EDMAugment, Flip
 from fewstep.data.digits import digits
 from fewstep.data.images import ImageFolder
+from fewstep.data.opening import open_images
 from fewstep.data.order import positions
+from fewstep.data.prepare import prepare
+from fewstep.data.prepared import Prepared
 from fewstep.data.standard import STANDARD, cifar10, fashion_mnist, mnist
 from fewstep.data.toys import (
     Mixture,
@@ -36,6 +39,7 @@ __all__ = [
     "ImageFolder",
     "Indices",
     "Mixture",
+    "Prepared",
     "checkerboard",
     "cifar10",
     "digits",
@@ -44,7 +48,9 @@ __all__ = [
     "gaussian",
     "mnist",
     "moons",
+    "open_images",
     "positions",
+    "prepare",
     "stratified_split",
     "swiss_roll",
     "toy",

@@ -1,0 +1,52 @@
+"""Images that training can read: a folder, a zip, or what ``fewstep data prepare`` wrote."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from fewstep.core import UsageError
+from fewstep.data.images import ImageFolder
+from fewstep.data.prepared import SUFFIX, Prepared, advice
+from fewstep.data.sources import needs_preparing
+
+
+def open_images(
+    path: str | os.PathLike[str],
+    resolution: int,
+    labels: Literal["auto", "none"] = "auto",
+    *,
+    channels: Literal[1, 3] | None = None,
+) -> ImageFolder | Prepared:
+    """Images as a dataset, by index.
+
+    Args:
+        path: a folder or zip of images, or a prepared file.
+        resolution: height and width; a prepared file must have it.
+        labels: ``auto`` or ``none``, as in ``ImageFolder``.
+        channels: 1 or 3; a prepared file must have them. Decided by the images if not given.
+
+    Raises:
+        UsageError: the path is a source that has to be prepared first, cannot be read, or has
+            another resolution or other channels.
+    """
+    if Path(path).suffix == SUFFIX:
+        data = Prepared(path, labels=labels)
+        if data.about.resolution != resolution:
+            raise UsageError(
+                f"{path} was prepared at resolution {data.about.resolution}, asked for is "
+                f"{resolution}; ask for that, or prepare it again"
+            )
+        if channels not in {None, data.shape[0]}:
+            raise UsageError(
+                f"{path} was prepared with {data.shape[0]} channel(s), asked for are {channels}; "
+                "prepare it again"
+            )
+        return data
+    if needs_preparing(str(path)):
+        raise UsageError(
+            f"{path} cannot be read in any order, as training must; {advice(path, resolution)}, "
+            "then give that file"
+        )
+    return ImageFolder(path, resolution, channels=channels, labels=labels)

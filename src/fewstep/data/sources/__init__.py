@@ -1,0 +1,102 @@
+"""What ``fewstep data prepare`` reads: one file a kind of source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fewstep.core import UsageError
+from fewstep.data.decoding import is_image
+from fewstep.data.sources.arrays import idx, npz
+from fewstep.data.sources.base import Item, Source
+from fewstep.data.sources.folders import folder
+from fewstep.data.sources.shards import tar
+from fewstep.data.sources.tables import disk, hub, parquet
+
+__all__ = ["HUB", "Item", "Source", "needs_preparing", "open_source"]
+
+HUB = "hf:"
+"""Prefix of a data set's name on the Hugging Face Hub."""
+
+SHARDS: dict[str, Callable[[list[Path], str], Source]] = {
+    ".tar": tar,
+    ".parquet": parquet,
+    ".npz": npz,
+}
+"""Readers of files of which several make a data set, by suffix."""
+
+
+def open_source(given: Sequence[str], labels: str, split: str) -> Source:
+    """The images of a source.
+
+    Args:
+        given: one folder, zip, IDX file, Hugging Face data set on the disk or ``hf:OWNER/NAME``;
+            or one or several shards of one kind, or a folder of them.
+        labels: ``auto``, ``none`` or the name of a column.
+        split: of a Hugging Face data set.
+
+    Raises:
+        UsageError: it does not exist, is of no known kind, or cannot be read.
+    """
+    if len(given) == 1 and given[0].startswith(HUB):
+        return hub(_hub_name(given[0]), labels, split)
+    paths = [Path(one) for one in given]
+    for path in paths:
+        if not path.exists():
+            raise UsageError(
+                f"{path} does not exist; a data set of the Hugging Face Hub is hf:OWNER/NAME"
+            )
+    shards = _shards(paths)
+    if shards:
+        return SHARDS[shards[0].suffix](shards, labels)
+    if len(paths) != 1:
+        raise UsageError(
+            f"got {len(paths)} sources; only shards of one kind ({' '.join(SHARDS)}) can be "
+            "several: prepare the others one by one"
+        )
+    path = paths[0]
+    if _is_datasets(path):
+        return disk(path, labels, split)
+    if _is_idx(path):
+        return idx(path, labels)
+    return folder(path, labels)
+
+
+def needs_preparing(path: str) -> bool:
+    """Whether this is a source that training does not read itself."""
+    if path.startswith(HUB):
+        return True
+    place = Path(path)
+    return bool(_shards([place])) or _is_datasets(place) or _is_idx(place)
+
+
+def _hub_name(given: str) -> str:
+    name = given.removeprefix(HUB)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UsageError(f"got {given}; expected hf:OWNER/NAME")
+    return name
+
+
+def _shards(paths: Sequence[Path]) -> list[Path]:
+    """The shards given, or those of the one folder given if it holds no images; else none."""
+    if len(paths) == 1 and paths[0].is_dir():
+        top = paths[0]
+        paths = sorted(file for file in top.iterdir() if file.suffix in SHARDS and file.is_file())
+        if not paths or any(is_image(file.name) for file in top.rglob("*")):
+            return []
+    kinds = {path.suffix for path in paths}
+    if not kinds <= set(SHARDS) or any(not path.is_file() for path in paths):
+        return []
+    if len(kinds) > 1:
+        raise UsageError(f"got shards of several kinds, {' '.join(sorted(kinds))}; give one kind")
+    return list(paths)
+
+
+def _is_datasets(path: Path) -> bool:
+    state = (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    return state or (path / "dataset_dict.json").is_file()
+
+
+def _is_idx(path: Path) -> bool:
+    return path.is_file() and "-ubyte" in path.name

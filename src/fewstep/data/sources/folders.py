@@ -1,0 +1,37 @@
+"""Images in a folder or a zip as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fewstep.core import UsageError
+from fewstep.data.decoding import SUFFIXES, is_image
+from fewstep.data.labels import member_labels
+from fewstep.data.members import Members
+from fewstep.data.sources.base import Item, Source
+
+
+def folder(path: Path, labels: str) -> Source:
+    """The images of a folder or a zip, by their POSIX paths; labels as ``ImageFolder`` reads them.
+
+    Raises:
+        UsageError: there are none, or their labels cannot be read.
+    """
+    if labels not in {"auto", "none"}:
+        raise UsageError(f"got labels={labels!r}; folders and zips have auto or none")
+    members = Members(path)
+    names = sorted(filter(is_image, members.names))
+    if not names:
+        raise UsageError(f"{path} holds no images; files that end in {' '.join(SUFFIXES)} are")
+    label, class_names = member_labels(members, names, "none" if labels == "none" else "auto")
+    return Source(_items(members, names, label), len(names), class_names)
+
+
+def _items(members: Members, names: list[str], label: np.ndarray | None) -> Iterator[Item]:
+    for i, name in enumerate(names):
+        load = partial(members.opened, name)
+        yield Item(name, members.where(name), load, None if label is None else int(label[i]))

@@ -1,0 +1,192 @@
+"""Tables with a column of encoded images: Parquet files and Hugging Face data sets.
+
+An image is binary, or a struct with ``bytes``, as Hugging Face stores it. A struct's ``path`` is
+never opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fewstep.core import UsageError
+from fewstep.data.decoding import BadFile, check_size, naming, opened
+from fewstep.data.sources.base import Item, Source, bad
+
+ROWS = 16
+"""Read at once."""
+MAX_GROUP = 4 * 2**30
+"""Bytes of one column of a row group, unpacked."""
+
+
+def parquet(paths: Sequence[Path], labels: str) -> Source:
+    """The rows of Parquet files.
+
+    A file that turns out to be damaged counts as one bad image after those before the damage.
+
+    Args:
+        paths: of the files.
+        labels: ``auto`` takes the column ``label`` or ``labels``, if there is one; ``none`` takes
+            none; another name takes that column.
+
+    Raises:
+        UsageError: pyarrow is not installed, no file can be read, or a column is missing.
+    """
+    module = _require("pyarrow.parquet", f"{paths[0]} is a Parquet file", "parquet")
+    files = [(path, _opened(module, path)) for path in paths]
+    good = [(path, file) for path, file in files if not isinstance(file, BadFile)]
+    if not good:
+        raise next(file for _, file in files if isinstance(file, BadFile))
+    path, file = good[0]
+    schema = file.schema_arrow
+    image = _image_column([field.name for field in schema if _holds_bytes(field.type)], path)
+    label = _label_column(schema.names, labels, path)
+    names = None if label is None else _class_names(schema.metadata or {}, label)
+    items = chain.from_iterable(_rows(path, file, image, label) for path, file in files)
+    return Source(items, sum(file.metadata.num_rows for _, file in good), names)
+
+
+def disk(path: Path, labels: str, split: str) -> Source:
+    """What ``save_to_disk`` of a Hugging Face data set left; labels as in Parquet files.
+
+    Raises:
+        UsageError: the extra is not installed, or there is no such split or column.
+    """
+    datasets = _require("datasets", f"{path} is a Hugging Face data set", "datasets")
+    with naming(str(path)):
+        found = datasets.load_from_disk(str(path))
+        if isinstance(found, datasets.DatasetDict):
+            if split not in found:
+                raise UsageError(f"{path} has no split {split!r}; it has {', '.join(found)}")
+            found = found[split]
+    return _of_datasets(datasets, found, path.resolve().name, str(path), labels)
+
+
+def hub(name: str, labels: str, split: str) -> Source:
+    """A data set of the Hugging Face Hub, downloaded if it is not at hand.
+
+    Raises:
+        UsageError: the extra is not installed, or the data set cannot be loaded.
+    """
+    datasets = _require("datasets", f"hf:{name} is a Hugging Face data set", "datasets")
+    try:
+        found = datasets.load_dataset(name, split=split)
+    except Exception as error:  # no network, no such set or split, a broken cache
+        raise UsageError(f"hf:{name} cannot be loaded ({str(error)[:300]})") from error
+    return _of_datasets(datasets, found, name, f"hf:{name}", labels)
+
+
+def _of_datasets(datasets: Any, found: Any, name: str, where: str, labels: str) -> Source:
+    kinds = found.features
+    image = _image_column([k for k, v in kinds.items() if isinstance(v, datasets.Image)], where)
+    label = _label_column(list(kinds), labels, where)
+    named = label is not None and isinstance(kinds[label], datasets.ClassLabel)
+    rows = found.cast_column(image, datasets.Image(decode=False))
+    rows = rows.select_columns([image] if label is None else [image, label])
+
+    def items() -> Iterator[Item]:
+        with naming(where):
+            for i, row in enumerate(rows):
+                yield _item(i, name, where, row[image], None if label is None else row[label])
+
+    return Source(items(), len(rows), tuple(kinds[label].names) if named else None)
+
+
+def _opened(module: Any, path: Path) -> Any:
+    """An open Parquet file, or what is wrong with it."""
+    try:
+        with naming(str(path)):
+            file = module.ParquetFile(path, buffer_size=2**20)
+            about = file.metadata
+            for i in range(about.num_row_groups):
+                for j in range(about.num_columns):
+                    size = about.row_group(i).column(j).total_uncompressed_size
+                    if size > MAX_GROUP:
+                        told = f"has a row group of {size} bytes; at most {MAX_GROUP} are read"
+                        raise BadFile(str(path), told)
+            return file
+    except BadFile as error:
+        return error
+
+
+def _rows(path: Path, file: Any, image: str, label: str | None) -> Iterator[Item]:
+    if isinstance(file, BadFile):
+        yield bad(path.name, file)
+        return
+    columns = [image] if label is None else [image, label]
+    n = 0
+    try:
+        with naming(str(path)):
+            for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
+                for row in batch.to_pylist():
+                    kind = None if label is None else row[label]
+                    yield _item(n, path.name, str(path), row[image], kind)
+                    n += 1
+    except BadFile as error:
+        yield bad(path.name, error)
+
+
+def _item(i: int, name: str, where: str, value: Any, label: Any) -> Item:
+    where = f"row {i} in {where}"
+    return Item(f"{name} row {i}", where, partial(_image, value, where), label)
+
+
+def _image(value: Any, where: str) -> Image.Image:
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(content, bytes):
+        raise BadFile(where, "holds no bytes of an image; remove it")
+    check_size(len(content), where)
+    return opened(content, where)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    types = import_module("pyarrow").types
+    if types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _image_column(found: Sequence[str], where: object) -> str:
+    usual = [name for name in found if name in {"image", "img", "jpg", "png"}]
+    chosen = usual if len(found) > 1 else found
+    if len(chosen) != 1:
+        held = ", ".join(found) or "none"
+        raise UsageError(
+            f"{where} needs one column of encoded images (bytes, or a struct with bytes), best "
+            f"named image; columns that could be it: {held}"
+        )
+    return chosen[0]
+
+
+def _label_column(columns: Sequence[str], labels: str, where: object) -> str | None:
+    if labels == "none":
+        return None
+    wanted = ("label", "labels") if labels == "auto" else (labels,)
+    found = next((name for name in wanted if name in columns), None)
+    if found is None and labels != "auto":
+        raise UsageError(f"{where} has no column {labels!r}; it has {', '.join(columns)}")
+    return found
+
+
+def _class_names(metadata: Mapping[bytes, bytes], label: str) -> tuple[str, ...] | None:
+    """Names that Hugging Face wrote into a Parquet file."""
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
+        return tuple(names) if all(isinstance(name, str) for name in names) else None
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+
+
+def _require(module: str, what: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UsageError(f"{what}; reading it needs pip install 'fewstep[{extra}]'") from error
