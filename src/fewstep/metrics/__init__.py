@@ -7,7 +7,12 @@ compare equal counts only. ``kid`` is unbiased and may be negative.
 
 from __future__ import annotations
 
-from fewstep.metrics.coverage import PrecisionRecall, precision_recall
+from fewstep.metrics.coverage import (
+    DensityCoverage,
+    PrecisionRecall,
+    density_coverage,
+    precision_recall,
+)
 from fewstep.metrics.features import Features, TanhFeatures, digits_features, flatten
 from fewstep.metrics.frechet import Moments, StreamingMoments, frechet_distance, moments_of
 from fewstep.metrics.kernel import KidEstimate, kid, kid_subsets
@@ -15,12 +20,14 @@ from fewstep.metrics.neighbours import nearest_distance, neighbour_ratio
 from fewstep.metrics.sliced import sliced_wasserstein
 
 __all__ = [
+    "DensityCoverage",
     "Features",
     "KidEstimate",
     "Moments",
     "PrecisionRecall",
     "StreamingMoments",
     "TanhFeatures",
+    "density_coverage",
     "digits_features",
     "flatten",
     "frechet_distance",
