@@ -16,14 +16,17 @@ from fewstep.metrics.coverage import (
 from fewstep.metrics.features import Features, TanhFeatures, digits_features, flatten
 from fewstep.metrics.frechet import Moments, StreamingMoments, frechet_distance, moments_of
 from fewstep.metrics.kernel import KidEstimate, kid, kid_subsets
+from fewstep.metrics.named import FEATURES, NamedFeatures, named_features
 from fewstep.metrics.neighbours import nearest_distance, neighbour_ratio
 from fewstep.metrics.sliced import sliced_wasserstein
 
 __all__ = [
+    "FEATURES",
     "DensityCoverage",
     "Features",
     "KidEstimate",
     "Moments",
+    "NamedFeatures",
     "PrecisionRecall",
     "StreamingMoments",
     "TanhFeatures",
@@ -34,6 +37,7 @@ __all__ = [
     "kid",
     "kid_subsets",
     "moments_of",
+    "named_features",
     "nearest_distance",
     "neighbour_ratio",
     "precision_recall",
