@@ -42,7 +42,7 @@ def test_it_is_fed_8_bit_pixels(channels, tmp_path):
     file = tmp_path / "w.pth"
     fc = nn.Linear(3, 5)
     # Names that the package itself would not know.
-    state = {f"module.{k}": v for k, v in fc.state_dict().items()}
+    state = {f"module.fc.{k}": v for k, v in fc.state_dict().items()}
     torch.save({"state_dict": state}, file)
     network, x = Inception(file), images(4, channels=channels)
     assert not network.network.training

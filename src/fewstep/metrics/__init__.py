@@ -14,7 +14,13 @@ from fewstep.metrics.coverage import (
     precision_recall,
 )
 from fewstep.metrics.features import Features, TanhFeatures, digits_features, flatten
-from fewstep.metrics.frechet import Moments, StreamingMoments, frechet_distance, moments_of
+from fewstep.metrics.frechet import (
+    Moments,
+    StreamingMoments,
+    frechet_distance,
+    moments_of,
+    reduce_moments,
+)
 from fewstep.metrics.kernel import KidEstimate, kid, kid_subsets
 from fewstep.metrics.named import FEATURES, NamedFeatures, named_features
 from fewstep.metrics.neighbours import nearest_distance, neighbour_ratio
@@ -41,5 +47,6 @@ __all__ = [
     "nearest_distance",
     "neighbour_ratio",
     "precision_recall",
+    "reduce_moments",
     "sliced_wasserstein",
 ]
