@@ -24,6 +24,13 @@ from fewstep.metrics.frechet import (
 from fewstep.metrics.kernel import KidEstimate, kid, kid_subsets
 from fewstep.metrics.named import FEATURES, NamedFeatures, named_features
 from fewstep.metrics.neighbours import nearest_distance, neighbour_ratio
+from fewstep.metrics.reference import (
+    Provenance,
+    Reference,
+    References,
+    load_reference,
+    reference_distance,
+)
 from fewstep.metrics.sliced import sliced_wasserstein
 
 __all__ = [
@@ -34,6 +41,9 @@ __all__ = [
     "Moments",
     "NamedFeatures",
     "PrecisionRecall",
+    "Provenance",
+    "Reference",
+    "References",
     "StreamingMoments",
     "TanhFeatures",
     "density_coverage",
@@ -42,11 +52,13 @@ __all__ = [
     "frechet_distance",
     "kid",
     "kid_subsets",
+    "load_reference",
     "moments_of",
     "named_features",
     "nearest_distance",
     "neighbour_ratio",
     "precision_recall",
     "reduce_moments",
+    "reference_distance",
     "sliced_wasserstein",
 ]

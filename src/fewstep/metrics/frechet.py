@@ -97,7 +97,7 @@ def reduce_moments(moments: StreamingMoments) -> StreamingMoments:
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
 
     def total(value: Tensor) -> Tensor:
-        value = value.to(device, copy=True)
+        value = value.to(device)
         dist.all_reduce(value)
         return value.cpu()
 
