@@ -1,11 +1,17 @@
-"""Improved precision and recall, Kynkaanniemi et al. 2019 (arXiv:1904.06991), equations 1 and 2."""
+"""Fidelity and coverage by nearest neighbours, each ball reaching to a point's k-th neighbour.
+
+Precision and recall: Kynkaanniemi et al. 2019 (arXiv:1904.06991), equations 1 and 2. Density and
+coverage: Naeem et al. 2020 (arXiv:2002.09797), equations 3 and 4. A point is not its own neighbour,
+but a duplicate of it is. Balls are closed everywhere, as the first paper has them; the second
+paper's code takes them open, which differs where a distance equals a radius, as between copies.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewstep.core import UsageError
@@ -26,30 +32,68 @@ class PrecisionRecall:
     recall: float
 
 
+@dataclass(frozen=True)
+class DensityCoverage:
+    """Fidelity and coverage that one outlier cannot change much.
+
+    Args:
+        density: mean number of balls of reals around a fake, over k: 1 on average for fresh draws
+            of the data's law, more where fakes crowd, never below 0.
+        coverage: fraction of reals with a fake in their ball, in [0, 1].
+    """
+
+    density: float
+    coverage: float
+
+
 def precision_recall(
     real: Float[Tensor, " n ..."], fake: Float[Tensor, " m ..."], k: int = 3
 ) -> PrecisionRecall:
-    """Precision and recall, a manifold being the balls from each point to its k-th neighbour.
-
-    A point is not its own neighbour, but a duplicate of it is. Balls are closed.
+    """Precision and recall, a manifold being the balls of all its points.
 
     Raises:
         UsageError: values that are not finite, dimensions that differ, or k outside [1, size - 1].
     """
     real, fake = row_pair(real, fake, ("real", "fake"))
-    if not 1 <= k < min(len(real), len(fake)):
-        raise UsageError(
-            f"k={k} with {len(real)} real and {len(fake)} fake samples; "
-            f"give one from 1 to {min(len(real), len(fake)) - 1}"
-        )
+    _check_k(k, {"real": real, "fake": fake})
     return PrecisionRecall(
-        precision=float(_on_manifold(fake, real, k).double().mean()),
-        recall=float(_on_manifold(real, fake, k).double().mean()),
+        precision=float((_balls_around(fake, real, k) > 0).double().mean()),
+        recall=float((_balls_around(real, fake, k) > 0).double().mean()),
     )
 
 
-def _on_manifold(x: Tensor, points: Tensor, k: int) -> Bool[Tensor, " n"]:
+def density_coverage(
+    real: Float[Tensor, " n ..."], fake: Float[Tensor, " m ..."], k: int = 5
+) -> DensityCoverage:
+    """Density and coverage; the balls are those of the reals only.
+
+    Raises:
+        UsageError: values that are not finite, dimensions that differ, or k outside
+            [1, number of reals - 1].
+    """
+    real, fake = row_pair(real, fake, ("real", "fake"), minimum=1)
+    _check_k(k, {"real": real})
+    nearest = torch.cat([pairwise(p, fake).amin(1) for p in blocks(real, len(fake))])
+    return DensityCoverage(
+        density=float(_balls_around(fake, real, k).double().mean()) / k,
+        coverage=float((nearest <= _radii(real, k)).double().mean()),
+    )
+
+
+def _check_k(k: int, sets: dict[str, Tensor]) -> None:
+    largest = min(map(len, sets.values())) - 1
+    if not 1 <= k <= largest:
+        sizes = " and ".join(f"{len(x)} {name}" for name, x in sets.items())
+        raise UsageError(f"k={k} with {sizes} samples; give one from 1 to {largest}")
+
+
+def _radii(points: Tensor, k: int) -> Float[Tensor, " n"]:
     # k + 1: the nearest of a point is itself, at exactly 0.
-    radii = [pairwise(p, points).kthvalue(k + 1).values for p in blocks(points, len(points))]
-    radius = torch.cat(radii)
-    return torch.cat([(pairwise(p, points) <= radius).any(1) for p in blocks(x, len(points))])
+    parts = [pairwise(p, points).kthvalue(k + 1).values for p in blocks(points, len(points))]
+    return torch.cat(parts)
+
+
+def _balls_around(x: Tensor, points: Tensor, k: int) -> Int[Tensor, " n"]:
+    """Of each of ``x``, in how many balls of ``points`` it lies."""
+    radii = _radii(points, k)
+    return torch.cat([(pairwise(p, points) <= radii).sum(1) for p in blocks(x, len(points))])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
@@ -82,6 +83,30 @@ class StreamingMoments:
         self.scatter = self.scatter + scatter + torch.outer(delta, delta) * (self.n * n / total)
         self.mean = self.mean + delta * (n / total)
         self.n = total
+
+
+def reduce_moments(moments: StreamingMoments) -> StreamingMoments:
+    """What all ranks of ``torch.distributed`` have seen together, the same on each.
+
+    Every rank must call it, one that saw nothing too. Without a process group, or in a group of
+    one, it is what was given. Sums are over float64, of centred scatter as in ``merge``.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return moments
+    # nccl sums on its GPUs only.
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+    def total(value: Tensor) -> Tensor:
+        value = value.to(device)
+        dist.all_reduce(value)
+        return value.cpu()
+
+    found = StreamingMoments(len(moments.mean))
+    found.n = int(total(torch.tensor(moments.n)))
+    found.mean = total(moments.mean * moments.n) / max(found.n, 1)
+    delta = moments.mean - found.mean
+    found.scatter = total(moments.scatter + torch.outer(delta, delta) * moments.n)
+    return found
 
 
 @torch.no_grad()
