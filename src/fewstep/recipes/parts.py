@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.data import STANDARD, Arrays, Dataset, ImageFolder, digits, toy
+from fewstep.data import STANDARD, Arrays, Dataset, EDMAugment, Flip, digits, open_images, toy
 from fewstep.errors import UsageError
 from fewstep.model import BUNDLED, Model, find, load
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser, Guided
@@ -38,7 +39,9 @@ from fewstep.objectives.terms import (
 from fewstep.times import DiscreteLogNormal, LogNormal, UniformIndex
 from fewstep.training.averages import Rule, half_life, warmed
 from fewstep.training.config import Augment, Run, TrainConfig
+from fewstep.training.posthoc import PowerFunction
 
+AUGMENT_LABELS = 9
 LABEL_DROP = 0.1
 PSEUDO_HUBER = PseudoHuber()
 
@@ -59,9 +62,9 @@ def toy_data(name: str) -> Arrays:
     return toy(name)
 
 
-def image_data(data: str, resolution: int, labels: bool) -> ImageFolder:
-    """A folder or zip."""
-    return ImageFolder(Path(data), resolution, labels="auto" if labels else "none")
+def image_data(data: str, resolution: int, labels: bool) -> Dataset:
+    """A folder, a zip or a prepared file."""
+    return open_images(Path(data), resolution, labels="auto" if labels else "none")
 
 
 def mlp(data: Dataset, width: int, blocks: int, dropout: float, *, seed: int) -> nn.Module:
@@ -101,30 +104,49 @@ def ddpmpp(
         )
 
 
-def standard_data(name: str, labels: bool) -> Arrays:
-    """The training images of a standard data set."""
-    data = STANDARD[name]("train")
-    return data if labels else data.unlabelled()
+def standard_data(name: str, labels: bool) -> Dataset:
+    """The training images of a standard data set, or of a prepared one: ``imagenet-64``."""
+    if name in STANDARD:
+        data = STANDARD[name]("train")
+        return data if labels else data.unlabelled()
+    place = Path(os.environ.get("FEWSTEP_DATA", ".")) / f"{name}.safetensors"
+    if not place.exists():
+        raise UsageError(
+            f"no {place}: make it with fewstep data prepare IMAGENET/train --resolution 64 "
+            f"--crop adm --out {place}, and name its folder in FEWSTEP_DATA"
+        )
+    return image_data(str(place), 64, labels)
 
 
 def network(
-    chosen: tuple[str, Mapping[str, Any]], data: Dataset, *, dropout: float, seed: int
+    chosen: tuple[str, Mapping[str, Any]],
+    data: Dataset,
+    *,
+    dropout: float,
+    augment: bool = False,
+    seed: int,
 ) -> nn.Module:
-    """A network for the data of that kind and with those options, with seeded weights."""
+    """A network for the data of that kind and with those options, with seeded weights.
+
+    With ``augment`` it reads the labels of :func:`edm_augment`.
+    """
     _probability("dropout", dropout)
     kind, options = chosen
+    options = {**options, **({"augment": AUGMENT_LABELS} if augment else {})}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NETWORKS[kind](
-            shape=data.shape, dropout=dropout, classes=data.labels, **dict(options)
-        )
+        return NETWORKS[kind](shape=data.shape, dropout=dropout, classes=data.labels, **options)
 
 
 def flip(wanted: bool) -> Augment | None:
     """Mirror half of the images."""
-    from fewstep.data.augment import Flip
-
     return Flip() if wanted else None
+
+
+def edm_augment(probability: float) -> Augment | None:
+    """EDM's augmentations; the network must read their labels."""
+    _probability("augment", probability)
+    return EDMAugment(probability) if probability else None
 
 
 def distance(name: str) -> Distance:
@@ -307,10 +329,11 @@ def fixed(points: int, rate: float = 0.0) -> Fixed:
     return Fixed(points, rate)
 
 
-def half_lives(train: TrainConfig, *images: float) -> Averages:
-    """EDM's averages: half-lives in images, shorter at first."""
+def teachers_averages(train: TrainConfig, images: float, power: Sequence[float]) -> Averages:
+    """EDM's average, of a half-life in images, and EDM2's of relative widths."""
     batch = train.batch * train.accumulation
-    return {f"half-life-{n:g}": half_life(n, batch) for n in images}
+    widths = {f"power-{std:g}": PowerFunction(std) for std in power}
+    return {f"half-life-{images:g}": half_life(images, batch), **widths}
 
 
 def ema(*rates: float) -> Averages:
