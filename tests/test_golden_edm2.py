@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fewstep.core import expand, per_sample
 from fewstep.models import EDM, AbstractDenoiser, Autoguided, Denoiser
-from fewstep.models.nets.edm2 import mp_cat, mp_silu, mp_sum, normalise
+from fewstep.models.nets.magnitude import mp_cat, mp_silu, mp_sum, normalise
 from fewstep.objectives.denoising import Denoising, Draws
 from fewstep.objectives.terms import follow, karras_weight
 from fewstep.paths import VarianceExploding

@@ -165,6 +165,10 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
+            for module in phase.module.modules():
+                # EDM2 forces its weights onto spheres; in forward passes that would change them.
+                if hasattr(module, "normalise_weights"):
+                    module.normalise_weights()
         optimizer.zero_grad()
         return good
 

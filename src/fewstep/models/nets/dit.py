@@ -1,8 +1,8 @@
 r"""Transformers on patches: DiT with adaLN-Zero (Peebles & Xie 2023) and SiT (Ma et al. 2024).
 
 Both are one network. DiT's sees the index of its 1000 steps as time: give its preconditioning
-``time_scale=1000``; SiT's sees t itself. Shape suffixes: B batch, C channels, H, W space, L tokens,
-N heads, D a head's channels, E width.
+``time_scale=1000``; SiT's sees t itself, which in published weights runs from noise to data. Shape
+suffixes: B batch, C channels, H, W space, L tokens, N heads, D a head's channels, E width.
 """
 
 from __future__ import annotations
