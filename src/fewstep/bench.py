@@ -33,6 +33,7 @@ from fewstep.training.config import TrainConfig
 from fewstep.training.trainer import Trainer
 
 BATCH = 8
+CHANNELS = 64
 SHAPE = (3, 32, 32)
 TARGETS = {
     "overhead": (0.05, "at most"),
@@ -94,7 +95,7 @@ class Subjects:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.net = DDPMpp(SHAPE, 64, (1, 2, 2), blocks=2, attention=(16,), dropout=0.0)
+        self.net = DDPMpp(SHAPE, CHANNELS, (1, 2, 2), blocks=2, attention=(16,), dropout=0.0)
         student = Denoiser(self.net, ConsistencyBoundary(sigma_data=0.5))
         self.objective = Consistency(
             student,

@@ -171,8 +171,8 @@ FASHION_MNIST_SMALL = Preset(
         ("1 h", "docs/results.md"),
     ),
     edm=_minutes(3500, 1e-3),
-    cd=_minutes(1000, 5e-4),
-    ct=_minutes(1500, 1e-3),
+    cd=_minutes(600, 5e-4),
+    ct=_minutes(900, 1e-3),
     **_SMALL,
 )
 

@@ -1,0 +1,72 @@
+"""The bench compares what it says it compares, and tells it in the words that are promised."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fewstep import bench
+from tiny import fewstep
+
+PROMISED = {
+    "overhead",
+    "ct_over_passes",
+    "sample_over_forward",
+    "ct_peak_mib",
+    "bf16_forward_speedup",
+}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A network of the same kind that takes milliseconds, and no other process."""
+    monkeypatch.setattr(bench, "SHAPE", (3, 8, 8))
+    monkeypatch.setattr(bench, "CHANNELS", 8)
+    monkeypatch.setattr(bench, "_in_a_fresh_process", lambda threads: 1.0)
+
+
+def test_the_command_prints_json(quick, capsys):
+    outcome = fewstep(capsys, "bench", "--json", "--threads", 1, "--pairs", 3)
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert PROMISED < found.keys()
+    assert PROMISED == bench.TARGETS.keys()
+    assert (found["threads"], found["pairs"]) == (1, 3)
+    for sides in found["milliseconds"].values():
+        assert [len(times) for times in sides.values()] == [3, 3]
+        assert min(min(times) for times in sides.values()) > 0
+
+
+def test_the_table_names_the_aims(quick, capsys):
+    outcome = fewstep(capsys, "bench", "--threads", 1, "--pairs", 1)
+    for name, (limit, kind) in bench.TARGETS.items():
+        line = next(x for x in outcome.out.splitlines() if x.startswith(f"{name} "))
+        assert line.endswith(f"{kind} {limit:g}")
+
+
+def test_ratios_are_of_pairs():
+    assert bench._ratio([1.0, 2.0, 9.0], [1.0, 4.0, 3.0]) == 1.0
+
+
+def test_the_parts_are_those_of_the_method(quick):
+    made = bench.Subjects()
+    calls = []
+    made.net.register_forward_hook(lambda *_: calls.append(made.net.training))
+    made.passes()
+    bare = len(calls)
+    made.loss()
+    assert (bare, len(calls)) == (2, 4)
+    made.step("adam")()
+    assert len(calls) == 6
+    made.sample()
+    assert len(calls) == 7
+
+
+def test_the_peak_is_of_whole_steps():
+    assert bench.peak(1, steps=1) > 100
+
+
+@pytest.mark.parametrize("option", ["--threads", "--pairs"])
+def test_bad_counts(option, capsys):
+    assert fewstep(capsys, "bench", option, 0).code == 2
