@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -108,8 +109,8 @@ def test_all_grey_images_need_one_channel(tmp_path):
     data = prepare(path, tmp_path / "x.safetensors", resolution=4)
     assert data.shape == (1, 4, 4)
     np.testing.assert_array_equal(as_bytes(data), as_bytes(ImageFolder(path, 4)))
-    # One late picture in colour is enough.
-    path = stored(tmp_path, "folder", grey | {"z.png": encoded(pixels(4, 4, 3))})
+    # One picture in colour is enough.
+    path = stored(tmp_path, "folder", grey | {"1b.png": encoded(pixels(4, 4, 3))})
     data = prepare(path, tmp_path / "x.safetensors", resolution=4)
     assert data.shape == (3, 4, 4)
     np.testing.assert_array_equal(as_bytes(data), as_bytes(ImageFolder(path, 4, channels=3)))
@@ -313,18 +314,28 @@ def test_a_zip_is_opened_anew_after_a_fork(tmp_path, monkeypatch):
     monkeypatch.setattr("fewstep.data.images.IN_MEMORY", 0)
     data = ImageFolder(stored(tmp_path, "zip", files(40)), 4)
     expected = as_bytes(data)
-    fork = multiprocessing.get_context("fork")
-    rows = fork.SimpleQueue()
 
-    def read(k: int) -> None:
-        rows.put(all(np.array_equal(as_bytes(data), expected) for _ in range(3)))
+    def read() -> None:
+        same = all(np.array_equal(as_bytes(data), expected) for _ in range(3))
+        os._exit(0 if same else 1)  # without the test runner's own ending
 
-    children = [fork.Process(target=read, args=(k,)) for k in range(3)]
+    children = [multiprocessing.get_context("fork").Process(target=read) for _ in range(3)]
     for child in children:
         child.start()
-    assert [rows.get() for _ in children] == [True] * 3
     for child in children:
-        child.join()
+        child.join(20)
+    assert [child.exitcode for child in children] == [0] * 3
+
+
+def test_a_bad_file_is_told_from_another_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewstep.data.images.IN_MEMORY", 0)
+    path = stored(tmp_path, "folder", {"a.png": encoded(pixels(9, 9)), "b.png": b""})
+    data = ImageFolder(path, 4, channels=1)
+    with pytest.raises(UsageError) as caught:
+        data.batch([1])
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+    assert str(again).startswith(f"b.png in {path} is broken")
 
 
 # Opening.

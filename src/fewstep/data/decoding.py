@@ -57,6 +57,8 @@ def naming(where: str) -> Iterator[None]:
         raise _too_large(where) from error
     except Image.UnidentifiedImageError as error:
         raise BadFile(where, f"is broken or none of {', '.join(FORMATS)}") from error
+    except MemoryError as error:
+        raise BadFile(where, "needs more memory than there is; remove it") from error
     except Exception as error:  # decoders and archives raise all kinds on damaged data
         told = (error.strerror if isinstance(error, OSError) else None) or str(error)
         told = told or type(error).__name__
