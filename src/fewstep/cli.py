@@ -288,8 +288,10 @@ def evaluate(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
-    data: str = "digits",
+    data: str | None = None,
     held_out: str | None = None,
+    metrics: str = "fd,swd,nn",
+    features: str | None = None,
     steps: str = "1,2",
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
     guidance: float | None = None,
@@ -301,8 +303,12 @@ def evaluate(
 
     Args:
         model: a model folder, a run folder or a bundled name.
-        data: digits, a toy's name, or a folder or zip of the images it learnt from.
+        data: digits, a toy's name, or a folder or zip of the images it learnt from; by default
+            what a run learnt from, digits for a model without a run.
         held_out: for images: a folder or zip that it never saw.
+        metrics: some of fd, swd, nn, kid, pr (precision, recall), dc (density, coverage).
+        features: that all but swd and nn are taken in, NAME or NAME:FILE of weights: digits,
+            pixels, effnet-lite0, resnet20, resnet56, inception, dinov2.
         steps: step counts, e.g. 1,2; for a diffusion model 18 means 35 calls.
         n: for toys and images: samples and held-out data compared, at most.
         guidance: scale of classifier-free guidance.
@@ -317,15 +323,19 @@ def evaluate(
     from fewstep.model import load
 
     loaded = load(model, average=average, device=device)
+    data = data or evaluation.own_data(model)
     protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
+    protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
     judged = {steps: protocol.judge(loaded, steps, guidance) for steps in counts}
     named = {str(loaded.calls(steps, guidance)): row for steps, row in judged.items()}
     floor = protocol.floor()
     lines = [(f"{calls} call{'s' * (calls != '1')}", row) for calls, row in named.items()]
     slowest = min(row["images_per_second"] for row in named.values())
     print(evaluation.table([*lines, ("floor", floor)], slowest))
+    for note in protocol.notes():
+        print(note)
     if out is not None:
-        evaluation.write_metrics(out, {"model": named, "floor": floor})
+        evaluation.write_metrics(out, {"model": named, "floor": floor, **protocol.judged_in()})
         print(f"wrote {out}")
 
 

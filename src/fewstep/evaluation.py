@@ -10,30 +10,51 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
 from fewstep.data import ImageFolder, digits, toy
 from fewstep.data.toys import SAMPLERS
-from fewstep.files import write_json
+from fewstep.errors import nearest
 from fewstep.metrics import (
     Features,
     Moments,
+    NamedFeatures,
+    References,
     StreamingMoments,
+    density_coverage,
     digits_features,
     flatten,
     frechet_distance,
+    kid,
+    named_features,
     nearest_distance,
+    precision_recall,
     sliced_wasserstein,
 )
-from fewstep.model import Model
+from fewstep.model import Model, find
+from fewstep.tables import table, write_metrics
+
+__all__ = [
+    "METRICS",
+    "Protocol",
+    "chosen",
+    "digits_protocol",
+    "named_protocol",
+    "own_data",
+    "table",
+    "write_metrics",
+]
+
+METRICS = ("fd", "swd", "nn", "kid", "pr", "dc")
+"""What can be measured; the first three are unless others are asked for."""
 
 DRAWS = 5
 FIRST_SEED = 1000
@@ -49,50 +70,63 @@ class Protocol:
         held_out: what they never saw; its labels are the samples' labels.
         features: that the Frechet distance is taken in.
         draws: samples of each model, and of the training data.
+        metrics: which of ``METRICS``.
+        references: what keeps the statistics of data, where they are expensive.
     """
 
     train: Batch
     held_out: Batch
     features: Features
     draws: int = DRAWS
+    metrics: Sequence[str] = METRICS[:3]
+    references: References | None = None
+
+    def judged_in(self) -> dict[str, dict[str, str]]:
+        """Which features, where they were asked for by name."""
+        keys = ("name", "distance", "weights", "resize")
+        named = isinstance(self.features, NamedFeatures)
+        return {"features": {k: getattr(self.features, k) for k in keys}} if named else {}
+
+    def notes(self) -> list[str]:
+        """What a reader of the table must know besides."""
+        lines = [
+            f"fd: {told['distance']}, of features {told['name']}, weights "
+            f"{told['weights'][:12] or 'none'}, resize {told['resize']}"
+            for told in self.judged_in().values()
+        ]
+        return [*lines, f"reference: {self.references}"] if self.references else lines
 
     def floor(self) -> dict[str, float]:
-        """Real data judged as a model is: ``fd`` and ``swd`` of training data to held-out data."""
-        reference = self._moments(self.held_out.x0)
-        found = [
-            {
-                "fd": frechet_distance(self._moments(x), reference),
-                "swd": sliced_wasserstein(x, self.held_out.x0),
-            }
-            for x in map(self._train_draw, range(self.draws))
-        ]
-        return _mean(found)
+        """Real data judged as a model is: training data against held-out data."""
+        draws = map(self._train_draw, range(self.draws))
+        return _mean([self._to_held_out(self._data(x)) for x in draws])
 
     def judge(self, model: Model, steps: int, guidance: float | None = None) -> dict[str, float]:
-        """``fd``, ``swd`` to held-out, ``fd_train``, ``swd_train`` to training data, ``nn``, speed.
+        """What was asked for of the model's samples, and its speed.
 
-        ``nn`` is the median distance to the nearest training sample over that of held-out data:
-        well below 1 is memory. Speed is the median over draws of samples per second.
+        ``fd``, ``swd``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage`` are against
+        held-out data, ``fd_train``, ``swd_train`` against training data. ``nn`` is the median
+        distance to the nearest training sample over that of held-out data: well below 1 is memory.
+        Speed is the median over draws of samples per second.
         """
         n = len(self.held_out)
         label = self.held_out.cond.get("label")
-        held_out = self._moments(self.held_out.x0)
         found, seconds = [], []
         for draw in range(self.draws):
             began = time.perf_counter()
             seed = FIRST_SEED + draw
             x = model.sample(n, steps=steps, seed=seed, label=label, guidance=guidance).cpu()
             seconds.append(time.perf_counter() - began)
-            train, own = self._train_draw(draw), self._moments(x)
-            found.append(
-                {
-                    "fd": frechet_distance(own, held_out),
-                    "swd": sliced_wasserstein(x, self.held_out.x0),
-                    "fd_train": frechet_distance(own, self._moments(train)),
-                    "swd_train": sliced_wasserstein(x, train),
-                    "nn": float(nearest_distance(x, self.train.x0).quantile(0.5)) / self._nearest,
-                }
-            )
+            own, train = _Judged(x, self.features), self._data(self._train_draw(draw))
+            row = self._to_held_out(own)
+            if "fd" in self.metrics:
+                row["fd_train"] = frechet_distance(own.moments, train.moments)
+            if "swd" in self.metrics:
+                row["swd_train"] = sliced_wasserstein(x, train.x)
+            if "nn" in self.metrics:
+                median = float(nearest_distance(x, self.train.x0).quantile(0.5))
+                row["nn"] = median / self._nearest
+            found.append(row)
         return {**_mean(found), "images_per_second": n / float(np.median(seconds))}
 
     @cached_property
@@ -103,11 +137,26 @@ class Protocol:
             raise UsageError("at least half of the held-out data lies in the training data")
         return median
 
-    def _moments(self, x: Tensor) -> Moments:
-        features = self.features(x)
-        moments = StreamingMoments(features.shape[1])
-        moments.update(features)
-        return moments.moments()
+    @cached_property
+    def _held_out(self) -> _Judged:
+        return self._data(self.held_out.x0)
+
+    def _data(self, x: Tensor) -> _Judged:
+        return _Judged(x, self.features, self.references)
+
+    def _to_held_out(self, own: _Judged) -> dict[str, float]:
+        held_out, row = self._held_out, {}
+        if "fd" in self.metrics:
+            row["fd"] = frechet_distance(own.moments, held_out.moments)
+        if "swd" in self.metrics:
+            row["swd"] = sliced_wasserstein(own.x, held_out.x)
+        if "kid" in self.metrics:
+            row["kid"] = kid(own.features, held_out.features)
+        if "pr" in self.metrics:
+            row |= asdict(precision_recall(held_out.features, own.features))
+        if "dc" in self.metrics:
+            row |= asdict(density_coverage(held_out.features, own.features))
+        return row
 
     def _train_draw(self, draw: int) -> Tensor:
         """As many training samples as held-out ones, of the same labels where there are any."""
@@ -122,6 +171,27 @@ class Protocol:
         if sum(map(len, parts)) < len(self.held_out):
             raise UsageError("a label has more held-out samples than training samples")
         return self.train.x0[np.concatenate(parts)]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One set, its features and their moments, each computed when first asked for."""
+
+    x: Tensor
+    judge: Features
+    references: References | None = None
+
+    @cached_property
+    def features(self) -> Tensor:
+        return self.judge(self.x)
+
+    @cached_property
+    def moments(self) -> Moments:
+        if self.references is not None:
+            return self.references(self.x).moments
+        moments = StreamingMoments(self.features.shape[1])
+        moments.update(self.features)
+        return moments.moments()
 
 
 def digits_protocol() -> Protocol:
@@ -186,41 +256,50 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
     return found
 
 
-# Tables.
+def chosen(
+    protocol: Protocol, metrics: str, features: str | None, device: torch.device
+) -> Protocol:
+    """The protocol with what the command line asks for.
+
+    Args:
+        protocol: with the usual features of its data.
+        metrics: names from ``METRICS``, with commas between them.
+        features: NAME or NAME:FILE of ``fewstep.metrics.FEATURES``, or None for the usual ones.
+        device: where networks judge.
+
+    Raises:
+        UsageError: an unknown name, or features that cannot be had.
+    """
+    names = metrics.split(",")
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"--metrics: unknown {name!r}; {nearest(name, METRICS)}")
+    if features is None:
+        return replace(protocol, metrics=names)
+    found = named_features(features, device)
+    references = References(found) if found.expensive else None
+    return replace(protocol, metrics=names, features=found, references=references)
 
 
-LEGEND = (
-    "fd, swd: Frechet and sliced Wasserstein distance to held-out data (train: to training data);\n"
-    "nn: nearest training sample, over that of held-out data (well below 1 is memory)"
-)
-COLUMNS = ("fd", "swd", "fd_train", "swd_train", "nn", "images_per_second")
+def own_data(model: str) -> str:
+    """The data that a run learnt from, by its run.json; ``digits`` where there is none.
 
-
-def table(rows: Sequence[tuple[str, Mapping[str, float]]], baseline: float) -> str:
-    """Rows of metrics as text; ``speed-up`` is over ``baseline`` images per second."""
-    names = ("", "fd", "swd", "fd train", "swd train", "nn", "images/s", "speed-up")
-    lines: list[tuple[str, ...]] = [names]
-    for name, row in rows:
-        cells = [f"{row[k]:.3f}" if k in row else "-" for k in COLUMNS[:-1]]
-        speed = row.get("images_per_second")
-        cells += ["-", "-"] if speed is None else [f"{speed:,.0f}", f"{speed / baseline:.1f}x"]
-        lines.append((name, *cells))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    lines_of_text = "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-    return f"{lines_of_text}\n\n{LEGEND}"
-
-
-def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """``metrics.json``, numbers rounded to six significant digits."""
-    write_json(
-        path, json.loads(json.dumps(metrics), parse_float=lambda s: float(f"{float(s):.6g}"))
-    )
+    Raises:
+        UsageError: no such model, or its run.json is damaged.
+    """
+    # A model lies in RUN/model or in RUN/averages/NAME.
+    records = [folder / "run.json" for folder in find(model).resolve().parents[:2]]
+    record = next(filter(Path.is_file, records), None)
+    if record is None:
+        return "digits"
+    try:
+        run = json.loads(record.read_text(encoding="utf-8"))["run"]
+        data = run["arguments"].get("data", "digits")
+        return str(data).replace("_", "-") if run["recipe"].startswith("toy") else str(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{record} is damaged ({error!r}); say with --data what the model learnt from"
+        ) from error
 
 
 def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
