@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.core import UsageError, local
-from fewstep.files import whole_folder
+from fewstep.files import drop, tidy, whole_folder
 from fewstep.training.distribution import ALONE, World, rows
 
 State = tuple[Mapping[str, Tensor], dict[str, Any]]
@@ -53,9 +52,10 @@ def save(
     else:
         _save_together(target, tensors, values, step, world)
     if world.first:
+        tidy(folder)
         for old in _complete(folder)[:-keep]:
             if not keep_every or int(old.name) % keep_every:
-                shutil.rmtree(old)
+                drop(old)
     return target
 
 
@@ -129,7 +129,8 @@ def read(checkpoint: Path) -> State:
         UsageError: it is damaged; the message names the folder to delete.
     """
     try:
-        text = (checkpoint / "state.json").read_text(encoding="utf-8")
+        # As bytes: reading text would take one end of line for another.
+        text = (checkpoint / "state.json").read_bytes().decode("utf-8")
         values = json.loads(text)
         if text != _text(values) or values.pop("sha256") != _digest(values):
             raise ValueError("its manifest does not match its sha256")
@@ -137,7 +138,7 @@ def read(checkpoint: Path) -> State:
         for name, digest in files.items():
             if digest != _digest_of(checkpoint / name):
                 raise ValueError(f"{name} does not match its sha256")
-        return _Stored([checkpoint / name for name in files]), values
+        return _Stored([checkpoint / _name(rank) for rank in range(len(files))]), values
     except Exception as error:
         raise UsageError(
             f"the checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one "
