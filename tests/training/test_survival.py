@@ -257,7 +257,7 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 # Signals that ask to stop.
 
-LONG = 150
+LONG = 80
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,9 @@ def long_run(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("moment", range(3))
+@pytest.mark.parametrize(
+    "moment", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 6))]
+)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_at_any_moment(signum, moment, long_run, tmp_path):
     out = tmp_path / "parts"
@@ -325,6 +327,7 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_stays(tmp_path):
     found = {}
