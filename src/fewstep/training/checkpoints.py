@@ -6,11 +6,13 @@ number of processes: a tensor is the concatenation of its rows in the order of t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,33 +65,33 @@ def _save_together(
     target: Path, tensors: Mapping[str, Tensor], values: dict[str, Any], step: int, world: World
 ) -> None:
     """The first process makes the folder and names it; a failure of one is told to all."""
+    made: list[Path] = []
 
-    def together(failed: OSError | None) -> None:
-        if world.largest(failed is not None):
-            raise failed or OSError(f"another process could not write {target}")
-
-    failed = None
-    if world.first:
+    def together(act: Callable[[], None]) -> None:
+        failed = None
         try:
-            with whole_folder(target) as fresh:
-                world.agreed(str(fresh))
-                failed = _attempt(fresh, tensors, world)
-                together(failed)
-                _write_manifest(fresh, values, step, world)
+            act()
         except OSError as error:
             failed = error
-    else:
-        fresh = Path(world.agreed(None))
-        together(_attempt(fresh, tensors, world))
-    together(failed)
+        number = world.largest(0 if failed is None else failed.errno or errno.EIO)
+        if number:
+            raise failed or OSError(number, os.strerror(number), str(target))
 
+    with ExitStack() as stack:
 
-def _attempt(folder: Path, tensors: Mapping[str, Tensor], world: World) -> OSError | None:
-    try:
-        _write(folder, _name(world.rank), tensors, world)
-    except OSError as error:
-        return error
-    return None
+        def begin() -> None:
+            if world.first:
+                made.append(stack.enter_context(whole_folder(target)))
+
+        def finish() -> None:
+            if world.first:
+                _write_manifest(fresh, values, step, world)
+                stack.close()
+
+        together(begin)
+        fresh = Path(world.agreed(str(*made)))
+        together(lambda: _write(fresh, _name(world.rank), tensors, world))
+        together(finish)
 
 
 def _write(folder: Path, name: str, tensors: Mapping[str, Tensor], world: World) -> None:
