@@ -14,21 +14,24 @@ from typing import Any
 TEMPORARY = ".new-"
 """Prefix of a name while it is being written."""
 
+STALE = ".old-"
+"""Prefix of a folder's name while it is being replaced or deleted."""
+
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes ``path``'s place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{TEMPORARY}{path.name}")
-    stale = path.with_name(f".old-{path.name}")
+    stale = path.with_name(f"{STALE}{path.name}")
     _restore(stale, path)
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir()
     try:
         yield fresh
-        for file in fresh.rglob("*"):
-            flush(file)
+        for written in (*fresh.rglob("*"), fresh):
+            flush(written)
         if path.exists():
             path.rename(stale)
         fresh.rename(path)
@@ -37,6 +40,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _restore(stale, path)
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def drop(folder: Path) -> None:
+    """Delete a folder, which no longer has its name when its first file goes."""
+    stale = folder.with_name(f"{STALE}{folder.name}")
+    folder.rename(stale)
+    shutil.rmtree(stale)
+
+
+def tidy(folder: Path) -> None:
+    """Delete the folders in ``folder`` that killed processes left half written or half deleted."""
+    for prefix in (TEMPORARY, STALE):
+        for leftover in folder.glob(f"{prefix}*"):
+            shutil.rmtree(leftover)
 
 
 def _restore(stale: Path, path: Path) -> None:

@@ -6,12 +6,13 @@ number of processes: a tensor is the concatenation of its rows in the order of t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.core import UsageError, local
-from fewstep.files import whole_folder
+from fewstep.files import drop, tidy, whole_folder
 from fewstep.training.distribution import ALONE, World, rows
 
 State = tuple[Mapping[str, Tensor], dict[str, Any]]
@@ -53,9 +54,10 @@ def save(
     else:
         _save_together(target, tensors, values, step, world)
     if world.first:
+        tidy(folder)
         for old in _complete(folder)[:-keep]:
             if not keep_every or int(old.name) % keep_every:
-                shutil.rmtree(old)
+                drop(old)
     return target
 
 
@@ -63,33 +65,33 @@ def _save_together(
     target: Path, tensors: Mapping[str, Tensor], values: dict[str, Any], step: int, world: World
 ) -> None:
     """The first process makes the folder and names it; a failure of one is told to all."""
+    made: list[Path] = []
 
-    def together(failed: OSError | None) -> None:
-        if world.largest(failed is not None):
-            raise failed or OSError(f"another process could not write {target}")
-
-    failed = None
-    if world.first:
+    def together(act: Callable[[], None]) -> None:
+        failed = None
         try:
-            with whole_folder(target) as fresh:
-                world.agreed(str(fresh))
-                failed = _attempt(fresh, tensors, world)
-                together(failed)
-                _write_manifest(fresh, values, step, world)
+            act()
         except OSError as error:
             failed = error
-    else:
-        fresh = Path(world.agreed(None))
-        together(_attempt(fresh, tensors, world))
-    together(failed)
+        number = world.largest(0 if failed is None else failed.errno or errno.EIO)
+        if number:
+            raise failed or OSError(number, os.strerror(number), str(target))
 
+    with ExitStack() as stack:
 
-def _attempt(folder: Path, tensors: Mapping[str, Tensor], world: World) -> OSError | None:
-    try:
-        _write(folder, _name(world.rank), tensors, world)
-    except OSError as error:
-        return error
-    return None
+        def begin() -> None:
+            if world.first:
+                made.append(stack.enter_context(whole_folder(target)))
+
+        def finish() -> None:
+            if world.first:
+                _write_manifest(fresh, values, step, world)
+                stack.close()
+
+        together(begin)
+        fresh = Path(world.agreed(str(*made)))
+        together(lambda: _write(fresh, _name(world.rank), tensors, world))
+        together(finish)
 
 
 def _write(folder: Path, name: str, tensors: Mapping[str, Tensor], world: World) -> None:
@@ -129,7 +131,8 @@ def read(checkpoint: Path) -> State:
         UsageError: it is damaged; the message names the folder to delete.
     """
     try:
-        text = (checkpoint / "state.json").read_text(encoding="utf-8")
+        # As bytes: reading text would take one end of line for another.
+        text = (checkpoint / "state.json").read_bytes().decode("utf-8")
         values = json.loads(text)
         if text != _text(values) or values.pop("sha256") != _digest(values):
             raise ValueError("its manifest does not match its sha256")
@@ -137,7 +140,7 @@ def read(checkpoint: Path) -> State:
         for name, digest in files.items():
             if digest != _digest_of(checkpoint / name):
                 raise ValueError(f"{name} does not match its sha256")
-        return _Stored([checkpoint / name for name in files]), values
+        return _Stored([checkpoint / _name(rank) for rank in range(len(files))]), values
     except Exception as error:
         raise UsageError(
             f"the checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one "

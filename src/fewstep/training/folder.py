@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fewstep.core import UsageError
-from fewstep.files import write_json
+from fewstep.files import TEMPORARY, write_json
 from fewstep.training.config import FREE, Run
 from fewstep.version import __version__
 
@@ -97,7 +97,9 @@ class RunFolder:
         write_json(self.record, {**record, "delivered": step})
 
     def _check(self, record: dict[str, Any]) -> None:
-        others = self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir())
+        # A process that was killed in its first moments leaves a lock and half a record.
+        own = {".lock", f"{TEMPORARY}{self.record.name}"}
+        others = self.path.is_dir() and any(p.name not in own for p in self.path.iterdir())
         if others and not self.record.exists():
             raise UsageError(f"{self.path} is not empty and not a run; choose another --out")
         if self.record.exists():

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fewstep.core import UsageError
-from fewstep.files import sha256
+from fewstep.files import sha256, whole_file
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder
 
@@ -38,7 +38,8 @@ class Logger:
         self.samples = config.batch * config.accumulation
         rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [row for row in rows if _kept(row, start)]
-        path.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+        with whole_file(path) as fresh:
+            fresh.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8")
         self.board: Any = None
         if config.tensorboard:
