@@ -1,4 +1,4 @@
-"""The command line. Each verb is a typed function that imports torch only once it has to."""
+"""The command line: which verb is meant, how errors are told, and training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
 from fewstep.errors import UsageError, nearest
 from fewstep.files import TEMPORARY
 from fewstep.recipes import RECIPES, recipe
+from fewstep.verbs import average, bench, evaluate, prepare, sample
 
 USAGE = """\
 fewstep: generative models that need one to four network calls
@@ -30,9 +31,6 @@ fewstep: generative models that need one to four network calls
 MODEL is a model folder, a run folder, or a bundled name: digits-cd, digits-edm.
 Every verb explains itself with --help. --debug shows the traceback of an error.
 """
-
-SHOWN = 5
-"""Bad images that are told; the file lists them all."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -201,250 +199,3 @@ def _with_out(build: Callable[..., Any], name: str) -> Callable[..., Any]:
     command.__annotations__ |= {n: kind for n, (kind, _) in own.items()}
     command.__doc__ = inspect.getdoc(build)
     return command
-
-
-def sample(
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
-    /,
-    *,
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64,
-    out: Path = Path("samples.png"),
-    steps: int | None = None,
-    times: str | None = None,
-    seed: int = 0,
-    seeds: str | None = None,
-    label: int | None = None,
-    guidance: float | None = None,
-    average: str | None = None,
-    device: str | None = None,
-    columns: int | None = None,
-) -> None:
-    """Draw samples from a model.
-
-    Args:
-        model: a model folder, a run folder or a bundled name.
-        n: how many.
-        out: a .png grid, an .npz with x (n, c, h, w) in [-1, 1] and label, or a folder with one
-            file a sample, named by its index or, with --seeds, by its seed.
-        steps: steps of the sampler; by default the model's fewest (18 for a diffusion model).
-        times: the times of the calls instead, descending, e.g. 80,0.8.
-        seed: sample i is a function of (seed, i).
-        seeds: one a sample instead of -n and --seed, e.g. 0-63 or 1,5,9.
-        label: of all samples, from 0 (the number of labels means none); by default in turn.
-        guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
-        average: another of the run's averages than its first.
-        device: where to run; an accelerator if there is one.
-        columns: of the grid.
-    """
-    if n < 1:
-        raise UsageError(f"-n must be at least 1, got {n}")
-    if columns is not None and columns < 1:
-        raise UsageError(f"--columns must be at least 1, got {columns}")
-    chosen = _numbers("--seeds", seeds, int) if seeds is not None else None
-    at = _numbers("--times", times, float) if times is not None else None
-    if out.suffix not in {".png", ".npz", ""}:
-        raise UsageError(f"--out must be a .png, an .npz or a folder, got {out}")
-
-    from fewstep.model import find, load
-
-    loaded = load(model, average=average, device=device)
-    print(f"model: {find(model, average)}", file=sys.stderr)
-    x = loaded.sample(
-        n, steps=steps, times=at, seed=seed, seeds=chosen, label=label, guidance=guidance
-    )
-    _write_samples(loaded, x, out, chosen or list(range(len(x))), label, columns)
-    calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None
-    calls = calls or loaded.calls(len(at) if at else steps, guidance)
-    print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}")
-
-
-def _write_samples(
-    model: Any, x: Any, out: Path, seeds: list[int], label: int | None, columns: int | None
-) -> None:
-    import numpy as np
-
-    from fewstep import pictures
-    from fewstep.files import whole_file
-
-    classes = model.contract.data.labels
-    if out.suffix == ".npz":
-        labels = np.array([s % classes if classes else 0 for s in seeds])
-        if label is not None:
-            labels = np.full(len(x), label)
-        with whole_file(out) as fresh:
-            np.savez(fresh, x=x.cpu().numpy(), label=labels.astype(np.int64))
-        return
-    if x.ndim != 4 and not (x.ndim == 2 and x.shape[1] <= 2):
-        raise UsageError(f"samples of shape {tuple(x.shape[1:])} are no picture; use --out x.npz")
-    if out.suffix == ".png":
-        pictures.picture(x, out, columns)
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for one, seed in zip(x, seeds, strict=True):
-        pictures.picture(one[None], out / f"{seed:06d}.png", 1)
-
-
-def evaluate(
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
-    /,
-    *,
-    data: str | None = None,
-    held_out: str | None = None,
-    metrics: str = "fd,swd,nn",
-    features: str | None = None,
-    steps: str = "1,2",
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
-    guidance: float | None = None,
-    average: str | None = None,
-    device: str | None = None,
-    out: Path | None = None,
-) -> None:
-    """Compare a model with data it learnt from and data it never saw.
-
-    Args:
-        model: a model folder, a run folder or a bundled name.
-        data: digits, a toy's name, or a folder or zip of the images it learnt from; by default
-            what a run learnt from, digits for a model without a run.
-        held_out: for images: a folder or zip that it never saw.
-        metrics: some of fd, swd, nn, kid, pr (precision, recall), dc (density, coverage).
-        features: that all but swd and nn are taken in, NAME or NAME:FILE of weights: digits,
-            pixels, effnet-lite0, resnet20, resnet56, inception, dinov2.
-        steps: step counts, e.g. 1,2; for a diffusion model 18 means 35 calls.
-        n: for toys and images: samples and held-out data compared, at most.
-        guidance: scale of classifier-free guidance.
-        average: another of the run's averages than its first.
-        device: where to run; an accelerator if there is one.
-        out: a JSON file for the numbers.
-    """
-    counts = _numbers("--steps", steps, int)
-    if n < 2:
-        raise UsageError(f"-n must be at least 2, got {n}")
-    from fewstep import evaluation
-    from fewstep.model import load
-
-    loaded = load(model, average=average, device=device)
-    data = data or evaluation.own_data(model)
-    protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
-    protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
-    judged = {steps: protocol.judge(loaded, steps, guidance) for steps in counts}
-    named = {str(loaded.calls(steps, guidance)): row for steps, row in judged.items()}
-    floor = protocol.floor()
-    lines = [(f"{calls} call{'s' * (calls != '1')}", row) for calls, row in named.items()]
-    slowest = min(row["images_per_second"] for row in named.values())
-    print(evaluation.table([*lines, ("floor", floor)], slowest))
-    for note in protocol.notes():
-        print(note)
-    if out is not None:
-        evaluation.write_metrics(out, {"model": named, "floor": floor, **protocol.judged_in()})
-        print(f"wrote {out}")
-
-
-def average(
-    run: Annotated[Path, tyro.conf.arg(metavar="RUN")],
-    /,
-    *,
-    std: float,
-    out: Path,
-    step: int | None = None,
-) -> None:
-    """Make a power-function average of any width from the snapshots of a run.
-
-    Args:
-        run: a run folder with snapshots (--train.snapshot-every and --power when training).
-        std: relative width of the average, e.g. 0.1.
-        out: the model folder to write.
-        step: average up to this step's snapshot; by default the last.
-    """
-    from fewstep.training.snapshots import reconstruct
-
-    used = reconstruct(run, std, out, step)
-    print(f"wrote the average of width {std:g} of {used} snapshots to {out}")
-
-
-def bench(*, json: bool = False, threads: int = 2, pairs: int = 15) -> None:
-    """Time the library against the bare network's passes: ratios, and peak memory.
-
-    Args:
-        json: print everything, raw milliseconds included, as JSON.
-        threads: of torch.
-        pairs: measurements of each side of a ratio.
-    """
-    if min(threads, pairs) < 1:
-        raise UsageError(f"threads and pairs must be at least 1, got {threads} and {pairs}")
-    from fewstep.bench import main as measure
-
-    measure(threads, pairs, json)
-
-
-def prepare(
-    source: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")],
-    /,
-    *,
-    out: Path,
-    resolution: int,
-    crop: Literal["center", "adm", "none"] = "center",
-    channels: Literal[1, 3] | None = None,
-    labels: str = "auto",
-    on_error: Literal["refuse", "skip"] = "refuse",
-    split: str = "train",
-    workers: int = 0,
-) -> None:
-    """Write the images of any source as one verified file that training can read.
-
-    Args:
-        source: a folder or zip of images, an IDX file, a Hugging Face data set on the disk or
-            hf:OWNER/NAME; or one or several shards (.tar, .parquet, .npz), or a folder of them.
-        out: the file, NAME.safetensors.
-        resolution: height and width.
-        crop: the central square, as ADM prepares ImageNet, or none for images that are square.
-        channels: 1 or 3; by default 1 if all images are grey.
-        labels: auto, none, or the column that holds them.
-        on_error: what to do with an image that cannot be used.
-        split: of a Hugging Face data set.
-        workers: threads that decode.
-    """
-    from fewstep.data import prepare as write
-
-    data = write(
-        source,
-        out,
-        resolution=resolution,
-        crop=crop,
-        channels=channels,
-        labels=labels,
-        on_error=on_error,
-        split=split,
-        workers=workers,
-    )
-    about = data.about
-    classes = f"in {about.labels} classes" if about.labels else "without labels"
-    shape = "x".join(map(str, about.shape))
-    print(f"wrote {about.count:,} image(s) of {shape} {classes} to {out}")
-    if about.skipped:
-        print(f"skipped {len(about.skipped):,}, all of which the file lists:")
-        for name, reason in about.skipped[:SHOWN]:
-            print(f"  {name} {reason}")
-    for name, digest in about.sha256.items():
-        print(f"sha256 of the {name}: {digest}")
-
-
-# Values.
-
-
-def _numbers(option: str, text: str, kind: type) -> list[Any]:
-    """1,2,5 and, for whole numbers, 0-63."""
-    found: list[Any] = []
-    try:
-        for part in text.split(","):
-            low, dash, high = part.partition("-")
-            if kind is int and dash and low:
-                first, last = int(low), int(high)
-                if not first <= last < first + 1_000_000:
-                    raise ValueError
-                found += range(first, last + 1)
-            else:
-                found.append(kind(part))
-    except ValueError:
-        example = "0-63 or 1,5,9" if kind is int else "80,0.8"
-        raise UsageError(f"{option} must look like {example}, got {text!r}") from None
-    return found

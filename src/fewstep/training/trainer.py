@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +27,10 @@ from fewstep.training.distribution import (
     checkpoint_blocks,
     full,
     networks,
-    sharded_as,
 )
 from fewstep.training.feed import Feed
 from fewstep.training.guards import LossScale, Spikes
+from fewstep.training.optimizers import load_optimizer, optimizer_of
 
 PATIENCE = 10
 """Steps in a row with a non-finite gradient after which a run stops."""
@@ -167,8 +166,9 @@ class Trainer:
             optimizer.step()
             for module in phase.module.modules():
                 # EDM2 forces its weights onto spheres; in forward passes that would change them.
-                if hasattr(module, "normalise_weights"):
-                    module.normalise_weights()
+                normalise: Any = getattr(module, "normalise_weights", None)
+                if normalise is not None:
+                    normalise()
         optimizer.zero_grad()
         return good
 
@@ -197,7 +197,7 @@ class Trainer:
             self.spikes = {name: Spikes(self.config.spike) for name in self.spikes}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {p.name: _optimizer(p.module, self.config) for p in self.objective.phases()}
+        return {p.name: optimizer_of(p.module, self.config) for p in self.objective.phases()}
 
     # State.
 
@@ -254,7 +254,7 @@ class Trainer:
             spikes.norms = values["norms"][name]
         self.optimizers = self._optimizers()
         for name, optimizer in self.optimizers.items():
-            _load_optimizer(optimizer, tensors, f"optimizer.{name}.")
+            load_optimizer(optimizer, tensors, f"optimizer.{name}.")
 
 
 @contextmanager
@@ -293,32 +293,3 @@ def _check(objective: Objective, config: TrainConfig, world: World) -> None:
             "compiled networks and shards have not been made to work together; take "
             "--train.parallel ddp, or leave out --train.compile"
         )
-
-
-def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    common: dict[str, Any] = {
-        "lr": config.lr,
-        "betas": config.betas,
-        "eps": config.eps,
-        "weight_decay": config.weight_decay,
-    }
-    parameters = [*module.parameters()]
-    if config.optimizer == "radam":
-        return torch.optim.RAdam(parameters, **common)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    fused = all(p.device.type in {"cpu", "cuda"} for p in parameters)
-    return kind(parameters, fused=fused, **common)
-
-
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str
-) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key in tensors:
-        if key.startswith(prefix):
-            index, name = key.removeprefix(prefix).split(".", 1)
-            state.setdefault(int(index), {})[name] = sharded_as(
-                tensors[key], parameters[int(index)]
-            )
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

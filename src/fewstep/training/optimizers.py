@@ -1,0 +1,43 @@
+"""Optimisers of a run, and their state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.training.config import TrainConfig
+from fewstep.training.distribution import sharded_as
+
+
+def optimizer_of(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The run's optimiser for a phase's module; fused where torch has a fused kernel."""
+    common: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    parameters = [*module.parameters()]
+    if config.optimizer == "radam":
+        return torch.optim.RAdam(parameters, **common)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    fused = all(p.device.type in {"cpu", "cuda"} for p in parameters)
+    return kind(parameters, fused=fused, **common)
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str
+) -> None:
+    """Restore its state from the tensors named ``prefix*``; of a shard, its rows."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key in tensors:
+        if key.startswith(prefix):
+            index, name = key.removeprefix(prefix).split(".", 1)
+            state.setdefault(int(index), {})[name] = sharded_as(
+                tensors[key], parameters[int(index)]
+            )
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
