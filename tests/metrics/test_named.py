@@ -28,7 +28,7 @@ def test_the_names():
 def test_bundled_features():
     found = named_features("digits")
     assert (found.name, found.distance, found.expensive) == ("digits", "FD-digits", False)
-    assert torch.equal(found(digits()), digits_features()(digits()))
+    torch.testing.assert_close(found(digits()), digits_features()(digits()))
     assert len(found.weights) == 64
     plain = named_features("pixels")
     assert (plain.weights, plain.resize, plain.expensive) == ("", "none", False)
@@ -39,7 +39,7 @@ def test_bundled_features():
 def test_a_file_of_weights(depth, tmp_path, monkeypatch):
     network, file = scrambled(CifarResNet(depth)), tmp_path / "w.safetensors"
     save_file(network.state_dict(), file)
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "ON_CPU", 2)
     found = named_features(f"resnet{depth}:{file}")
     assert (found.name, found.distance) == (f"resnet{depth}", f"FD-ResNet{depth}")
     assert (found.resize, found.expensive) == ("8-bit", True)

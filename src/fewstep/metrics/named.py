@@ -19,8 +19,8 @@ from fewstep.metrics.features import Features, digits_features, flatten
 from fewstep.metrics.inception import Inception
 from fewstep.metrics.pretrained import digest, loaded
 
-BATCH = 64
-"""Images at a time; changes nothing but memory."""
+BATCH, ON_CPU = 64, 4
+"""Images at a time. On a CPU, networks of 224 pixels take three times as long with 64 as with 4."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +50,11 @@ class NamedFeatures:
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, " n *event"]) -> Float[Tensor, " n d"]:
         """Features on the device of ``x``, computed where the network is, some at a time."""
-        parts = [self.network(part.to(self._device(part))) for part in x.split(BATCH)]
-        return torch.cat(parts).to(x.device)
-
-    def _device(self, x: Tensor) -> torch.device:
+        device = x.device
         if isinstance(self.network, nn.Module):
-            return next(self.network.parameters()).device
-        return x.device
+            device = next(self.network.parameters()).device
+        parts = x.split(ON_CPU if device.type == "cpu" else BATCH)
+        return torch.cat([self.network(part.to(device)) for part in parts]).to(x.device)
 
 
 def _digits(file: str | None) -> NamedFeatures:
