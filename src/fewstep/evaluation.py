@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
-from fewstep.data import ImageFolder, digits, toy
+from fewstep.data import STANDARD, Dataset, digits, open_images, toy
 from fewstep.data.toys import SAMPLERS
 from fewstep.errors import nearest
 from fewstep.metrics import (
@@ -208,8 +208,9 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
     """The protocol of a data set's name or of two folders of images.
 
     Args:
-        data: ``digits``, a toy, or a folder or zip of images that the model learnt from.
-        held_out: a folder or zip of images that it never saw.
+        data: ``digits``, a toy, a standard data set, or the images that the model learnt from: a
+            folder, a zip or a prepared file.
+        held_out: likewise, images that it never saw.
         made: what the model draws; images are read at its resolution.
         n: at most so many held-out images, a seeded choice of them.
 
@@ -222,28 +223,8 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
         parts = [toy(data, size, seed) for size, seed in ((20_000, 0), (n, 1))]
         train, rest = (part.batch(np.arange(len(part))) for part in parts)
         found = Protocol(train, rest, flatten)
-    elif held_out is None:
-        raise UsageError(
-            f"to judge on {data} also give images that the model never saw: --held-out FOLDER"
-        )
     else:
-        channels, *sides = made.shape if len(made.shape) == 3 else (0, 0, 0)
-        if channels not in (1, 3) or sides[0] != sides[1]:
-            raise UsageError(f"the model draws {tuple(made.shape)}, which no image folder holds")
-        kind = "auto" if made.labels else "none"
-        parts = [
-            ImageFolder(Path(part), sides[0], channels=channels, labels=kind)
-            for part in (data, held_out)
-        ]
-        train, rest = (part.batch(np.arange(len(part))) for part in parts)
-        chosen = np.random.default_rng(entropy(FIRST_SEED, "held out")).permutation(len(rest))[:n]
-        index = np.sort(chosen)
-        rest = Batch(rest.x0[index], {k: v[index] for k, v in rest.cond.items()})
-        if len(rest) > len(train):
-            raise UsageError(
-                f"the held-out images ({len(rest)}) must not outnumber the others ({len(train)})"
-            )
-        found = Protocol(train, rest, flatten)
+        found = _of_images(*_image_sets(data, held_out, made), n)
     for name, part in ((data, found.train), (held_out or data, found.held_out)):
         label = part.cond.get("label")
         classes = 0 if label is None else int(label.max()) + 1
@@ -254,6 +235,37 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
                 "and the like, unseen, with --held-out"
             )
     return found
+
+
+def _image_sets(data: str, held_out: str | None, made: DataSpec) -> tuple[Dataset, Dataset]:
+    """What a model of images learnt from, and what it never saw."""
+    if data in STANDARD:
+        if held_out is not None:
+            raise UsageError(f"{data} has held-out images of its own; leave out --held-out")
+        learnt, unseen = (STANDARD[data](split) for split in ("train", "held_out"))
+        return (learnt, unseen) if made.labels else (learnt.unlabelled(), unseen.unlabelled())
+    if held_out is None:
+        raise UsageError(
+            f"to judge on {data} also give images that the model never saw: --held-out FOLDER"
+        )
+    channels, *sides = made.shape if len(made.shape) == 3 else (0, 0, 0)
+    if channels not in (1, 3) or sides[0] != sides[1]:
+        raise UsageError(f"the model draws {tuple(made.shape)}, which no image folder holds")
+    kind = "auto" if made.labels else "none"
+    learnt, unseen = (
+        open_images(Path(part), sides[0], kind, channels=channels) for part in (data, held_out)
+    )
+    return learnt, unseen
+
+
+def _of_images(learnt: Dataset, unseen: Dataset, n: int) -> Protocol:
+    order = np.random.default_rng(entropy(FIRST_SEED, "held out")).permutation(len(unseen))
+    rest = unseen.batch(np.sort(order[:n]))
+    if len(rest) > len(learnt):
+        raise UsageError(
+            f"the held-out images ({len(rest)}) must not outnumber the others ({len(learnt)})"
+        )
+    return Protocol(learnt.batch(np.arange(len(learnt))), rest, flatten)
 
 
 def chosen(
@@ -294,7 +306,8 @@ def own_data(model: str) -> str:
         return "digits"
     try:
         run = json.loads(record.read_text(encoding="utf-8"))["run"]
-        data = run["arguments"].get("data", "digits")
+        standard = (name for name in STANDARD if run["recipe"].startswith(f"{name}-"))
+        data = run["arguments"].get("data", next(standard, "digits"))
         return str(data).replace("_", "-") if run["recipe"].startswith("toy") else str(data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(

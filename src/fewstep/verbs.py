@@ -114,9 +114,10 @@ def evaluate(
 
     Args:
         model: a model folder, a run folder or a bundled name.
-        data: digits, a toy's name, or a folder or zip of the images it learnt from; by default
-            what a run learnt from, digits for a model without a run.
-        held_out: for images: a folder or zip that it never saw.
+        data: digits, mnist, fashion-mnist, cifar10, a toy's name, or the images it learnt from (a
+            folder, zip or prepared file); by default what a run learnt from, digits for a model
+            without a run.
+        held_out: for images of your own: a folder, zip or prepared file that it never saw.
         metrics: some of fd, swd, nn, kid, pr (precision, recall), dc (density, coverage).
         features: that all but swd and nn are taken in, NAME or NAME:FILE of weights: digits,
             pixels, effnet-lite0, resnet20, resnet56, inception, dinov2.
