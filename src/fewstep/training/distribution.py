@@ -7,6 +7,7 @@ Launched by ``torchrun``, or by anything that sets RANK, WORLD_SIZE, MASTER_ADDR
 from __future__ import annotations
 
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,6 +182,8 @@ class Sharded(Strategy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        # It warns of networks that answer with a view, in case somebody writes into it; nobody does.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(device.type, (size,))
         self.roots: list[Any] = [*networks(modules)]
         for root in self.roots:
