@@ -173,3 +173,9 @@ def test_it_runs_in_half_precision(name):
     )
     assert out.dtype == torch.float32
     assert out.isfinite().all()
+
+
+@each
+def test_every_parameter_has_rows_to_shard(name):
+    # FSDP2 splits parameters by rows and refuses those without any dimension.
+    assert all(p.ndim >= 1 for p in BUILDS[name]().parameters())

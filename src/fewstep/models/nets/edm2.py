@@ -75,7 +75,7 @@ class EDM2Block(nn.Module):
         self.skip = MPConv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.conv0 = MPConv(c_out if encoder else c_in, c_out, 3)
         self.modulate = MPConv(embedding, c_out)
-        self.gain = nn.Parameter(torch.zeros(()))
+        self.gain = nn.Parameter(torch.zeros(1))
         self.dropout = nn.Dropout(dropout)
         self.conv1 = MPConv(c_out, c_out, 3)
         if attend:
@@ -168,7 +168,7 @@ class EDM2(nn.Module):
         self.label = MPConv(classes, width) if classes else None
         if two_time:
             self.end = MPConv(widths[0], width)
-            self.end_gain = nn.Parameter(torch.zeros(()))
+            self.end_gain = nn.Parameter(torch.zeros(1))
 
         def block(c_in: int, c_out: int, encoder: bool, **own: Any) -> EDM2Block:
             return EDM2Block(c_in, c_out, width, encoder=encoder, dropout=dropout, **own)
@@ -196,7 +196,7 @@ class EDM2(nn.Module):
                 self.decoder.append(block(now + skips.pop(), c_out, False, attend=attend))
                 now = c_out
         self.last = MPConv(now, shape[0], 3)
-        self.last_gain = nn.Parameter(torch.zeros(()))
+        self.last_gain = nn.Parameter(torch.zeros(1))
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
