@@ -66,10 +66,10 @@ def consistency_loss(
     with torch.no_grad():
         x_r = step(x_t, batch, noise, t, r)
     s = torch.full_like(t, student.path.t_min)
-    with same_dropout(x_t):
-        online = student(x_t, t, s, batch.cond)
-    with torch.no_grad():
+    # The target comes first: later, what the backward pass needs of the student would lie in memory.
+    with torch.no_grad(), same_dropout(x_t):
         # At the boundary f is the identity, whatever c_skip is there.
         answer = target(x_r, r, s, batch.cond)
         answer = torch.where(expand(r > s, x_r), answer, x_r)
+    online = student(x_t, t, s, batch.cond)
     return weight(t, r).to(x_t.dtype) * distance(online, answer, batch.mask)
