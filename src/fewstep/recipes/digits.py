@@ -39,6 +39,7 @@ def digits_edm(
         sigma_data=SIGMA_DATA,
         averages=parts.ema(0.999),
         finish=reports.judged_teacher,
+        watch=reports.watched(reports.TEACHER_STEPS),
     )
 
 
@@ -69,6 +70,7 @@ def digits_cd(
         two_steps=TWO_STEPS,
         averages=parts.ema(0.999),
         finish=reports.compared_with_teacher,
+        watch=reports.watched(1),
     )
 
 
@@ -104,4 +106,5 @@ def digits_ct(
         two_steps=TWO_STEPS,
         averages=parts.ema(0.999),
         finish=reports.judged_student,
+        watch=reports.watched(1),
     )

@@ -46,6 +46,7 @@ LABEL_DROP = 0.1
 PSEUDO_HUBER = PseudoHuber()
 
 Report = Callable[[Path, Model], None]
+Watch = Callable[[Model], Mapping[str, float]]
 Averages = Mapping[str, Rule]
 
 
@@ -201,6 +202,7 @@ def diffusion(
     label_drop: float = LABEL_DROP,
     augment: Augment | None = None,
     finish: Callable[[float], Report] | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """EDM training."""
     student = Denoiser(network, EDM(sigma_data=sigma_data))
@@ -210,7 +212,7 @@ def diffusion(
         weight=karras_weight(sigma_data),
         drop=_drop(data, label_drop),
     )
-    return _run(recipe, arguments, objective, data, train, averages, finish, augment=augment)
+    return _run(recipe, arguments, objective, data, train, averages, finish, watch, augment)
 
 
 def distillation(
@@ -228,6 +230,7 @@ def distillation(
     equal: bool = False,
     augment: Augment | None = None,
     finish: Callable[[float, Model], Report] | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Consistency distillation; the student starts from the teacher's weights.
 
@@ -255,7 +258,7 @@ def distillation(
     )
     report = None if finish is None else (lambda began: finish(began, model))
     note = f"teacher: {find(teacher)}"
-    return _run(recipe, arguments, objective, data, train, averages, report, note, augment)
+    return _run(recipe, arguments, objective, data, train, averages, report, watch, augment, note)
 
 
 def _guidable(teacher: Model) -> bool:
@@ -289,6 +292,7 @@ def consistency_training(
     equal: bool = False,
     augment: Augment | None = None,
     finish: Callable[[float], Report] | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Consistency training.
 
@@ -307,7 +311,7 @@ def consistency_training(
         drop=None if equal else _drop(data),
         times={2: two_steps},
     )
-    return _run(recipe, arguments, objective, data, train, averages, finish, augment=augment)
+    return _run(recipe, arguments, objective, data, train, averages, finish, watch, augment)
 
 
 def equal_weight(t: Tensor, r: Tensor) -> Tensor:
@@ -349,8 +353,9 @@ def _run(
     train: TrainConfig,
     averages: Averages,
     finish: Callable[[float], Report] | None,
+    watch: Watch | None,
+    augment: Augment | None,
     note: str = "",
-    augment: Augment | None = None,
 ) -> Run:
     return Run(
         recipe=recipe,
@@ -360,6 +365,7 @@ def _run(
         config=train,
         averages=averages,
         finish=None if finish is None else finish(time.perf_counter()),
+        watch=watch,
         note=note,
         augment=augment,
     )

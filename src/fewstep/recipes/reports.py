@@ -6,7 +6,8 @@ Each function takes the time at which the command began and returns a report.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from fewstep.recipes.parts import Report
 
 TEACHER_STEPS = 18
 """Heun steps of a diffusion model: 35 network calls."""
+
+
+def watched(steps: int) -> Callable[[Model], dict[str, float]]:
+    """Distances of one draw of samples of so many steps, for the log of a training."""
+
+    def watch(model: Model) -> dict[str, float]:
+        protocol = replace(digits_protocol(), draws=1)
+        found = protocol.judge(model, steps)
+        return {f"{name}/{model.calls(steps)}": found[name] for name in ("fd", "swd", "nn")}
+
+    return watch
 
 
 def judged_teacher(began: float) -> Report:
