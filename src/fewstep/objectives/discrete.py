@@ -66,7 +66,7 @@ def consistency_loss(
     with torch.no_grad():
         x_r = step(x_t, batch, noise, t, r)
     s = torch.full_like(t, student.path.t_min)
-    # The target comes first: later, what the backward pass needs of the student would lie in memory.
+    # The target first: afterwards, memory holds what the student's backward pass needs.
     with torch.no_grad(), same_dropout(x_t):
         # At the boundary f is the identity, whatever c_skip is there.
         answer = target(x_r, r, s, batch.cond)

@@ -182,7 +182,7 @@ class Sharded(Strategy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        # It warns of networks that answer with a view, in case somebody writes into it; nobody does.
+        # It warns of answers that are views, in case somebody writes into them; nobody does.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(device.type, (size,))
         self.roots: list[Any] = [*networks(modules)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -82,8 +83,15 @@ class RunFolder:
             yield
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write run.json, keeping which step was delivered."""
-        write_json(self.record, {**record, "delivered": self.delivered()})
+        """Write run.json, keeping which step was delivered and the run's own name."""
+        kept = {"delivered": self.delivered(), "id": self.identity() or secrets.token_hex(8)}
+        write_json(self.record, {**record, **kept})
+
+    def identity(self) -> str | None:
+        """What boards know the run by: one for each new run, the same when it is resumed."""
+        if not self.record.exists():
+            return None
+        return json.loads(self.record.read_text(encoding="utf-8")).get("id")
 
     def delivered(self) -> int | None:
         """The step of the finished model and its report, if they are there."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fewstep.core import UsageError
-from fewstep.files import sha256, whole_file
+from fewstep.files import whole_file
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder
 
@@ -52,7 +52,7 @@ class Logger:
                 dir=str(folder.path),
                 config={"recipe": run.recipe, **run.arguments, "train": asdict(config)},
                 resume="allow",
-                id=_wandb_id(folder),
+                id=folder.identity(),
             )
         self.began = self.last = time.monotonic()
         self.last_step = start
@@ -156,12 +156,6 @@ def require_wandb() -> Any:
     except ImportError as error:
         raise UsageError("train.wandb needs the extra: pip install 'fewstep[wandb]'") from error
     return wandb
-
-
-def _wandb_id(folder: RunFolder) -> str:
-    """The same for a run that is resumed in its folder, another for another run."""
-    record = json.loads(folder.record.read_text(encoding="utf-8"))["run"]
-    return sha256(json.dumps([str(folder.path.resolve()), record]).encode())[:16]
 
 
 def _memory_gib() -> float:
