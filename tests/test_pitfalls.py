@@ -169,7 +169,7 @@ def test_the_target_sees_what_the_solver_makes_of_the_online_point():
     batch, draws = pair()
     objective = Consistency(student, TeacherStep(teacher), schedule=Fixed(18))
     objective.loss(batch, draws)
-    (x_t, t, *_), (x_r, r, *_) = student.seen
+    (x_r, r, *_), (x_t, t, *_) = student.seen
     assert t.equal(draws.t)
     assert r.equal(draws.r)
     torch.testing.assert_close(x_t, batch.x0 + 2.0 * draws.noise)

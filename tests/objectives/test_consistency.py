@@ -305,7 +305,7 @@ def test_training_keeps_the_noise(path, event):
     x0, noise = normal(2, 4, *event)
     t, r = pairs(path, 4)
     loss_of(ct(student), x0, t, r, noise)
-    for (x, time, end, _), wanted in zip(student.seen, (t, r), strict=True):
+    for (x, time, end, _), wanted in zip(student.seen, (r, t), strict=True):
         alpha, sigma, _, _ = path.coefficients(wanted)
         assert x.equal(expand(alpha, x0) * x0 + expand(sigma, x0) * noise)
         assert time.equal(wanted)
@@ -316,8 +316,8 @@ def test_on_noise_levels_the_points_are_sums():
     student = Watched(GaussianConsistency(VE, DATA))
     x0, noise = normal(2, 1, 3)
     loss_of(ct(student), x0, full(3.0, x0), full(2.0, x0), noise)
-    assert student.seen[0][0].equal(x0 + 3 * noise)
-    assert student.seen[1][0].equal(x0 + 2 * noise)
+    assert student.seen[0][0].equal(x0 + 2 * noise)
+    assert student.seen[1][0].equal(x0 + 3 * noise)
 
 
 def test_distillation_asks_the_teacher_at_both_times():
@@ -331,9 +331,9 @@ def test_distillation_asks_the_teacher_at_both_times():
     x_t = x0 + expand(t, x0) * noise
     assert [seen[1].tolist() for seen in teacher.seen] == [t.tolist(), r.tolist()]
     assert teacher.seen[0][0].equal(x_t)
-    assert student.seen[0][0].equal(x_t)
+    assert student.seen[1][0].equal(x_t)
     wanted = heun(teacher.denoiser, x_t, t, r, None)
-    torch.testing.assert_close(student.seen[1][0], wanted, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(student.seen[0][0], wanted, rtol=1e-13, atol=1e-13)
     for seen in (*teacher.seen, *student.seen):
         assert seen[3]["label"].equal(batch.cond["label"])
 

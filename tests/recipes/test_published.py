@@ -103,6 +103,7 @@ def test_published_consistency_weighs_all_times_equally(tmp_path):
         assert isinstance(run.objective, Consistency)
         assert torch.equal(run.objective.weight(t, t / 2), torch.ones(2))
         assert list(run.averages) == ["ema-0.9999"]
+        assert run.averages["ema-0.9999"](0) == 0.9999
     # N is 2 at the first step and 151 at the last; the rate follows it.
     assert built["ct"].objective.target is not None
     assert built["cd"].objective.target is None
@@ -125,6 +126,11 @@ def test_lpips_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UsageError, match=r"pip install 'fewstep\[lpips\]'"):
         ct_of(replace(CIFAR10, network=SMALL))(train=settings())
+
+
+def test_augmentations_need_a_network_that_reads_them():
+    with pytest.raises(UsageError, match="adm reads no augmentation labels; take --augment 0"):
+        RECIPES["imagenet-64-edm"].build(augment=0.1)
 
 
 def test_flips_are_of_consistency_models_only(tmp_path):

@@ -6,6 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from fewstep.objectives.terms import (
     l2,
 )
 from fewstep.times import DiscreteLogNormal, LogNormal, UniformIndex
-from fewstep.training.averages import Rule, half_life, warmed
+from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.config import Augment, Run, TrainConfig
 from fewstep.training.posthoc import PowerFunction
 
@@ -133,7 +134,10 @@ def network(
     """
     _probability("dropout", dropout)
     kind, options = chosen
-    options = {**options, **({"augment": AUGMENT_LABELS} if augment else {})}
+    if augment:
+        if "augment" not in signature(NETWORKS[kind]).parameters:
+            raise UsageError(f"the network {kind} reads no augmentation labels; take --augment 0")
+        options = {**options, "augment": AUGMENT_LABELS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return NETWORKS[kind](shape=data.shape, dropout=dropout, classes=data.labels, **options)
@@ -340,9 +344,10 @@ def teachers_averages(train: TrainConfig, images: float, power: Sequence[float])
     return {f"half-life-{images:g}": half_life(images, batch), **widths}
 
 
-def ema(*rates: float) -> Averages:
-    """Averages at these rates that forget the start quickly."""
-    return {f"ema-{rate:g}": warmed(rate) for rate in rates}
+def ema(*rates: float, published: bool = False) -> Averages:
+    """Averages at these rates that forget the start quickly, or at constant ones, as published."""
+    rule = constant if published else warmed
+    return {f"ema-{rate:g}": rule(rate) for rate in rates}
 
 
 def _run(

@@ -314,7 +314,7 @@ def cd_of(preset: Preset) -> Callable[..., Run]:
             equal=preset.equal,
             guidance=guidance,
             two_steps=preset.two_steps[0],
-            averages=parts.ema(*preset.rates),
+            averages=parts.ema(*preset.rates, published=preset.equal),
             augment=parts.flip(preset.flip),
         )
 
@@ -365,7 +365,7 @@ def ct_of(preset: Preset) -> Callable[..., Run]:
             sigma_data=sigma_data,
             schedule=parts.growing(start, end, train.steps, start_rate),
             two_steps=preset.two_steps[1],
-            averages=parts.ema(*preset.rates),
+            averages=parts.ema(*preset.rates, published=preset.equal),
             distance=parts.distance(distance),
             equal=preset.equal,
             augment=parts.flip(preset.flip),
