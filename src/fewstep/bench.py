@@ -108,6 +108,7 @@ class Subjects:
         self.data = Arrays(pixels)
         self.batch = self.data.batch(range(BATCH))
         self.x, self.c_noise = torch.randn(BATCH, *SHAPE), torch.randn(BATCH)
+        self.gradient = torch.randn(BATCH, *SHAPE)
         contract = self.objective.contract(data_spec(SHAPE, 0, True))
         self.model = Model(Denoiser(self.net, student.preconditioning), contract)
         self.net.requires_grad_(True).train()
@@ -130,7 +131,7 @@ class Subjects:
         with torch.no_grad():
             self.net(self.x, self.c_noise)
         out: Tensor = self.net(self.x, self.c_noise)
-        out.sum().backward()
+        out.backward(self.gradient)
         self.net.zero_grad()
 
     @torch.no_grad()
