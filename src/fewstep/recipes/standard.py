@@ -167,8 +167,8 @@ FASHION_MNIST_SMALL = Preset(
     flip=False,
     told=(
         ("1 h", "docs/results.md"),
-        ("1 h", "docs/results.md"),
-        ("1 h", "docs/results.md"),
+        ("15 min", "docs/results.md"),
+        ("15 min", "docs/results.md"),
     ),
     edm=_minutes(3500, 1e-3),
     cd=_minutes(600, 5e-4),

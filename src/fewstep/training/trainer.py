@@ -158,7 +158,10 @@ class Trainer:
         self.strategy.rest()
         parameters = [*phase.module.parameters()]
         scale.undo(parameters)
-        norm = full(nn.utils.clip_grad_norm_(parameters, config.clip or float("inf")))
+        total_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if config.clip:
+            nn.utils.clip_grads_with_norm_(parameters, config.clip, total_norm)
+        norm = full(total_norm)
         logs[f"grad_norm/{phase.name}"] = norm
         good = scale.adapt(bool(norm.isfinite())) and self.spikes[phase.name].allow(norm)
         if good:
