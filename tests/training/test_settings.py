@@ -67,6 +67,7 @@ def test_edm2s_weights_are_back_on_their_spheres_after_every_update():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
 def test_compiled_networks_learn_the_same():
     found = [ranks.trained("consistency", compile=on)[1] for on in (False, True)]
     for key, value in found[0].items():
