@@ -157,7 +157,9 @@ def test_real_data(name, monkeypatch):
     try:
         data = STANDARD[name]("train")
     except UsageError as error:
-        pytest.skip(str(error))
+        if "was not found" not in str(error):
+            raise
+        pytest.skip(f"FEWSTEP_DATA holds no {name}")
     batch = data.batch(range(len(data)))
     x = (batch.x0 + 1) / 2
     mean, std = STATISTICS[name]

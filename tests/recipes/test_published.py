@@ -16,7 +16,8 @@ from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.nets import NETWORKS
 from fewstep.objectives.consistency import Consistency
 from fewstep.recipes import RECIPES, parts
-from fewstep.recipes.standard import CIFAR10, PRESETS, Preset, cd_of, ct_of, edm_of
+from fewstep.recipes.presets import CIFAR10, PRESETS, Preset
+from fewstep.recipes.standard import cd_of, ct_of, edm_of
 from fewstep.training.train import train
 from tiny import settings
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from fewstep.errors import UsageError, nearest
 from fewstep.recipes.digits import digits_cd, digits_ct, digits_edm
 from fewstep.recipes.images import cd, ct, edm
-from fewstep.recipes.standard import PRESETS, cd_of, ct_of, edm_of
+from fewstep.recipes.presets import PRESETS
+from fewstep.recipes.standard import cd_of, ct_of, edm_of
 from fewstep.recipes.toys import toy_cd, toy_ct, toy_edm
 from fewstep.training.config import Run, TrainConfig
 
