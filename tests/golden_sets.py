@@ -197,54 +197,86 @@ def networks() -> Networks:
 
 
 class StandIn(nn.Module):
-    """F(x, s) = a x + b tanh(x) sin(g s) + c cos(g s) + h roll(x); a, b, c, h are trained."""
+    """F(x, s, y) of ``network_doc``; with ``k`` its F2, which reads a second time.
 
-    cond_keys: tuple[str, ...] = ()
-    two_time = False
+    a, b, c, h are trained. With ``d`` it reads ``cond["condition"]``, ``(b, K)``.
+    """
 
-    def __init__(self, a: float, b: float, c: float, h: float, g: float) -> None:
+    def __init__(
+        self,
+        a: float,
+        b: float,
+        c: float,
+        h: float,
+        g: float,
+        d: float | None = None,
+        k: float | None = None,
+    ) -> None:
         super().__init__()
         for name, value in {"a": a, "b": b, "c": c, "h": h}.items():
             self.register_parameter(name, nn.Parameter(torch.tensor(value, dtype=torch.float64)))
         self.register_buffer("g", torch.tensor(g, dtype=torch.float64))
+        self.d, self.k = d, k
+        self.cond_keys = () if d is None else ("condition",)
+        self.two_time = k is not None
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
     ) -> Tensor:
         angle = expand(self.g * c_noise, x)
-        wave = self.b * x.tanh() * angle.sin() + self.c * angle.cos()
-        return self.a * x + wave + self.h * x.roll(1, -1)
+        out = self.a * x + self.b * x.tanh() * angle.sin() + self.c * angle.cos()
+        out = out + self.h * x.roll(1, -1)
+        if self.d is not None:
+            y = (cond or {})["condition"]
+            w = torch.linspace(-1, 1, y.shape[1], dtype=y.dtype)
+            out = out + self.d * expand(y @ w, x)
+        if self.k is not None and s_noise is not None:
+            out = out + self.k * x.tanh() * expand(self.g * s_noise, x).cos()
+        return out
 
 
 def stand_in(
-    role: str, coefficients: Mapping[str, Mapping[str, float]], gscale: float = 1.0
+    role: str,
+    coefficients: Mapping[str, Mapping[str, float]],
+    gscale: float = 1.0,
+    *,
+    condition: bool = False,
+    second: bool = False,
 ) -> StandIn:
     of = coefficients[role]
-    return StandIn(of["a"], of["b"], of["c"], of["h"], of["g"] * gscale)
+    return StandIn(
+        *(of[name] for name in ("a", "b", "c", "h")),
+        of["g"] * gscale,
+        of["d"] if condition else None,
+        of["k"] if second else None,
+    )
 
 
 class ClosedForm(AbstractDenoiser):
     """D of ``network_doc``, on any path: read at x / alpha and sigma / alpha."""
 
-    cond_keys = ()
-    two_time = False
-
-    def __init__(self, net: nn.Module, sigma_data: float, path: Path) -> None:
+    def __init__(self, net: StandIn, sigma_data: float, path: Path) -> None:
         super().__init__()
         self.net, self.sigma_data, self.path = net, sigma_data, path
+        self.cond_keys, self.two_time = net.cond_keys, net.two_time
 
     def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
         alpha, sigma, _, _ = self.path.coefficients(t)
         x, level = x / expand(alpha, x), sigma / alpha
         std = (level**2 + self.sigma_data**2).sqrt()
-        answer = self.net(x / expand(std, x), level.log() / 4)
+        second = None if s is None else self.path.ratio(s).clamp(min=1e-6).log() / 4
+        answer = self.net(x / expand(std, x), level.log() / 4, second, cond)
         skip, out = (self.sigma_data / std) ** 2, level * self.sigma_data / std
         return expand(skip, x) * x + expand(out, x) * answer
 
 
-def closed_form(role: str, path: Path) -> ClosedForm:
+def closed_form(
+    role: str, path: Path, *, condition: bool = False, second: bool = False
+) -> ClosedForm:
+    """With ``condition`` and ``second`` as FastGen's stand-ins: see :func:`stand_in`."""
     found = networks()
-    return ClosedForm(stand_in(role, found.coefficients), found.sigma_data, path)
+    net = stand_in(role, found.coefficients, condition=condition, second=second)
+    return ClosedForm(net, found.sigma_data, path)
 
 
 # What topics share.

@@ -66,11 +66,13 @@ class Objective(nn.Module, ABC):
 
     ``frozen`` names submodules that training never changes (teachers): checkpoints keep their
     hash only. ``forward_mode`` says that a loss takes forward-mode derivatives of a network.
+    A method that couples samples names the ``batch_multiple`` that a microbatch must have.
     """
 
     student: AbstractDenoiser
     frozen: tuple[str, ...] = ()
     forward_mode: bool = False
+    batch_multiple: int = 1
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:

@@ -230,3 +230,16 @@ def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
     torch._foreach_lerp_(followers, sources, 1 - rate)  # pyright: ignore[reportPrivateImportUsage]
     for old, new in zip(target.buffers(), source.buffers(), strict=True):
         old.copy_(new)
+
+
+# Adversarial terms. Logits are of any shape; each term is a mean over all of them.
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E max(0, 1 - real) + E max(0, 1 + fake)."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """-E fake."""
+    return -fake.mean()

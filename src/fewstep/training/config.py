@@ -54,8 +54,10 @@ class TrainConfig:
     """Microbatches of one update, shared out over all processes: a multiple of their number."""
     lr: float = 1e-3
     """Learning rate, after warm-up and before decay."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Decay of the learning rate over all steps, to 0."""
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
+    """Decay of the learning rate: to 0, or as one over the square root of the step (EDM2)."""
+    decay_steps: int = 0
+    """Steps of the decay (inverse_sqrt: before it), counted from each stage's start; 0 for all."""
     warmup: int = 0
     """Steps of linear warm-up."""
     optimizer: Literal["adam", "adamw", "radam"] = "adam"
@@ -107,7 +109,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "batch": 1, "accumulation": 1, "log_every": 1, "save_every": 1}
-        least |= {"keep": 1, "warmup": 0, "seed": 0, "threads": 0, "workers": 0}
+        least |= {"keep": 1, "warmup": 0, "decay_steps": 0, "seed": 0, "threads": 0, "workers": 0}
         least |= dict.fromkeys(
             ("sample_every", "evaluate_every", "keep_every", "snapshot_every"), 0
         )
@@ -131,11 +133,14 @@ class TrainConfig:
     def learning_rate(self, step: int) -> float:
         """At a step, counted from 0 in the current stage."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        done = min(1.0, step / self.steps)
+        over = self.decay_steps or self.steps
+        done = min(1.0, step / over)
         if self.schedule == "linear":
             return self.lr * rise * (1 - done)
         if self.schedule == "cosine":
             return self.lr * rise * (1 + math.cos(math.pi * done)) / 2
+        if self.schedule == "inverse_sqrt":
+            return self.lr * rise / math.sqrt(max(step / over, 1.0))
         return self.lr * rise
 
 

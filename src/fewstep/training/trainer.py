@@ -287,6 +287,11 @@ def _check(objective: Objective, config: TrainConfig, world: World) -> None:
             f"{world.size} processes cannot share {config.accumulation} microbatch(es) of an "
             f"update evenly; {advice}"
         )
+    if config.batch % objective.batch_multiple:
+        raise UsageError(
+            f"{type(objective).__name__} needs microbatches of a multiple of "
+            f"{objective.batch_multiple} samples, got --train.batch {config.batch}"
+        )
     if config.compile and objective.forward_mode:
         raise UsageError(
             f"{type(objective).__name__} takes forward-mode derivatives, which torch.compile gets "
