@@ -15,6 +15,8 @@ PROMISED = {
     "sample_over_forward",
     "ct_peak_mib",
     "bf16_forward_speedup",
+    "jvp_over_forward",
+    "jvp_backward_over_passes",
 }
 
 

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import cli
-from fewstep.core import Batch, Rng, entropy, expand, jvp
+from fewstep.core import Batch, Rng, entropy, expand
 from fewstep.data import digits, toy
+from fewstep.derivatives import jvp
 from fewstep.files import whole_folder
 from fewstep.metrics import flatten, frechet_distance, moments_of
 from fewstep.models import EDM, ConsistencyBoundary, Denoiser

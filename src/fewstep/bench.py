@@ -23,6 +23,7 @@ from torch import Tensor
 from fewstep.contract import data_spec
 from fewstep.core import Rng
 from fewstep.data import Arrays
+from fewstep.derivatives import jvp
 from fewstep.model import Model
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.nets import DDPMpp
@@ -41,6 +42,8 @@ TARGETS = {
     "sample_over_forward": (1.02, "at most"),
     "ct_peak_mib": (780.0, "at most"),
     "bf16_forward_speedup": (1.4, "at least"),
+    "jvp_over_forward": (3.5, "at most"),
+    "jvp_backward_over_passes": (2.6, "at most"),
 }
 """What each figure should be on two cores."""
 
@@ -78,6 +81,10 @@ def run(threads: int, pairs: int) -> dict[str, Any]:
         ),
         "bf16_forward_speedup": _ratio(
             *reversed(paired("bf16_forward_speedup", made.forward_bf16, made.forward))
+        ),
+        "jvp_over_forward": _ratio(*paired("jvp_over_forward", made.jvp, made.forward)),
+        "jvp_backward_over_passes": _ratio(
+            *paired("jvp_backward_over_passes", made.jvp_backward, made.forward_backward)
         ),
         "ct_peak_mib": _in_a_fresh_process(threads),
         "threads": threads,
@@ -132,6 +139,24 @@ class Subjects:
             self.net(self.x, self.c_noise)
         out: Tensor = self.net(self.x, self.c_noise)
         out.backward(self.gradient)
+        self.net.zero_grad()
+
+    def forward_backward(self) -> None:
+        """A forward pass and its backward pass."""
+        out: Tensor = self.net(self.x, self.c_noise)
+        out.backward(self.gradient)
+        self.net.zero_grad()
+
+    @torch.no_grad()
+    def jvp(self) -> None:
+        """The network and its derivative along a direction."""
+        jvp(self.net, (self.x, self.c_noise), (self.gradient, torch.ones_like(self.c_noise)))
+
+    def jvp_backward(self) -> None:
+        """The same, and a backward pass of the value: the network's part of an sCM step."""
+        tangents = (self.gradient, torch.ones_like(self.c_noise))
+        value, tangent = jvp(self.net, (self.x, self.c_noise), tangents)
+        value.backward(tangent)
         self.net.zero_grad()
 
     @torch.no_grad()

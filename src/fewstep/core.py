@@ -7,7 +7,7 @@ Times are ``(b,)``, running from data (0) to noise (``t_max``).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.errors import UsageError
 
@@ -27,7 +26,6 @@ __all__ = [
     "UsageError",
     "entropy",
     "expand",
-    "jvp",
     "local",
     "per_sample",
     "same_dropout",
@@ -84,25 +82,6 @@ def per_sample(
         return error.flatten(1).mean(1)
     mask = mask.expand_as(error).flatten(1)
     return (error.flatten(1) * mask).sum(1) / mask.sum(1)
-
-
-def jvp(
-    fn: Callable[..., Tensor],
-    primals: tuple[Tensor, ...],
-    tangents: tuple[Tensor, ...],
-    *,
-    differentiable: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Value (with gradient) and directional derivative of ``fn`` in one forward.
-
-    The derivative is detached unless it is to be ``differentiable`` itself.
-
-    Attention runs on the math kernel inside: the fused ones have no forward-mode rule
-    (pytorch#128971), and some layouts fall back silently, so it is pinned here and nowhere else.
-    """
-    with sdpa_kernel(SDPBackend.MATH):
-        value, tangent, *_ = torch.func.jvp(fn, primals, tangents)
-    return value, tangent if differentiable else tangent.detach()
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import UsageError, jvp
+from fewstep.core import UsageError
+from fewstep.derivatives import jvp
 from fewstep.models.nets import ADM, DDPMpp, NCSNpp
 from fewstep.models.nets.adm import ADMBlock
 from fewstep.models.nets.blocks import resize_box, resize_fir

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import UsageError, jvp
+from fewstep.core import UsageError
+from fewstep.derivatives import jvp
 from fewstep.models import EDM, Denoiser, Network
 from fewstep.models.nets import EDM2, NETWORKS, DiT, UNet1d
 from fewstep.models.spec import build_denoiser, denoiser_spec

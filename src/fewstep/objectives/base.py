@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng
+from fewstep.derivatives import Derivative
 from fewstep.models import AbstractDenoiser
 
 
@@ -65,13 +66,16 @@ class Objective(nn.Module, ABC):
     """A method. Its parameters, buffers and submodules are its whole state.
 
     ``frozen`` names submodules that training never changes (teachers): checkpoints keep their
-    hash only. ``forward_mode`` says that a loss takes forward-mode derivatives of a network.
-    A method that couples samples names the ``batch_multiple`` that a microbatch must have.
+    hash only. ``forward_mode`` says that a loss takes directional derivatives of the student, by
+    ``derivative``, which the trainer chooses; it is None where they are differentiated again, and
+    forward mode is the only way. A method that couples samples names the ``batch_multiple`` that a
+    microbatch must have.
     """
 
     student: AbstractDenoiser
     frozen: tuple[str, ...] = ()
     forward_mode: bool = False
+    derivative: Derivative | None = None
     batch_multiple: int = 1
 
     @abstractmethod

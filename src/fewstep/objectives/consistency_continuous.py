@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from fewstep.contract import Contract, DataSpec, Sampling, Start
-from fewstep.core import Batch, Rng, UsageError, expand, jvp, per_sample
+from fewstep.core import Batch, Rng, UsageError, expand, per_sample
+from fewstep.derivatives import jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.terms import Distance, Draws, LabelDrop, conditions, draw_noised
@@ -68,6 +69,7 @@ class ContinuousConsistency(Objective):
         self.times = times
         self.weight = weight
         self.penalty = penalty
+        self.derivative = jvp if penalty is None else None
         self.drop = drop
         self.sampling_times = dict(sampling_times or {})
 
@@ -88,10 +90,11 @@ class ContinuousConsistency(Objective):
             return self.student(x, at, torch.full_like(at, path.t_min), cond)
 
         primals, tangents = (x_t, t), (velocity, torch.ones_like(t))
-        if self.penalty is None:
-            value, derivative = jvp(f, primals, tangents)
+        if self.derivative is not None:
+            value, derivative = self.derivative(f, primals, tangents)
             each = per_sample(derivative * value, batch.mask)
         else:
+            assert self.penalty is not None
             _, derivative = jvp(f, primals, tangents, differentiable=True)
             each = self.penalty(derivative, torch.zeros_like(derivative), batch.mask)
         weight = expand(self.weight(t), each)

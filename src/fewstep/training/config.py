@@ -86,6 +86,8 @@ class TrainConfig:
     """Compile the networks; a minute or more at the start."""
     checkpointing: bool = False
     """Compute blocks again in the backward pass instead of keeping what is inside them."""
+    derivative: Literal["forward", "difference"] = "forward"
+    """Directional derivatives (sCM, MeanFlow, ...): forward mode, or differences where it fails."""
     threads: int = 1
     """CPU threads; small networks are fastest with one. 0 leaves torch's choice."""
     log_every: int = 100

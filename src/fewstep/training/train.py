@@ -20,6 +20,7 @@ from fewstep.pictures import picture
 from fewstep.training import checkpoints
 from fewstep.training.announce import card, header, plan
 from fewstep.training.config import Run
+from fewstep.training.derivative import check_derivative
 from fewstep.training.distribution import World, joined
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
@@ -68,6 +69,8 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
         device = usable_device(config.device)
         if device.type == "cuda" and world.size > 1:
             device = torch.device("cuda", world.local)
+        if run.objective.forward_mode and config.derivative == "forward":
+            check_derivative(run.objective, run.data)
         if fresh and world.first and (aside := folder.move_aside()):
             _say(f"moved the old run to {aside}")
         trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)

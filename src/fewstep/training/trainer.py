@@ -18,6 +18,7 @@ from fewstep.objectives.terms import frozen_copy
 from fewstep.training.averages import Averages, Rule
 from fewstep.training.checkpoints import State, fingerprint, load_into
 from fewstep.training.config import Augment, TrainConfig
+from fewstep.training.derivative import chosen_derivative
 from fewstep.training.distribution import (
     ALONE,
     Alone,
@@ -86,6 +87,8 @@ class Trainer:
         for name in objective.frozen:
             objective.get_submodule(name).eval()
         trained = [*networks(p.module for p in objective.phases())]
+        if objective.forward_mode:
+            objective.derivative = chosen_derivative(objective, config)
         if config.checkpointing:
             for network in trained:
                 checkpoint_blocks(network)
