@@ -1,6 +1,7 @@
 """Denoisers: a network under a preconditioning on a path, and wrappers around one."""
 
 from fewstep.models.denoiser import AbstractDenoiser, Autoguided, Clamped, Denoiser, Guided, Network
+from fewstep.models.growing import grown
 from fewstep.models.preconditioning import (
     EDM,
     PRECONDITIONINGS,
@@ -29,4 +30,5 @@ __all__ = [
     "ScoreMatching",
     "TrigFlow",
     "VPrediction",
+    "grown",
 ]

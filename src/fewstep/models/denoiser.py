@@ -59,6 +59,10 @@ class AbstractDenoiser(nn.Module, ABC):
 class Denoiser(AbstractDenoiser):
     """A network under a preconditioning.
 
+    A second time is read no cleaner than the ``t_min`` of the path that the preconditioning was
+    derived on, see :meth:`~fewstep.models.preconditioning.Preconditioning.end_noise`; the jump
+    itself goes all the way to ``s``.
+
     Args:
         net: the network; see :class:`Network`.
         preconditioning: its four scalars and the path they live on.
@@ -90,8 +94,7 @@ class Denoiser(AbstractDenoiser):
         _, _, c_in, c_noise = self.preconditioning.coefficients(t)
         s_noise = None
         if self.two_time:
-            s_noise = c_noise if s is None else self.preconditioning.coefficients(s).c_noise
-            s_noise = s_noise.to(dtype)
+            s_noise = self.preconditioning.end_noise(t if s is None else s).to(dtype)
         out = self.net((expand(c_in, x) * x).to(dtype), c_noise.to(dtype), s_noise, self._own(cond))
         return out.to(x.dtype)
 

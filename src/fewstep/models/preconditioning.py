@@ -52,6 +52,18 @@ class Preconditioning(ABC):
     def coefficients(self, t: Time) -> Scalings:
         """The scalars at ``t``."""
 
+    def floor(self, like: Time) -> Time:
+        """The ``t_min`` of the network's own path, as a time on ``path``."""
+        return torch.full_like(like, self.path.t_min)
+
+    def end_noise(self, s: Time) -> Tensor:
+        """c_noise of a second time, which is read no cleaner than :meth:`floor`.
+
+        Jumps end at s = 0 on paths that reach clean data, where ln(s) is not finite. It is the time
+        that is limited, not its logarithm, so that derivatives in s stay finite: they are 0 there.
+        """
+        return self.coefficients(s.clamp(min=self.floor(s))).c_noise
+
     def on(self, path: Path) -> Preconditioning:
         """The same network as a denoiser on another path."""
         return self if path == self.path else Reparametrised(path=path, inner=self)
@@ -80,6 +92,10 @@ class Reparametrised(Preconditioning):
         k = (alpha_old + sigma_old) / (alpha_new + sigma_new)
         c_skip, c_out, c_in, c_noise = self.inner.coefficients(t_old)
         return Scalings(k * c_skip, c_out, k * c_in, c_noise)
+
+    def floor(self, like: Time) -> Time:
+        """The inner path's, at equal log-SNR."""
+        return self.path.time(self.inner.path.ratio(self.inner.floor(like)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,16 @@ from torch import Tensor, nn
 
 from fewstep.core import Cond, UsageError
 from fewstep.models.nets.blocks import (
+    AbstractNetwork,
+    GuidanceEmbedding,
     PositionalEmbedding,
     attention,
+    condition_keys,
     group_norm,
-    label_keys,
+    guidance_of,
     label_of,
     resize_box,
+    zero,
 )
 from fewstep.models.nets.unet import check_unet, decode, encode, layout
 
@@ -87,7 +91,7 @@ class ADMBlock(nn.Module):
         return x_BCHW
 
 
-class ADM(nn.Module):
+class ADM(AbstractNetwork):
     """Residual blocks that also resample, heads of 64 channels, no scaling of skips.
 
     The ImageNet-64 network of EDM and of consistency models is ``ADM((3, 64, 64), classes=1000)``.
@@ -108,9 +112,10 @@ class ADM(nn.Module):
         classes: number of labels; 0 for none. Label ``classes`` is null, which EDM writes as
             zeros in place of one-hot and OpenAI does not have.
         scale_shift: how blocks read the embedding; see :class:`ADMBlock`.
+        two_time: read the second time too; at first it adds nothing.
+        guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
     """
 
-    two_time = False
     units = (ADMBlock,)
 
     def __init__(
@@ -123,6 +128,8 @@ class ADM(nn.Module):
         dropout: float = 0.1,
         classes: int = 0,
         scale_shift: bool = True,
+        two_time: bool = False,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         self.options = {
@@ -134,6 +141,8 @@ class ADM(nn.Module):
             "dropout": dropout,
             "classes": classes,
             "scale_shift": scale_shift,
+            "two_time": two_time,
+            "guidance": guidance,
         }
         check_unet("ADM", shape, channels, multipliers)
         widths = [m * channels for m in multipliers]
@@ -144,10 +153,12 @@ class ADM(nn.Module):
                 f"ADM: attention takes widths divisible by {HEAD}, the channels of a head; got "
                 f"{attending} where it attends (channels={channels}, multipliers={multipliers})"
             )
-        self.cond_keys = label_keys(classes)
+        self.cond_keys, self.two_time = condition_keys(classes, guidance), two_time
         embedding = 4 * channels
 
         self.map_noise = PositionalEmbedding(channels)
+        self.map_end = zero(nn.Linear(channels, channels, bias=False)) if two_time else None
+        self.map_guidance = GuidanceEmbedding(channels, channels) if guidance else None
         self.map_layer0 = nn.Linear(channels, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
         self.map_label = LabelTable(classes, embedding) if classes else None
@@ -174,7 +185,13 @@ class ADM(nn.Module):
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
     ) -> Tensor:
         """F, shaped as ``x``."""
-        embedding = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
+        embedding = self.map_noise(c_noise)
+        if self.map_end is not None:
+            end = self.map_noise(c_noise if s_noise is None else s_noise)
+            embedding = embedding + self.map_end(end)
+        if self.map_guidance is not None:
+            embedding = embedding + self.map_guidance(guidance_of(cond, c_noise))
+        embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
         embedding = F.silu(embedding)
@@ -194,11 +211,3 @@ class LabelTable(nn.Module):
     def forward(self, label_B: Tensor) -> Tensor:
         """``(b, channels)``."""
         return F.embedding(label_B, F.pad(self.weight, (0, 0, 0, 1)))
-
-
-def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """Zero weight and bias."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer

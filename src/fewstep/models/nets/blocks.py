@@ -7,12 +7,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core import Cond, UsageError
+from fewstep.models.nets.magnitude import MPConv
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+class AbstractNetwork(nn.Module):
+    """What every network of the library has; ``options`` are the arguments that build it again."""
+
+    options: dict[str, Any]
+    cond_keys: tuple[str, ...]
+    two_time: bool
+    last: nn.Linear | nn.Conv1d | nn.Conv2d | MPConv
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """The weight of the last layer, at which adaptive loss weights measure gradients."""
+        return self.last.weight
 
 
 class FourierEmbedding(nn.Module):
@@ -43,11 +61,19 @@ class PositionalEmbedding(nn.Module):
         channels: output width, even.
         endpoint: the ladder ends on 1/10000 (EDM's DDPM++), or one rung short of it (OpenAI's).
         sin_first: sin before cos (EDM's DDPM++), or cos before sin (OpenAI's).
+        amplitude: of the waves; sqrt(2) gives them unit variance.
     """
 
-    def __init__(self, channels: int, endpoint: bool = False, sin_first: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        endpoint: bool = False,
+        sin_first: bool = False,
+        amplitude: float = 1.0,
+    ) -> None:
         super().__init__()
         self.channels, self.endpoint, self.sin_first = channels, endpoint, sin_first
+        self.amplitude = amplitude
 
     def forward(self, t_B: Tensor) -> Tensor:
         """``(b, channels)``."""
@@ -56,7 +82,7 @@ class PositionalEmbedding(nn.Module):
         frequencies = (1e-4) ** (ladder / (half - self.endpoint))
         angle = t_B.outer(frequencies.to(t_B.dtype))
         parts = (angle.sin(), angle.cos()) if self.sin_first else (angle.cos(), angle.sin())
-        return torch.cat(parts, dim=1)
+        return self.amplitude * torch.cat(parts, dim=1)
 
 
 class LabelEmbedding(nn.Module):
@@ -73,9 +99,27 @@ class LabelEmbedding(nn.Module):
         return self.linear(one_hot * math.sqrt(self.classes))
 
 
-def label_keys(classes: int) -> tuple[str, ...]:
-    """The conditions of a network with that many classes."""
-    return ("label",) if classes else ()
+class GuidanceEmbedding(nn.Module):
+    """A linear map of a ladder of the guidance scale's cosines and sines, zero at first.
+
+    Args:
+        features: width of the ladder, even.
+        channels: output width.
+    """
+
+    def __init__(self, features: int, channels: int) -> None:
+        super().__init__()
+        self.ladder = PositionalEmbedding(features)
+        self.linear = zero(nn.Linear(features, channels, bias=False))
+
+    def forward(self, guidance_B: Tensor) -> Tensor:
+        """``(b, channels)``."""
+        return self.linear(self.ladder(guidance_B))
+
+
+def condition_keys(classes: int, guidance: bool = False) -> tuple[str, ...]:
+    """The conditions of a network with that many classes that reads a guidance scale or not."""
+    return ("label",) * bool(classes) + ("guidance",) * guidance
 
 
 def label_of(cond: Cond | None) -> Tensor:
@@ -83,6 +127,22 @@ def label_of(cond: Cond | None) -> Tensor:
     if cond is None or "label" not in cond:
         raise UsageError("a class-conditional network needs cond={'label': int64 tensor (b,)}")
     return cond["label"]
+
+
+def guidance_of(cond: Cond | None, like: Tensor) -> Tensor:
+    """The guidance scale among a network's conditions, in the precision of ``like``."""
+    if cond is None or "guidance" not in cond:
+        raise UsageError(
+            "this network reads a guidance scale: it needs cond={'guidance': float tensor (b,)}"
+        )
+    return cond["guidance"].to(like.dtype)
+
+
+def zero(layer: Layer) -> Layer:
+    """Zero weight and bias: a layer that answers nothing at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Linear | nn.Conv2d:

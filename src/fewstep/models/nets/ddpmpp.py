@@ -7,18 +7,22 @@ from torch import Tensor, nn
 
 from fewstep.core import Cond
 from fewstep.models.nets.blocks import (
+    AbstractNetwork,
+    GuidanceEmbedding,
     LabelEmbedding,
     PositionalEmbedding,
     ResidualBlock,
+    condition_keys,
     group_norm,
-    label_keys,
+    guidance_of,
     label_of,
     xavier,
+    zero,
 )
 from fewstep.models.nets.unet import check_unet, decode, encode, layout
 
 
-class DDPMpp(nn.Module):
+class DDPMpp(AbstractNetwork):
     """Residual blocks on every resolution, additive time embedding, skips scaled by sqrt(1/2).
 
     EDM's CIFAR-10 network is ``DDPMpp((3, 32, 32), channels=128, multipliers=(2, 2, 2), blocks=4,
@@ -36,9 +40,10 @@ class DDPMpp(nn.Module):
         patch: side of the squares of pixels that are read as channels; 1 for pixels as they are.
         augment: numbers that tell how a sample was augmented, ``cond["augment"]`` ``(b, augment)``;
             0 for none. Zeros say that it was not, and so does leaving them out.
+        two_time: read the second time too; at first it adds nothing.
+        guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
     """
 
-    two_time = False
     units = (ResidualBlock,)
 
     def __init__(
@@ -52,6 +57,8 @@ class DDPMpp(nn.Module):
         classes: int = 0,
         patch: int = 1,
         augment: int = 0,
+        two_time: bool = False,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         self.options = {
@@ -64,13 +71,17 @@ class DDPMpp(nn.Module):
             "classes": classes,
             "patch": patch,
             "augment": augment,
+            "two_time": two_time,
+            "guidance": guidance,
         }
         check_unet("DDPMpp", shape, channels, multipliers, patch)
-        self.cond_keys = label_keys(classes)
+        self.cond_keys, self.two_time = condition_keys(classes, guidance), two_time
         self.optional_keys = ("augment",) if augment else ()
         width = 4 * channels
 
         self.map_noise = PositionalEmbedding(channels, endpoint=True, sin_first=True)
+        self.map_end = zero(nn.Linear(channels, channels, bias=False)) if two_time else None
+        self.map_guidance = GuidanceEmbedding(channels, channels) if guidance else None
         self.map_label = LabelEmbedding(classes, channels) if classes else None
         self.map_augment = xavier(nn.Linear(augment, channels, bias=False)) if augment else None
         self.map_layer0 = xavier(nn.Linear(channels, width))
@@ -101,6 +112,11 @@ class DDPMpp(nn.Module):
     ) -> Tensor:
         """F, shaped as ``x``."""
         embedding = self.map_noise(c_noise)
+        if self.map_end is not None:
+            end = self.map_noise(c_noise if s_noise is None else s_noise)
+            embedding = embedding + self.map_end(end)
+        if self.map_guidance is not None:
+            embedding = embedding + self.map_guidance(guidance_of(cond, c_noise))
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
         if self.map_augment is not None and cond is not None and "augment" in cond:

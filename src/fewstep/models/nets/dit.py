@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core import Cond, UsageError
-from fewstep.models.nets.blocks import PositionalEmbedding, label_keys, label_of, xavier
+from fewstep.models.nets.blocks import (
+    AbstractNetwork,
+    PositionalEmbedding,
+    condition_keys,
+    guidance_of,
+    label_of,
+    xavier,
+    zero,
+)
 
 SIZES: dict[str, dict[str, Any]] = {
     "s": {"depth": 12, "width": 384, "heads": 6},
@@ -73,7 +81,7 @@ class DiTBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.modulate = zeros(nn.Linear(width, 6 * width))
+        self.modulate = zero(nn.Linear(width, 6 * width))
         self.qkv, self.proj = xavier(nn.Linear(width, 3 * width)), xavier(nn.Linear(width, width))
         self.up, self.down = (
             xavier(nn.Linear(width, 4 * width)),
@@ -97,7 +105,7 @@ class DiTBlock(nn.Module):
         return self.proj(a_BNLD.transpose(1, 2).flatten(2))
 
 
-class DiT(nn.Module):
+class DiT(AbstractNetwork):
     """The network: ``DiT((4, 32, 32), patch=2, classes=1000, **SIZES["xl"])`` is DiT-XL/2.
 
     It predicts the event and nothing more: published networks also learn (DiT) or leave unused
@@ -111,6 +119,7 @@ class DiT(nn.Module):
         heads: of each attention.
         classes: number of labels; 0 for none. Label ``classes`` is null, and has a row of its own.
         two_time: read the second time too; at first it adds nothing.
+        guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (DiTBlock,)
@@ -124,6 +133,7 @@ class DiT(nn.Module):
         heads: int = 6,
         classes: int = 0,
         two_time: bool = False,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         self.options = {
@@ -134,6 +144,7 @@ class DiT(nn.Module):
             "heads": heads,
             "classes": classes,
             "two_time": two_time,
+            "guidance": guidance,
         }
         if len(shape) != 3 or patch < 1 or any(n < 1 or n % patch for n in shape[1:]):
             raise UsageError(
@@ -144,7 +155,7 @@ class DiT(nn.Module):
             raise UsageError(
                 f"DiT: the width must be a multiple of 4 and of the {heads} heads, got {width}"
             )
-        self.cond_keys = label_keys(classes)
+        self.cond_keys = condition_keys(classes, guidance)
         self.two_time, self.patch = two_time, patch
         rows, columns = (n // patch for n in shape[1:])
         self.grid = (rows, columns)
@@ -152,7 +163,10 @@ class DiT(nn.Module):
         self.time = TimeMLP(width)
         if two_time:
             self.end = TimeMLP(width)
-            zeros(self.end.last)
+            zero(self.end.last)
+        self.guidance = TimeMLP(width) if guidance else None
+        if self.guidance is not None:
+            zero(self.guidance.last)
         self.label = nn.Embedding(classes + 1, width) if classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
@@ -160,8 +174,8 @@ class DiT(nn.Module):
         self.first = xavier(nn.Linear(shape[0] * patch**2, width))
         self.register_buffer("position", position_embedding(rows, columns, width))
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
-        self.modulate = zeros(nn.Linear(width, 2 * width))
-        self.last = zeros(nn.Linear(width, shape[0] * patch**2))
+        self.modulate = zero(nn.Linear(width, 2 * width))
+        self.last = zero(nn.Linear(width, shape[0] * patch**2))
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
@@ -170,6 +184,8 @@ class DiT(nn.Module):
         embedding_BE = self.time(c_noise)
         if self.two_time:
             embedding_BE = embedding_BE + self.end(c_noise if s_noise is None else s_noise)
+        if self.guidance is not None:
+            embedding_BE = embedding_BE + self.guidance(guidance_of(cond, c_noise))
         if self.label is not None:
             embedding_BE = embedding_BE + self.label(label_of(cond))
         h_BLE = self.first(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
@@ -182,10 +198,3 @@ class DiT(nn.Module):
         p = self.patch
         out = out_BLC.unflatten(2, (p * p, -1)).transpose(2, 3).flatten(2).transpose(1, 2)
         return F.pixel_shuffle(out.unflatten(2, self.grid), p)
-
-
-def zeros(layer: nn.Linear) -> nn.Linear:
-    """A layer that starts with an answer of 0."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

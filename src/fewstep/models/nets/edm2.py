@@ -19,7 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core import Cond, UsageError
-from fewstep.models.nets.blocks import label_keys, label_of, resize_box
+from fewstep.models.nets.blocks import (
+    AbstractNetwork,
+    PositionalEmbedding,
+    condition_keys,
+    guidance_of,
+    label_of,
+    resize_box,
+)
 from fewstep.models.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -106,7 +113,7 @@ class EDM2Block(nn.Module):
         return self.proj(a_BNLD.transpose(2, 3).contiguous().reshape(x_BCHW.shape))
 
 
-class EDM2(nn.Module):
+class EDM2(AbstractNetwork):
     """The network; its preconditioning is ``EDM(sigma_data=0.5)``.
 
     The published sizes are ``EDM2((4, 64, 64), classes=1000, **SIZES["xs"])`` and so on. The answer
@@ -121,6 +128,9 @@ class EDM2(nn.Module):
         dropout: probability.
         classes: number of labels; 0 for none. Label ``classes`` is null.
         two_time: read the second time too; at first it adds nothing.
+        guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
+        positional: time enters by a ladder of frequencies from 1 down, instead of by random ones:
+            sCM's choice (Lu & Song 2025), since derivatives in time grow with the frequencies.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (EDM2Block,)
@@ -135,6 +145,8 @@ class EDM2(nn.Module):
         dropout: float = 0.0,
         classes: int = 0,
         two_time: bool = False,
+        guidance: bool = False,
+        positional: bool = False,
     ) -> None:
         super().__init__()
         self.options = {
@@ -146,6 +158,8 @@ class EDM2(nn.Module):
             "dropout": dropout,
             "classes": classes,
             "two_time": two_time,
+            "guidance": guidance,
+            "positional": positional,
         }
         if channels < 1 or blocks < 0 or not multipliers or min(multipliers) < 1:
             raise UsageError(
@@ -158,17 +172,27 @@ class EDM2(nn.Module):
                 f"EDM2: {len(multipliers)} resolutions need an event (c, h, w) whose h and w are "
                 f"divisible by {unit}, got {tuple(shape)}"
             )
-        self.cond_keys = label_keys(classes)
+        if (guidance or positional) and channels * multipliers[0] % 2:
+            raise UsageError(
+                f"EDM2: a ladder of cosines and sines fills an even number of channels, got "
+                f"{channels * multipliers[0]}"
+            )
+        self.cond_keys = condition_keys(classes, guidance)
         self.two_time, self.classes = two_time, classes
         widths = [channels * m for m in multipliers]
         width = max(widths)
 
-        self.fourier = MPFourier(widths[0])
+        ladder = PositionalEmbedding(widths[0], amplitude=math.sqrt(2))
+        self.fourier = ladder if positional else MPFourier(widths[0])
         self.time = MPConv(widths[0], width)
         self.label = MPConv(classes, width) if classes else None
         if two_time:
             self.end = MPConv(widths[0], width)
             self.end_gain = nn.Parameter(torch.zeros(1))
+        self.ladder = ladder if guidance else None
+        if guidance:
+            self.guidance = MPConv(widths[0], width)
+            self.guidance_gain = nn.Parameter(torch.zeros(1))
 
         def block(c_in: int, c_out: int, encoder: bool, **own: Any) -> EDM2Block:
             return EDM2Block(c_in, c_out, width, encoder=encoder, dropout=dropout, **own)
@@ -218,10 +242,17 @@ class EDM2(nn.Module):
 
     def _embedded(self, c_noise: Tensor, s_noise: Tensor | None, cond: Cond | None) -> Tensor:
         embedding_BE = self.time(self.fourier(c_noise))
+        # Sums of unit variance whatever the learned shares of the second time and the guidance.
+        variance = torch.ones_like(self.last_gain)
         if self.two_time:
-            # A sum of unit variance whatever the learned share of the second time.
-            end_BE = self.end(self.fourier(c_noise if s_noise is None else s_noise), self.end_gain)
-            embedding_BE = (embedding_BE + end_BE) / (1 + self.end_gain**2).sqrt()
+            end_BE = self.fourier(c_noise if s_noise is None else s_noise)
+            embedding_BE = embedding_BE + self.end(end_BE, self.end_gain)
+            variance = variance + self.end_gain**2
+        if self.ladder is not None:
+            guidance_BE = self.ladder(guidance_of(cond, c_noise))
+            embedding_BE = embedding_BE + self.guidance(guidance_BE, self.guidance_gain)
+            variance = variance + self.guidance_gain**2
+        embedding_BE = embedding_BE / variance.sqrt()
         if self.label is not None:
             one_hot = F.one_hot(label_of(cond), self.classes + 1)[:, :-1].to(embedding_BE.dtype)
             label_BE = self.label(one_hot * math.sqrt(self.classes))

@@ -9,7 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core import Cond
-from fewstep.models.nets.blocks import FourierEmbedding, label_keys, label_of
+from fewstep.models.nets.blocks import (
+    AbstractNetwork,
+    FourierEmbedding,
+    GuidanceEmbedding,
+    condition_keys,
+    guidance_of,
+    label_of,
+    zero,
+)
+
+FEATURES = 64
+"""Width of the Fourier features of time."""
 
 
 class _Block(nn.Module):
@@ -19,9 +30,7 @@ class _Block(nn.Module):
         self.modulate = nn.Linear(embedding, 2 * width)
         self.up = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        self.down = nn.Linear(width, width)
-        nn.init.zeros_(self.down.weight)
-        nn.init.zeros_(self.down.bias)
+        self.down = zero(nn.Linear(width, width))
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulate(embedding).chunk(2, dim=1)
@@ -29,7 +38,7 @@ class _Block(nn.Module):
         return h + self.down(self.dropout(F.silu(self.up(F.silu(y)))))
 
 
-class ResidualMLP(nn.Module):
+class ResidualMLP(AbstractNetwork):
     """Pre-normalised residual blocks on the flattened event, scaled and shifted by time and label.
 
     Args:
@@ -39,9 +48,10 @@ class ResidualMLP(nn.Module):
         classes: number of labels; 0 for none. Label ``classes`` is null.
         fourier_scale: spread of the time embedding's frequencies.
         dropout: probability inside each block.
+        two_time: read the second time too; at first it adds nothing.
+        guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
     """
 
-    two_time = False
     units = (_Block,)
 
     def __init__(
@@ -52,6 +62,8 @@ class ResidualMLP(nn.Module):
         classes: int = 0,
         fourier_scale: float = 1.0,
         dropout: float = 0.0,
+        two_time: bool = False,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         self.options = {
@@ -61,22 +73,31 @@ class ResidualMLP(nn.Module):
             "classes": classes,
             "fourier_scale": fourier_scale,
             "dropout": dropout,
+            "two_time": two_time,
+            "guidance": guidance,
         }
-        self.cond_keys = label_keys(classes)
+        self.cond_keys, self.two_time = condition_keys(classes, guidance), two_time
         embedding = width // 2
-        self.time = nn.Sequential(FourierEmbedding(64, fourier_scale), nn.Linear(64, embedding))
+        self.time = nn.Sequential(
+            FourierEmbedding(FEATURES, fourier_scale), nn.Linear(FEATURES, embedding)
+        )
+        self.end = zero(nn.Linear(FEATURES, embedding, bias=False)) if two_time else None
+        self.guidance = GuidanceEmbedding(FEATURES, embedding) if guidance else None
         self.label = nn.Embedding(classes + 1, embedding) if classes else None
         self.first = nn.Linear(prod(shape), width)
         self.blocks = nn.ModuleList(_Block(width, embedding, dropout) for _ in range(blocks))
-        self.last = nn.Linear(width, prod(shape))
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = zero(nn.Linear(width, prod(shape)))
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
     ) -> Tensor:
         """F, shaped as ``x``."""
         embedding = self.time(c_noise)
+        if self.end is not None:
+            features = self.time[0](c_noise if s_noise is None else s_noise)
+            embedding = embedding + self.end(features)
+        if self.guidance is not None:
+            embedding = embedding + self.guidance(guidance_of(cond, c_noise))
         if self.label is not None:
             embedding = embedding + self.label(label_of(cond))
         embedding = F.silu(embedding)

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from fewstep.core import Cond
 from fewstep.models.nets.blocks import (
+    AbstractNetwork,
     FourierEmbedding,
     LabelEmbedding,
     ResidualBlock,
+    condition_keys,
     fir_kernel,
     group_norm,
-    label_keys,
     label_of,
     resize_fir,
     xavier,
+    zero,
 )
 from fewstep.models.nets.unet import check_unet, decode, layout
 
@@ -39,7 +41,7 @@ class PyramidStep(nn.Module):
         return F.conv2d(h_BCHW, fir_kernel(h_BCHW), stride=2, groups=h_BCHW.shape[1])
 
 
-class NCSNpp(nn.Module):
+class NCSNpp(AbstractNetwork):
     """DDPM++ with random Fourier features of time, a smoother filter and an input pyramid.
 
     After each halving the encoder's state is averaged with a convolution of the state after the
@@ -57,9 +59,9 @@ class NCSNpp(nn.Module):
         classes: number of labels; 0 for none. Label ``classes`` is null.
         augment: numbers that tell how a sample was augmented, ``cond["augment"]`` ``(b, augment)``;
             0 for none. Zeros say that it was not, and so does leaving them out.
+        two_time: read the second time too; at first it adds nothing.
     """
 
-    two_time = False
     units = (ResidualBlock,)
 
     def __init__(
@@ -72,6 +74,7 @@ class NCSNpp(nn.Module):
         dropout: float = 0.1,
         classes: int = 0,
         augment: int = 0,
+        two_time: bool = False,
     ) -> None:
         super().__init__()
         self.options = {
@@ -83,13 +86,15 @@ class NCSNpp(nn.Module):
             "dropout": dropout,
             "classes": classes,
             "augment": augment,
+            "two_time": two_time,
         }
         check_unet("NCSNpp", shape, channels, multipliers)
-        self.cond_keys = label_keys(classes)
+        self.cond_keys, self.two_time = condition_keys(classes), two_time
         self.optional_keys = ("augment",) if augment else ()
         noise, width = 2 * channels, 4 * channels
 
         self.map_noise = FourierEmbedding(noise, scale=16, sin_first=True)
+        self.map_end = zero(nn.Linear(noise, noise, bias=False)) if two_time else None
         self.map_label = LabelEmbedding(classes, noise) if classes else None
         self.map_augment = xavier(nn.Linear(augment, noise, bias=False)) if augment else None
         self.map_layer0 = xavier(nn.Linear(noise, width))
@@ -128,6 +133,9 @@ class NCSNpp(nn.Module):
     ) -> Tensor:
         """F, shaped as ``x``."""
         embedding = self.map_noise(c_noise)
+        if self.map_end is not None:
+            end = self.map_noise(c_noise if s_noise is None else s_noise)
+            embedding = embedding + self.map_end(end)
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
         if self.map_augment is not None and cond is not None and "augment" in cond:

@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core import Cond, UsageError
-from fewstep.models.nets.blocks import PositionalEmbedding, label_keys, label_of
+from fewstep.models.nets.blocks import (
+    AbstractNetwork,
+    PositionalEmbedding,
+    condition_keys,
+    label_of,
+    zero,
+)
 
 GROUPS = 8
 """Of every group normalisation."""
@@ -84,7 +90,7 @@ class TimeMLP(nn.Module):
         return self.last(F.mish(self.first(self.sinusoid(t_B))))
 
 
-class UNet1d(nn.Module):
+class UNet1d(AbstractNetwork):
     """The network on events ``(c, length)``: an action chunk is ``(action_dim, horizon)``.
 
     The published one for Push-T is ``UNet1d((2, 16), observation=10)``, whose last convolution
@@ -135,13 +141,13 @@ class UNet1d(nn.Module):
                 f"UNet1d: {len(widths)} resolutions need an event (c, length) whose length is "
                 f"divisible by {unit}, got {tuple(shape)}; pad the sequence"
             )
-        self.cond_keys = label_keys(classes) + (("observation",) if observation else ())
+        self.cond_keys = condition_keys(classes) + (("observation",) if observation else ())
         self.two_time, self.observation = two_time, observation
 
         self.time = TimeMLP(embedding)
         if two_time:
             self.end = TimeMLP(embedding)
-            _zero(self.end.last)
+            zero(self.end.last)
         self.label = nn.Embedding(classes + 1, embedding) if classes else None
 
         def pair(c_in: int, c_out: int) -> Pair:
@@ -158,8 +164,7 @@ class UNet1d(nn.Module):
             nn.ConvTranspose1d(w, w, 4, stride=2, padding=1) for w in reversed(finer)
         )
         self.last_block = ConvBlock(widths[0], widths[0], kernel)
-        self.last = nn.Conv1d(widths[0], shape[0], 1)
-        _zero(self.last)
+        self.last = zero(nn.Conv1d(widths[0], shape[0], 1))
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
@@ -192,8 +197,3 @@ class UNet1d(nn.Module):
                 f"numbers a sample, got {given}"
             )
         return torch.cat([embedding_BE, seen.flatten(1).to(embedding_BE.dtype)], dim=1)
-
-
-def _zero(layer: nn.Linear | nn.Conv1d) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
