@@ -102,6 +102,10 @@ class Model:
             return rule(points, path.t_min, sampling.start.t).tolist()[:steps]
         return rule(steps + 1, path.t_min, sampling.start.t).tolist()[:steps]
 
+    def serves(self, steps: int) -> bool:
+        """Whether the model can be sampled in so many steps."""
+        return self.contract.sampling.any_times or steps in self.contract.sampling.times
+
     def calls(self, steps: int | None = None, guidance: float | None = None) -> int:
         """Network calls of one sample; a guided call counts as two."""
         steps = len(self.times(steps))

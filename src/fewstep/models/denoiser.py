@@ -55,6 +55,12 @@ class AbstractDenoiser(nn.Module, ABC):
         """From ``t`` to ``s`` by the transport of this denoiser's answer."""
         return self.path.transport(x, self(x, t, s, cond), t, s)
 
+    def on(self, path: Path) -> AbstractDenoiser:
+        """The same model (shared, not copied) on another path, where its kind can be read there."""
+        if path == self.path:
+            return self
+        raise UsageError(f"a {type(self).__name__} on {self.path} cannot be read on {path}")
+
 
 class Denoiser(AbstractDenoiser):
     """A network under a preconditioning.
@@ -141,6 +147,10 @@ class Guided(AbstractDenoiser):
         self.cond_keys = denoiser.cond_keys
         self.two_time = denoiser.two_time
 
+    def on(self, path: Path) -> Guided:
+        """The same, of the model read on another path."""
+        return Guided(self.denoiser.on(path), self.null, self.scale)
+
     def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
         """The guided x0_hat."""
         given = dict(cond or {})
@@ -196,6 +206,10 @@ class Autoguided(AbstractDenoiser):
         self.cond_keys = denoiser.cond_keys
         self.two_time = denoiser.two_time
         self.calls = denoiser.calls + reference.calls
+
+    def on(self, path: Path) -> Autoguided:
+        """The same, of both models read on another path."""
+        return Autoguided(self.denoiser.on(path), self.reference.on(path), self.scale)
 
     def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
         """The guided x0_hat."""

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 from fewstep.errors import UsageError, nearest
 from fewstep.recipes.digits import digits_cd, digits_ct, digits_edm
+from fewstep.recipes.family import recipe_of
 from fewstep.recipes.images import cd, ct, edm
+from fewstep.recipes.methods import METHODS
+from fewstep.recipes.places import PLACES
 from fewstep.recipes.presets import PRESETS
 from fewstep.recipes.standard import cd_of, ct_of, edm_of
 from fewstep.recipes.toys import toy_cd, toy_ct, toy_edm
@@ -52,6 +55,18 @@ for preset in PRESETS:
             ("cd", cd_of, preset.named("edm"), preset.told[1]),
             ("ct", ct_of, "-", preset.told[2]),
         )
+    }
+for place in PLACES:
+    RECIPES |= {
+        place.named(name): Recipe(
+            recipe_of(place, name),
+            METHODS[name].title,
+            place.data,
+            place.told_teacher(name),
+            *place.told.get(name, ("", "")),
+        )
+        for name in place.methods
+        if place.named(name) not in RECIPES
     }
 """Costs are of one CPU core; fd has its floor at 0.25 (docs/results.md)."""
 

@@ -168,8 +168,8 @@ def distance(name: str) -> Distance:
     return LPIPS(Network(net="vgg", verbose=False))
 
 
-def teacher_for(data: Dataset, name: str, trained_by: str) -> Model:
-    """A diffusion model of the same kind of data, on the CPU."""
+def teacher_for(data: Dataset, name: str, trained_by: str, method: str | None = None) -> Model:
+    """A diffusion model, or one of a ``method``, of the same kind of data, on the CPU."""
     if not Path(name).exists() and name not in BUNDLED:
         raise UsageError(
             f"no teacher {name!r}: not a folder, and not bundled ({', '.join(BUNDLED)}); train one "
@@ -183,7 +183,12 @@ def teacher_for(data: Dataset, name: str, trained_by: str) -> Model:
             f"{tuple(data.shape)} with {data.labels}; choose the teacher's resolution, or train "
             "one with: fewstep train edm --data ... --resolution ..."
         )
-    if model.contract.sampling.kind != "ode":
+    if method is not None and model.contract.method != method:
+        raise UsageError(
+            f"{name} is a {model.contract.method} model; this starts from one of {method}, "
+            f"e.g. of: fewstep train {trained_by}"
+        )
+    if method is None and model.contract.sampling.kind != "ode":
         raise UsageError(
             f"{name} is a {model.contract.method} model; a teacher is a diffusion model, "
             "e.g. of the recipe edm"
@@ -214,7 +219,7 @@ def diffusion(
         student,
         times=LogNormal(),
         weight=karras_weight(sigma_data),
-        drop=_drop(data, label_drop),
+        drop=dropped(data, label_drop),
     )
     return _run(recipe, arguments, objective, data, train, averages, finish, watch, augment)
 
@@ -249,15 +254,15 @@ def distillation(
     boundary = ConsistencyBoundary(
         sigma_data=sigma_data, time_scale=scalings.time_scale, path=scalings.path
     )
-    student = Denoiser(_without_dropout(source.net), boundary)
+    student = Denoiser(without_dropout(source.net), boundary)
     snr = karras_weight(sigma_data)
     objective = Consistency(
         student,
-        TeacherStep(_guided(model, guidance)),
+        TeacherStep(guided(model, guidance)),
         schedule=schedule,
         weight=equal_weight if equal else (lambda t, r: snr(path.snr(t))),
         distance=distance,
-        drop=_drop(data) if _guidable(model) else None,
+        drop=dropped(data) if guidable(model) else None,
         times={2: two_steps},
     )
     report = None if finish is None else (lambda began: finish(began, model))
@@ -265,11 +270,13 @@ def distillation(
     return _run(recipe, arguments, objective, data, train, averages, report, watch, augment, note)
 
 
-def _guidable(teacher: Model) -> bool:
+def guidable(teacher: Model) -> bool:
+    """Whether it was trained with labels dropped."""
     return teacher.contract.sampling.guidance is not None
 
 
-def _guided(teacher: Model, scale: float) -> AbstractDenoiser:
+def guided(teacher: Model, scale: float) -> AbstractDenoiser:
+    """The teacher under classifier-free guidance; 1 is none."""
     if scale == 1.0:
         return teacher.denoiser
     allowed = teacher.contract.sampling.guidance
@@ -312,7 +319,7 @@ def consistency_training(
         weight=equal_weight if equal else (lambda t, r: 1 / (t - r)),
         distance=distance,
         index=UniformIndex() if equal else DiscreteLogNormal(),
-        drop=None if equal else _drop(data),
+        drop=None if equal else dropped(data),
         times={2: two_steps},
     )
     return _run(recipe, arguments, objective, data, train, averages, finish, watch, augment)
@@ -376,13 +383,14 @@ def _run(
     )
 
 
-def _drop(data: Dataset, probability: float = LABEL_DROP) -> LabelDrop | None:
+def dropped(data: Dataset, probability: float = LABEL_DROP) -> LabelDrop | None:
+    """Label dropping, where there are labels."""
     if not data.labels or probability == 0:
         return None
     return LabelDrop(probability, {"label": data.labels})
 
 
-def _without_dropout(net: nn.Module) -> nn.Module:
+def without_dropout(net: nn.Module) -> nn.Module:
     """A trainable copy; distillation has a target for every input and nothing to overfit."""
     student = copy.deepcopy(net).requires_grad_(True)
     for module in student.modules():

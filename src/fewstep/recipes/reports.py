@@ -27,10 +27,16 @@ def watched(steps: int) -> Callable[[Model], dict[str, float]]:
 
     def watch(model: Model) -> dict[str, float]:
         protocol = replace(digits_protocol(), draws=1)
-        found = protocol.judge(model, steps)
-        return {f"{name}/{model.calls(steps)}": found[name] for name in ("fd", "swd", "nn")}
+        asked = steps if model.serves(steps) else served(model)[0]
+        found = protocol.judge(model, asked)
+        return {f"{name}/{model.calls(asked)}": found[name] for name in ("fd", "swd", "nn")}
 
     return watch
+
+
+def served(model: Model, wanted: Sequence[int] = (1, 2)) -> list[int]:
+    """The numbers of steps of those wanted that the model serves, else the fewest that it does."""
+    return [n for n in wanted if model.serves(n)] or [len(model.times())]
 
 
 def judged_teacher(began: float) -> Report:
@@ -56,10 +62,12 @@ def judged_student(began: float) -> Report:
     def report(folder: Path, model: Model) -> None:
         protocol = digits_protocol()
         metrics: dict[str, Any] = {
-            "student": {str(n): protocol.judge(model, n) for n in (1, 2)},
+            "student": {str(n): protocol.judge(model, n) for n in served(model)},
             "floor": protocol.floor(),
         }
-        parts = [(f"student, {n} call(s)", model.sample(20, steps=n, seed=0)) for n in (1, 2)]
+        parts = [
+            (f"student, {n} call(s)", model.sample(20, steps=n, seed=0)) for n in served(model)
+        ]
         _finish(folder, metrics, parts, began)
 
     return report
@@ -74,14 +82,16 @@ def compared_with_teacher(began: float, teacher: Model) -> Report:
         calls = teacher.calls(TEACHER_STEPS)
         metrics: dict[str, Any] = {
             "teacher": {str(calls): protocol.judge(teacher, TEACHER_STEPS)},
-            "student": {str(n): protocol.judge(model, n) for n in (1, 2)},
+            "student": {str(n): protocol.judge(model, n) for n in served(model)},
             "undistilled": {"1": protocol.judge(teacher, 1)},
             "floor": protocol.floor(),
         }
         parts = [
             (f"teacher, {calls} network calls", teacher.sample(20, steps=TEACHER_STEPS, seed=0)),
-            ("student, 1 network call", model.sample(20, steps=1, seed=0)),
-            ("student, 2 network calls", model.sample(20, steps=2, seed=0)),
+            *(
+                (f"student, {n} network call{'s' * (n > 1)}", model.sample(20, steps=n, seed=0))
+                for n in served(model)
+            ),
             ("undistilled teacher, 1 network call", teacher.sample(20, steps=1, seed=0)),
         ]
         _finish(folder, metrics, parts, began)

@@ -1,0 +1,233 @@
+"""Where the family's recipes run: data, teacher, network and how long, by place.
+
+A place's function has the options of the command line; called, it gives a start. Nothing here
+imports torch before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fewstep.recipes.methods import METHODS, Method
+from fewstep.recipes.presets import Preset
+from fewstep.training.config import TrainConfig
+
+DIGITS_SIGMA = 0.75
+TOY_SIGMA = 0.5
+IMAGES_SIGMA = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One of them.
+
+    Args:
+        named: a method's name to the recipe's.
+        start: its options, then the start.
+        data: for the table of recipes.
+        teacher: the default; None has none.
+        train: the trainer's settings.
+        settings: by method, what differs: its options, and ``train`` for the trainer's.
+        told: by method, cost and result, for the table of recipes.
+        methods: which there are.
+    """
+
+    named: Callable[[str], str]
+    start: Callable[..., Any]
+    data: str
+    teacher: str | None
+    train: TrainConfig
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    told: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    methods: Sequence[str] = tuple(METHODS)
+
+    def options(self, name: str) -> dict[str, Any]:
+        """A method's options where they are not its own defaults."""
+        return {k: v for k, v in self.settings.get(name, {}).items() if k != "train"}
+
+    def told_teacher(self, name: str) -> str:
+        """What a method starts from, for the table of recipes."""
+        method = METHODS[name]
+        if method.after is not None:
+            return f"a {self.named(method.after)} run"
+        return self.teacher or ("-" if method.scratch else f"a {self.named('edm')} run")
+
+    def trainer(self, name: str) -> TrainConfig:
+        """A method's trainer settings."""
+        return replace(self.train, **self.settings.get(name, {}).get("train", {}))
+
+
+def digits(method: Method, recipe: str, *, teacher: str, train: TrainConfig) -> Any:
+    """Of the digits.
+
+    Args:
+        teacher: a model folder, a run folder or a bundled name.
+        train: the trainer's settings.
+    """
+    import time
+
+    from fewstep.recipes import parts, reports
+    from fewstep.recipes.start import begin
+
+    def finish(model: Any) -> Any:
+        began = time.perf_counter()
+        if model is None or model.contract.sampling.kind != "ode":
+            return reports.judged_student(began)
+        return reports.compared_with_teacher(began, model)
+
+    data = parts.digits_data()
+    return begin(
+        method,
+        recipe,
+        data,
+        teacher,
+        train,
+        network=lambda: parts.mlp(data, 256, 4, 0.0, seed=train.seed),
+        sigma_data=DIGITS_SIGMA,
+        middle=2.0,
+        averages=parts.ema(0.999),
+        finish=finish,
+        watch=reports.watched(1),
+    )
+
+
+def toys(
+    method: Method, recipe: str, *, teacher: str, data: str = "two-modes", train: TrainConfig
+) -> Any:
+    """Of points in the plane.
+
+    Args:
+        teacher: a run of toy-edm on the same data.
+        data: as the teacher's: two-modes, eight-gaussians, gaussian, checkerboard, moons or
+            swiss-roll.
+        train: the trainer's settings.
+    """
+    from fewstep.recipes import parts
+    from fewstep.recipes.start import begin
+
+    points = parts.toy_data(data)
+    return begin(
+        method,
+        recipe,
+        points,
+        teacher,
+        train,
+        network=lambda: parts.mlp(points, 128, 3, 0.0, seed=train.seed),
+        sigma_data=TOY_SIGMA,
+        middle=0.5,
+        averages=parts.ema(0.999),
+    )
+
+
+def images(
+    method: Method,
+    recipe: str,
+    *,
+    data: str,
+    resolution: int,
+    teacher: str,
+    guidance: float = 1.0,
+    labels: bool = True,
+    train: TrainConfig,
+) -> Any:
+    """Of a folder of images.
+
+    Args:
+        data: a folder or zip of images, as the teacher's.
+        resolution: as the teacher's.
+        teacher: a model folder or a run folder, e.g. of the recipe edm.
+        guidance: scale of classifier-free guidance of a teacher that is distilled; 1 is none.
+        labels: use the labels that the data has.
+        train: the trainer's settings.
+    """
+    from fewstep.recipes import parts
+    from fewstep.recipes.start import begin
+
+    found = parts.image_data(data, resolution, labels)
+    return begin(
+        method,
+        recipe,
+        found,
+        teacher,
+        train,
+        network=lambda: parts.ddpmpp(found, 64, (1, 2, 2), 2, (16,), 0.0, seed=train.seed),
+        sigma_data=IMAGES_SIGMA,
+        middle=0.821,
+        averages=parts.ema(0.999),
+        guidance=guidance,
+    )
+
+
+def of(preset: Preset) -> Callable[..., Any]:
+    """The function of a preset's place."""
+
+    def start(
+        method: Method,
+        recipe: str,
+        *,
+        teacher: str,
+        labels: bool = preset.labels,
+        guidance: float = 1.0,
+        train: TrainConfig,
+    ) -> Any:
+        """Of a standard data set.
+
+        Args:
+            teacher: a model folder or a run folder.
+            labels: tell the model the class, as the teacher is told.
+            guidance: scale of classifier-free guidance of a teacher that is distilled; 1 is none.
+            train: the trainer's settings.
+        """
+        from fewstep.recipes import parts
+        from fewstep.recipes.start import begin
+
+        data = parts.standard_data(preset.data, labels)
+        return begin(
+            method,
+            recipe,
+            data,
+            teacher,
+            train,
+            network=lambda: parts.network(preset.network, data, dropout=0.0, seed=train.seed),
+            sigma_data=preset.sigma_data,
+            middle=preset.two_steps[1][1],
+            averages=parts.ema(*preset.rates, published=preset.equal),
+            guidance=guidance,
+            augment=parts.flip(preset.flip),
+        )
+
+    return start
+
+
+DIGITS = Place(
+    named=lambda method: f"digits-{method}",
+    start=digits,
+    data="digits",
+    teacher="digits-edm",
+    train=TrainConfig(
+        steps=3000, batch=128, lr=1e-3, schedule="linear", warmup=100, sample_every=1000
+    ),
+    settings={"cd": {"points": 10}, "ct": {"last": 40, "train": {"steps": 6000, "lr": 2e-3}}},
+)
+
+TOYS = Place(
+    named=lambda method: f"toy-{method}",
+    start=toys,
+    data="2-D toys",
+    teacher=None,
+    train=TrainConfig(
+        steps=3000, batch=512, lr=1e-3, schedule="linear", warmup=100, sample_every=1000
+    ),
+)
+
+IMAGES = Place(
+    named=lambda method: method,
+    start=images,
+    data="a folder or zip of images",
+    teacher=None,
+    train=TrainConfig(steps=10_000, batch=64, lr=3e-4, schedule="linear", warmup=100, threads=0),
+)
+
+PLACES = (DIGITS, TOYS, IMAGES)
