@@ -51,8 +51,8 @@ def sample(
         raise UsageError(f"-n must be at least 1, got {n}")
     if columns is not None and columns < 1:
         raise UsageError(f"--columns must be at least 1, got {columns}")
-    chosen = _numbers("--seeds", seeds, int) if seeds is not None else None
-    at = _numbers("--times", times, float) if times is not None else None
+    chosen = numbers("--seeds", seeds, int) if seeds is not None else None
+    at = numbers("--times", times, float) if times is not None else None
     if out.suffix not in {".png", ".npz", ""}:
         raise UsageError(f"--out must be a .png, an .npz or a folder, got {out}")
 
@@ -128,7 +128,7 @@ def evaluate(
         device: where to run; an accelerator if there is one.
         out: a JSON file for the numbers.
     """
-    counts = _numbers("--steps", steps, int)
+    counts = numbers("--steps", steps, int)
     if n < 2:
         raise UsageError(f"-n must be at least 2, got {n}")
     from fewstep import evaluation
@@ -243,7 +243,7 @@ def prepare(
 # Values.
 
 
-def _numbers(option: str, text: str, kind: type) -> list[Any]:
+def numbers(option: str, text: str, kind: type) -> list[Any]:
     """1,2,5 and, for whole numbers, 0-63."""
     found: list[Any] = []
     try:

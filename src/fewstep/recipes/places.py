@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fewstep.recipes.methods import METHODS, Method
-from fewstep.recipes.presets import Preset
+from fewstep.recipes.presets import CIFAR10_SMALL, FASHION_MNIST_SMALL, Preset
 from fewstep.training.config import TrainConfig
 
 DIGITS_SIGMA = 0.75
@@ -230,4 +230,17 @@ IMAGES = Place(
     train=TrainConfig(steps=10_000, batch=64, lr=3e-4, schedule="linear", warmup=100, threads=0),
 )
 
-PLACES = (DIGITS, TOYS, IMAGES)
+SMALL = {
+    preset.data: Place(
+        named=lambda method, preset=preset: preset.named(method),
+        start=of(preset),
+        data=preset.data,
+        teacher=None,
+        train=preset.cd,
+        settings={"cd": {"points": preset.points}, "ct": {"train": {"steps": preset.ct.steps}}},
+    )
+    for preset in (FASHION_MNIST_SMALL, CIFAR10_SMALL)
+}
+"""Standard data sets at a size for CPUs, by name."""
+
+PLACES = (DIGITS, TOYS, IMAGES, *SMALL.values())

@@ -1,0 +1,326 @@
+"""Train every method on one budget, judge each, and keep what is done."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from fewstep.compare.report import write_report
+from fewstep.devices import usable_device
+from fewstep.errors import UsageError, nearest
+from fewstep.evaluation import Protocol, named_protocol
+from fewstep.files import write_json
+from fewstep.model import Model, load
+from fewstep.pictures import picture
+from fewstep.recipes.family import recipe_of
+from fewstep.recipes.methods import METHODS
+from fewstep.recipes.places import DIGITS, IMAGES, SMALL, TOYS, Place
+from fewstep.training.config import Run
+from fewstep.training.train import train
+from fewstep.training.trainer import Diverged, Trainer
+
+CALIBRATION = 3.0
+"""Seconds of steps by which a budget of time becomes a number of steps."""
+
+CURVE = 6
+"""Points of the distance against training time."""
+
+SPIKE = 10.0
+"""A gradient norm so many times the median of the 100 before it."""
+
+TEACHER_STEPS = 18
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method may use: ``seconds`` of training, or ``samples`` seen.
+
+    Args:
+        kind: which.
+        amount: how many.
+    """
+
+    kind: str
+    amount: float
+
+    @classmethod
+    def of(cls, text: str) -> Budget:
+        """From ``60s`` or ``20000samples``."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|samples)", text.strip())
+        if found is None or float(found[1]) <= 0:
+            raise UsageError(f"--budget must look like 60s or 20000samples, got {text!r}")
+        return cls({"s": "seconds"}.get(found[2], found[2]), float(found[1]))
+
+    def share(self, part: float) -> Budget:
+        """A part of it."""
+        return replace(self, amount=self.amount * part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A comparison.
+
+    Args:
+        data: digits, a toy's name, fashion-mnist, cifar10, or a folder or zip of images.
+        methods: names of ``METHODS``.
+        budget: of each method and seed.
+        seeds: how many trainings of each.
+        first_seed: of the first one; settings are chosen on others than are reported.
+        steps: numbers of sampling steps to judge.
+        teacher: a model or run folder; the digits have one.
+        resolution: of a folder of images.
+        held_out: for a folder of images, others that no model saw.
+        n: samples and held-out data compared, at most.
+    """
+
+    data: str
+    methods: Sequence[str]
+    budget: Budget
+    seeds: int = 3
+    first_seed: int = 1
+    steps: Sequence[int] = (1, 2, 4)
+    teacher: str | None = None
+    resolution: int | None = None
+    held_out: str | None = None
+    n: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in METHODS:
+                raise UsageError(f"unknown method {name!r}; {nearest(name, METHODS)}")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise UsageError(f"--methods must name one or more methods once, got {self.methods}")
+        if min(self.seeds, self.n - 1, *self.steps) < 1 or self.first_seed < 0:
+            raise UsageError(
+                "--seeds and --steps must be at least 1, -n at least 2 and --first-seed at least "
+                f"0, got {self.seeds}, {self.steps}, {self.n}, {self.first_seed}"
+            )
+
+    @property
+    def place(self) -> Place:
+        """Where its recipes run."""
+        if self.data == "digits":
+            return DIGITS
+        return SMALL.get(self.data) or (TOYS if _toy(self.data) else IMAGES)
+
+    def run(self, out: Path) -> Path:
+        """Train and judge what is not done yet, and write the report.
+
+        Args:
+            out: the folder; a study that was interrupted there goes on.
+
+        Returns:
+            The report's HTML page.
+        """
+        teacher = self._teacher()
+        told = json.loads(json.dumps(asdict(self)))
+        record = out / "study.json"
+        if record.exists() and json.loads(record.read_text(encoding="utf-8")) != told:
+            raise UsageError(f"{out} holds another study; choose another --out")
+        model = load(teacher)
+        protocol = named_protocol(self.data, self.held_out, model.contract.data, self.n)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(record, told)
+        common = self._common(model, protocol, out)
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        rounds = [(seed, name) for seed in seeds for name in self.methods]
+        for i, (seed, name) in enumerate(rounds):
+            place = out / name / f"seed-{seed}"
+            result = place / "result.json"
+            if not result.exists():
+                _say(f"[{i + 1}/{len(rounds)}] {name}, seed {seed}")
+                try:
+                    found = _Entry(self, name, seed, teacher, protocol, place).run()
+                except (UsageError, Diverged, RuntimeError, ValueError) as error:
+                    found = {"failed": f"{type(error).__name__}: {error}"}
+                    _say(f"    failed: {found['failed'].splitlines()[0]}")
+                write_json(result, found)
+            write_report(self, common, out)
+        return out / "report.html"
+
+    def _teacher(self) -> str:
+        teacher = self.teacher or self.place.teacher
+        if teacher is None:
+            raise UsageError(
+                f"a comparison on {self.data} needs --teacher: a diffusion model, e.g. of "
+                f"fewstep train {self.place.named('edm')}"
+            )
+        if self.place is IMAGES and self.resolution is None:
+            raise UsageError(f"to compare on the images of {self.data} give their --resolution")
+        return teacher
+
+    def _common(self, model: Model, protocol: Protocol, out: Path) -> dict[str, Any]:
+        """What all methods are measured against."""
+        place = out / "teacher.json"
+        if not place.exists():
+            calls = model.calls(TEACHER_STEPS)
+            found = {
+                "calls": calls,
+                "teacher": protocol.judge(model, TEACHER_STEPS),
+                "undistilled": protocol.judge(model, 1),
+                "floor": protocol.floor(),
+                "parameters": sum(p.numel() for p in model.denoiser.parameters()),
+                "device": str(model.device),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            }
+            picture(model.sample(32, steps=TEACHER_STEPS, seed=0), out / "teacher.png", 8)
+            write_json(place, found)
+        return json.loads(place.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One method with one seed."""
+
+    study: Study
+    name: str
+    seed: int
+    teacher: str
+    protocol: Protocol
+    folder: Path
+
+    def run(self) -> dict[str, Any]:
+        """Train, judge."""
+        after, budget = METHODS[self.name].after, self.study.budget
+        start, legs = self.teacher, []
+        if after is not None:
+            legs.append(self._trained(after, start, budget.share(0.5), self.folder / "first"))
+            start, budget = str(self.folder / "first"), budget.share(0.5)
+        legs.append(self._trained(self.name, start, budget, self.folder / "run"))
+        model = legs[-1].pop("model")
+        found: dict[str, dict[str, float | None]] = {}
+        for steps in self.study.steps:
+            row = self.protocol.judge(model, steps) if model.serves(steps) else {}
+            for key in ("fd", "swd", "nn", "images_per_second"):
+                found.setdefault(key, {})[str(steps)] = row.get(key)
+            if row:
+                x = model.sample(32, steps=steps, seed=0)
+                picture(x, self.folder / f"samples-{steps}.png", 8)
+        sums = {
+            k: sum(leg[k] for leg in legs) for k in ("seconds", "samples", "nonfinite", "spikes")
+        }
+        before = sum(leg["seconds"] for leg in legs[:-1])
+        curve = [[before + at, fd] for at, fd in legs[-1]["curve"]]
+        return {**found, **sums, "curve": curve, "settings": [leg["settings"] for leg in legs]}
+
+    def _trained(self, name: str, teacher: str, budget: Budget, folder: Path) -> dict[str, Any]:
+        """A leg: its model, cost and log."""
+        steps = self._steps(name, teacher, budget, folder)
+        run = self._built(name, teacher, steps)
+        fewest: list[int] = []
+
+        def watch(model: Model) -> Mapping[str, float]:
+            fewest[:] = [len(model.times())]
+            quick = replace(self.protocol, draws=1, metrics=("fd",))
+            return {"fd": quick.judge(model, fewest[0])["fd"]}
+
+        run = replace(run, finish=None, watch=watch)
+        with _told_in(folder.with_suffix(".txt")):
+            model = train(run, folder)
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        rate = median(row["steps_per_second"] for row in rows if "steps_per_second" in row)
+        samples = steps * run.config.batch * run.config.accumulation
+        return {
+            "model": model,
+            "seconds": steps / rate,
+            "samples": samples,
+            "nonfinite": max(row.get("skipped", 0.0) for row in rows),
+            "spikes": _spikes(rows),
+            "curve": [[row["step"] / rate, row["eval/fd"]] for row in rows if "eval/fd" in row],
+            "settings": {
+                "recipe": run.recipe,
+                **run.arguments,
+                "train": {
+                    k: getattr(run.config, k)
+                    for k in (
+                        "steps",
+                        "batch",
+                        "lr",
+                        "schedule",
+                        "warmup",
+                        "optimizer",
+                        "precision",
+                    )
+                },
+            },
+        }
+
+    def _built(self, name: str, teacher: str, steps: int) -> Run:
+        place, own = self.study.place, {"teacher": teacher}
+        if place is TOYS:
+            own["data"] = self.study.data
+        elif place is IMAGES:
+            own |= {"data": self.study.data, "resolution": self.study.resolution}
+        settings = replace(
+            place.trainer(name),
+            steps=steps,
+            seed=self.seed,
+            sample_every=0,
+            log_every=max(1, steps // 200),
+            evaluate_every=max(1, steps // CURVE),
+            save_every=max(1, steps // 4),
+            keep=1,
+        )
+        return recipe_of(place, name)(**own, train=settings)
+
+    def _steps(self, name: str, teacher: str, budget: Budget, folder: Path) -> int:
+        """Steps of a budget; what was measured once is kept, so that all seeds are alike."""
+        batch = self.study.place.trainer(name)
+        if budget.kind == "samples":
+            return max(1, round(budget.amount / (batch.batch * batch.accumulation)))
+        kept = self.folder.parent / f"{name}.rate.json"
+        if not kept.exists():
+            run = self._built(name, teacher, 1000)
+            torch.set_num_threads(run.config.threads or torch.get_num_threads())
+            device = usable_device(run.config.device)
+            trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
+            write_json(kept, {"steps_per_second": _rate(trainer.advance)})
+        return max(1, round(json.loads(kept.read_text())["steps_per_second"] * budget.amount))
+
+
+def _rate(advance: Callable[[], Any]) -> float:
+    for _ in range(3):
+        advance()
+    steps, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < CALIBRATION or steps < 5:
+        advance()
+        steps += 1
+    return steps / passed
+
+
+def _spikes(rows: Sequence[Mapping[str, float]]) -> int:
+    """Logged gradient norms far above those before them."""
+    norms = [row["grad_norm/student"] for row in rows if "grad_norm/student" in row]
+    return sum(
+        norm > SPIKE * median(norms[max(0, i - 100) : i]) for i, norm in enumerate(norms) if i >= 10
+    )
+
+
+def _toy(name: str) -> bool:
+    from fewstep.data.toys import SAMPLERS
+
+    return name in SAMPLERS
+
+
+@contextmanager
+def _told_in(file: Path) -> Iterator[None]:
+    """A training's own lines go to a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream, redirect_stderr(stream):
+        yield
+
+
+def _say(text: str) -> None:
+    import sys
+
+    print(text, file=sys.stderr, flush=True)
