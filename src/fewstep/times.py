@@ -58,8 +58,8 @@ def shifted_flow(n: int, by: float, t_min: float = 0.0, t_max: float = 1.0) -> T
 def strided(n: int, entries: int = 1000) -> Tensor:
     """``n`` DDIM steps of a table (LCM, PCM): each (entries // n)-th entry, and a last 0."""
     _at_least(n, 1)
-    if n > entries:
-        raise UsageError(f"a table of {entries} entries has no {n} steps")
+    if 2 * n > entries:
+        raise UsageError(f"a table of {entries} entries has at most {entries // 2} steps, got {n}")
     return to_zero(torch.arange(n, 0, -1, dtype=torch.float64) * (entries // n) - 1)
 
 
@@ -113,7 +113,8 @@ class Phases:
 
     def within(self, index: Tensor, share: Tensor) -> Tensor:
         """Times at ``share`` in [0, 1) of the way up an interval's phase, on the grid's scale."""
-        place = torch.lerp(*(end.to(share) for end in self._bounds(index)), share)
+        low, high = (end.to(share) for end in self._bounds(index))
+        place = torch.lerp(low, high, share)
         grid, low = self._ascending(index.device), place.long().clamp(max=self.intervals - 1)
         return torch.lerp(grid[low], grid[low + 1], place - low)
 

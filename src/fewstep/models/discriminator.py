@@ -68,7 +68,11 @@ class FeatureDiscriminator(nn.Module):
         found: list[Tensor] = []
         kinds: tuple[type[nn.Module], ...] = getattr(self.denoiser.net, "units", ())
         units = [m for m in self.denoiser.net.modules() if isinstance(m, kinds)]
-        hooks = [u.register_forward_hook(lambda _, __, out: found.append(out)) for u in units]
+
+        def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
+            found.append(answer)
+
+        hooks = [unit.register_forward_hook(keep) for unit in units]
         try:
             self.denoiser.raw(x, t, None, cond)
         finally:

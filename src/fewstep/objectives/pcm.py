@@ -106,9 +106,10 @@ class PhasedConsistency(Objective):
         for name, own in lives.items():
             if own != path:
                 raise UsageError(
-                    f"the {name} lives on {own}, the student on {path}; read the model there on "
-                    "the student's path with .on(student.path)"
+                    f"the {name} lives on {own}, the student on {path}; read it there with .on"
                 )
+        if not adversarial >= 0:
+            raise UsageError(f"the adversarial weight must be 0 or more, got {adversarial}")
         ends = float(phases.grid[0]), float(phases.grid[-1])
         if ends != (path.t_max, path.t_min):
             raise UsageError(
