@@ -37,9 +37,12 @@ from fewstep.objectives.terms import (
 from fewstep.paths import Event, Path, Time, VarianceExploding
 
 PROGRESSIVE = "progressive distillation comes with its own method"
+LATENT = "the latent consistency model's; PCM's script has a copy that nothing calls"
 EXCEPTED = {
     ("openai_losses", "KarrasDenoiser.progdist_losses"): PROGRESSIVE,
     ("openai_schedules", "progdist"): PROGRESSIVE,
+    ("lcm_pcm", "guidance_scale_embedding"): LATENT,
+    ("lcm_pcm", "scalings_for_boundary_conditions"): LATENT,
 }
 """(topic, call or case) -> why its outputs are not compared."""
 
@@ -118,8 +121,14 @@ class Topic:
                 groups.setdefault(json.dumps(shared, sort_keys=True), []).append(entry)
         for entries in groups.values():
             settings = entries[0].settings
-            inputs = {k: self.entries[name].array for k, name in settings["inputs"].items()}
+            inputs = {k: self.array(name) for k, name in settings["inputs"].items()}
             yield Case(settings, inputs, {e.settings["output"]: e for e in entries})
+
+    def array(self, name: str) -> Tensor:
+        """An entry's; ``NAME[i]`` is its row i."""
+        entry, row = re.fullmatch(r"(.+?)(?:\[(\d+)\])?", name).groups()
+        array = self.entries[entry].array
+        return array if row is None else array[int(row)]
 
     def compare(
         self, entry: Entry, value: Tensor, view: Callable[[Tensor], Tensor] | None = None

@@ -55,9 +55,77 @@ def shifted_flow(n: int, by: float, t_min: float = 0.0, t_max: float = 1.0) -> T
     return shift(uniform(n, t_min, t_max), by)
 
 
+def strided(n: int, entries: int = 1000) -> Tensor:
+    """``n`` DDIM steps of a table (LCM, PCM): each (entries // n)-th entry, and a last 0."""
+    _at_least(n, 1)
+    if 2 * n > entries:
+        raise UsageError(f"a table of {entries} entries has at most {entries // 2} steps, got {n}")
+    return to_zero(torch.arange(n, 0, -1, dtype=torch.float64) * (entries // n) - 1)
+
+
 def to_zero(times: Tensor) -> Tensor:
     """The grid with a final 0, where samplers end on clean data."""
     return torch.cat([times, times.new_zeros(1)])
+
+
+@dataclass(frozen=True)
+class Phases:
+    """A grid cut into phases of equally many intervals, but for rounding (PCM).
+
+    Intervals are counted from the data; each phase ends on its edge, the lower end of its first.
+
+    Args:
+        grid: n descending times.
+        count: of phases, 1 to n - 1.
+    """
+
+    grid: Tensor
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.grid.ndim != 1 or not bool((self.grid.diff() < 0).all()):
+            raise UsageError(f"phases need a grid of descending times, got {self.grid}")
+        if not 1 <= self.count <= self.intervals:
+            raise UsageError(
+                f"{len(self.grid)} times can be cut into 1 to {self.intervals} phases, got "
+                f"{self.count}"
+            )
+
+    @property
+    def intervals(self) -> int:
+        """Of the grid: one less than its points."""
+        return len(self.grid) - 1
+
+    def firsts(self) -> Tensor:
+        """The first interval of each phase, ascending."""
+        # In floating point, as the official code: n/m is rounded before it is multiplied.
+        share = self.intervals / self.count
+        return torch.floor(torch.arange(self.count, dtype=torch.float64) * share).long()
+
+    def edges(self) -> Tensor:
+        """The times at which phases end, descending; the last is the grid's."""
+        return self.grid.flip(0)[self.firsts()].flip(0)
+
+    def of(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(t, r, edge)`` of intervals ``(b,)``: both ends, and the end of its phase."""
+        grid, (low, _) = self._ascending(index.device), self._bounds(index)
+        return grid[index + 1], grid[index], grid[low]
+
+    def within(self, index: Tensor, share: Tensor) -> Tensor:
+        """Times at ``share`` in [0, 1) of the way up an interval's phase, on the grid's scale."""
+        low, high = (end.to(share) for end in self._bounds(index))
+        place = torch.lerp(low, high, share)
+        grid, low = self._ascending(index.device), place.long().clamp(max=self.intervals - 1)
+        return torch.lerp(grid[low], grid[low + 1], place - low)
+
+    def _ascending(self, device: torch.device) -> Tensor:
+        return self.grid.flip(0).to(device, widest(device))
+
+    def _bounds(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in the ascending grid the phase of an interval begins and ends."""
+        bounds = torch.cat([self.firsts(), torch.tensor([self.intervals])]).to(index.device)
+        phase = torch.searchsorted(bounds, index, right=True)
+        return bounds[phase - 1], bounds[phase]
 
 
 def _at_least(n: int, least: int) -> None:

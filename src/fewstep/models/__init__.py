@@ -1,6 +1,7 @@
 """Denoisers: a network under a preconditioning on a path, and wrappers around one."""
 
 from fewstep.models.denoiser import AbstractDenoiser, Autoguided, Clamped, Denoiser, Guided, Network
+from fewstep.models.discriminator import FeatureDiscriminator
 from fewstep.models.growing import grown
 from fewstep.models.preconditioning import (
     EDM,
@@ -22,6 +23,7 @@ __all__ = [
     "Clamped",
     "ConsistencyBoundary",
     "Denoiser",
+    "FeatureDiscriminator",
     "Flow",
     "Guided",
     "Network",

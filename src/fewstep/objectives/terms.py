@@ -63,6 +63,21 @@ class PseudoHuber:
         return (square.flatten(1).sum(1) + c**2).sqrt() - c
 
 
+@dataclass(frozen=True)
+class Huber:
+    r"""$\sqrt{(a - b)^2 + c^2} - c$ of each element, and their mean (LCM, PCM).
+
+    Args:
+        c: in units of one element.
+    """
+
+    c: float = 0.001
+
+    def __call__(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
+        """``(b,)``."""
+        return per_sample(((a - b) ** 2 + self.c**2).sqrt() - self.c, mask)
+
+
 class Perceptual(nn.Module):
     """Distance in the features of a frozen network.
 
@@ -243,3 +258,8 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 def hinge_generator(fake: Tensor) -> Tensor:
     """-E fake."""
     return -fake.mean()
+
+
+def hinge_generator_bounded(fake: Tensor) -> Tensor:
+    """E max(0, 1 - fake): nothing more is gained beyond the margin (Wang et al. 2024)."""
+    return F.relu(1 - fake).mean()

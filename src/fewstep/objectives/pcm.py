@@ -1,0 +1,200 @@
+r"""Phased consistency models (Wang et al. 2024): consistency within each phase of a trajectory.
+
+A grid $t_{min} = a_0 < ... < a_N = t_{max}$ is cut into $M$ phases whose lower edges are $a_i$ with
+$i = \lfloor kN/M \rfloor$. In an interval $(a_n, a_{n+1}]$ of a phase with edge $e$, one DDIM jump
+by the student leads from either end to the edge, and both must arrive at the same point:
+
+$$L = E[ d( f_\theta(x_t, t, e),\ \mathrm{sg} f_\theta(x_r, r, e) ) ], \quad t = a_{n+1},\ r = a_n$$
+
+with $f_\theta(x, e, e) = x$, $d$ an elementwise Huber distance, and $x_r$ from a step of a (guided)
+teacher, or from the same noise. The target has the student's own weights, no average of them. So
+$M = 1$ is latent consistency without its skip at the data, and $M = N$ copies the teacher's steps.
+
+Adversarial consistency: online answer and target (not data), both noised again from the edge to
+one random time of the phase, are judged by a discriminator on frozen features. It learns on even
+steps and the student on odd ones, as in the official code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
+from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
+from fewstep.models import AbstractDenoiser, FeatureDiscriminator
+from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.discrete import SameNoise, TeacherStep
+from fewstep.objectives.terms import (
+    Distance,
+    Huber,
+    LabelDrop,
+    conditions,
+    draw_noised,
+    hinge_discriminator,
+    hinge_generator_bounded,
+)
+from fewstep.paths import Event, Path, Time
+from fewstep.times import Phases
+
+HUBER = Huber()
+
+
+class Renoising(NamedTuple):
+    """Of the adversarial terms: times ``(b,)`` and unit noise for online answers and targets."""
+
+    t: Tensor
+    fake: Tensor
+    real: Tensor
+
+
+class Draws(NamedTuple):
+    """``t`` > ``r`` >= ``edge`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+
+    t: Tensor
+    r: Tensor
+    edge: Tensor
+    noise: Tensor
+    dropped: Tensor | None = None
+    again: Renoising | None = None
+
+
+class PhasedConsistency(Objective):
+    """PCM.
+
+    Args:
+        student: one-time, or two-time to be told where it jumps.
+        step: how the earlier point arises; the paper's is ``TeacherStep(teacher, ddim)``.
+        phases: the grid, from t_max to t_min, and M, which is also the number of sampling steps;
+            Stable Diffusion's are ``Phases(strided(50), M)``.
+        distance: d.
+        drop: label dropping, which also lets the model be guided.
+        discriminator: judge of the adversarial terms, or None for none.
+        adversarial: their weight in the student's loss.
+    """
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        step: TeacherStep | SameNoise,
+        *,
+        phases: Phases,
+        distance: Distance = HUBER,
+        drop: LabelDrop | None = None,
+        discriminator: FeatureDiscriminator | None = None,
+        adversarial: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.step = step
+        self.cut = phases
+        self.distance = distance
+        self.drop = drop
+        self.discriminator = discriminator
+        self.adversarial = adversarial
+        taught = isinstance(step, TeacherStep)
+        lives = {"earlier point": step.teacher.path if taught else step.path}
+        frozen = {"step.teacher": taught, "distance": isinstance(distance, nn.Module)}
+        if discriminator is not None:
+            lives["discriminator"] = discriminator.denoiser.path
+            frozen["discriminator.denoiser"] = True
+        self.frozen = tuple(name for name, held in frozen.items() if held)
+        path = student.path
+        for name, own in lives.items():
+            if own != path:
+                raise UsageError(
+                    f"the {name} lives on {own}, the student on {path}; read it there with .on"
+                )
+        if not adversarial >= 0:
+            raise UsageError(f"the adversarial weight must be 0 or more, got {adversarial}")
+        ends = float(phases.grid[0]), float(phases.grid[-1])
+        if ends != (path.t_max, path.t_min):
+            raise UsageError(
+                f"the grid must go from t_max={path.t_max} to t_min={path.t_min}, got ends {ends}"
+            )
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """An interval for each sample, noise, and what the adversarial terms need."""
+        b, device = len(batch), rng.device
+        index = torch.randint(self.cut.intervals, (b,), generator=rng, device=device)
+        t, r, edge = self.cut.of(index)
+        _, noise, dropped = draw_noised(batch, t, self.drop, rng)
+        again = None
+        if self.discriminator is not None:
+            share = torch.rand(b, generator=rng, device=device, dtype=widest(device))
+            fake, real = (draw_noised(batch, t, None, rng).noise for _ in range(2))
+            again = Renoising(self.cut.within(index, share), fake, real)
+        return Draws(t, r, edge, noise, dropped, again)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The student's: distance at the edge, and what the discriminator makes of its answer."""
+        cond = conditions(batch.cond, self.drop, draws.dropped)
+        online, target = self._at_edge(batch, draws, cond)
+        terms = {"consistency": self.distance(online, target, batch.mask).mean()}
+        if draws.again is not None:
+            logits = self._logits(online, draws.again.fake, draws, cond)
+            each = torch.stack([hinge_generator_bounded(fake) for fake in logits])
+            terms["adversarial"] = self.adversarial * each.mean()
+        return Loss(terms)
+
+    def discriminator_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Hinge: targets are real, online answers are not; the mean over the heads."""
+        cond = conditions(batch.cond, self.drop, draws.dropped)
+        assert draws.again is not None
+        with torch.no_grad():
+            online, target = self._at_edge(batch, draws, cond)
+        real = self._logits(target, draws.again.real, draws, cond)
+        fake = self._logits(online, draws.again.fake, draws, cond)
+        each = [hinge_discriminator(a, b) for a, b in zip(real, fake, strict=True)]
+        return Loss({"discriminator": torch.stack(each).mean()})
+
+    def _at_edge(self, batch: Batch, draws: Draws, cond: Cond) -> tuple[Event, Event]:
+        """Online answer and target; one dropout mask for both."""
+        t, r, edge = draws[:3]
+        batch = Batch(batch.x0, cond, batch.mask, batch.aux)
+        x_t = self.student.path.perturb(batch.x0, draws.noise, t)
+        with torch.no_grad():
+            x_r = self.step(x_t, batch, draws.noise, t, r)
+        with torch.no_grad(), same_dropout(x_t):
+            target = self.student.jump(x_r, r, edge, cond)
+            target = torch.where(expand(r > edge, x_r), target, x_r)
+        return self.student.jump(x_t, t, edge, cond), target
+
+    def _logits(self, x: Event, noise: Event, draws: Draws, cond: Cond) -> list[Tensor]:
+        assert draws.again is not None
+        assert self.discriminator is not None
+        t = draws.again.t
+        return self.discriminator(_travel(self.student.path, x, noise, draws.edge, t), t, cond)
+
+    def phases(self) -> Sequence[Phase]:
+        """The student's update; with a discriminator, its heads' before it and by turns."""
+        if self.discriminator is None:
+            return (Phase("student", self.student, self.draw, self.loss),)
+        heads = self.discriminator.heads
+        return (
+            Phase("discriminator", heads, self.draw, self.discriminator_loss, every(2)),
+            Phase("student", self.student, self.draw, self.loss, lambda step: step % 2 == 1),
+        )
+
+    def contract(self, data: DataSpec) -> Contract:
+        """From edge to edge, in as many steps as there are phases: no jump crosses an edge."""
+        path = self.student.path
+        sampling = Sampling(
+            start=Start(t=path.t_max, std=path.start_std()),
+            kind="deterministic",
+            times={self.cut.count: (path.t_max, *self.cut.edges()[:-1].tolist())},
+            guidance=Guidance() if self.drop and self.drop.probability > 0 else None,
+        )
+        return Contract(method="pcm", data=data, sampling=sampling)
+
+
+def _travel(path: Path, x: Event, noise: Event, s: Time, t: Time) -> Event:
+    """From a sample at ``s`` to one at ``t`` >= s by fresh noise; see :meth:`Path.renoise`."""
+    alpha_t, sigma_t, _, _ = path.coefficients(t)
+    alpha_s, sigma_s, _, _ = path.coefficients(s)
+    scale = alpha_t / alpha_s
+    std = (sigma_t**2 - (scale * sigma_s) ** 2).clamp(min=0).sqrt()
+    return expand(scale, x) * x + expand(std, x) * noise

@@ -1,0 +1,72 @@
+"""A discriminator on the features of frozen networks of every kind."""
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.core import Batch, UsageError
+from fewstep.models import EDM, Denoiser, FeatureDiscriminator
+from fewstep.models.nets import DiT
+from oracles import normal
+from small_nets import NETWORKS, shaken
+
+
+def example(network: nn.Module) -> Batch:
+    x = normal(3, *network.options["shape"]).float()
+    return Batch(x, {k: torch.tensor([0, 1, 2]) for k in network.cond_keys})
+
+
+def judge(network: nn.Module, **options) -> FeatureDiscriminator:
+    denoiser = Denoiser(shaken(network), EDM(sigma_data=0.5))
+    return FeatureDiscriminator(denoiser, example(network), width=4, **options)
+
+
+T = torch.tensor([0.3, 1.0, 5.0], dtype=torch.float64)
+MAKE = {**NETWORKS, "dit": lambda: DiT((1, 4, 4), 2, 2, 8, 2, classes=3)}
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_every_unit_has_a_head_and_the_input_a_gradient(kind):
+    network = MAKE[kind]()
+    found = judge(network, axis=-1 if kind == "dit" else 1)
+    units = [m for m in network.modules() if isinstance(m, network.units)]
+    batch = example(network)
+    x = batch.x0.requires_grad_()
+    logits = found(x, T, batch.cond)
+    assert len(logits) == len(found.heads.heads) == len(units) > 0
+    assert all(v.shape[0] == 3 and v.shape[-1] == 1 for v in logits)
+    torch.stack([v.mean() for v in logits]).sum().backward()
+    assert x.grad.abs().min() > 0
+    assert all(p.grad is None for p in found.denoiser.parameters())
+    assert all(p.grad is not None for p in found.heads.parameters())
+    assert not any(m._forward_hooks for m in network.modules())
+
+
+def test_features_are_what_the_blocks_answer_to_the_scaled_input():
+    network = NETWORKS["mlp"]()
+    found, batch = judge(network), example(network)
+    c_in, c_noise = (v.float() for v in found.denoiser.preconditioning.coefficients(T)[2:])
+    seen = []
+    hook = network.blocks[1].register_forward_hook(lambda _, __, out: seen.append(out))
+    network(c_in[:, None] * batch.x0, c_noise, None, batch.cond)
+    hook.remove()
+    assert found.features(batch.x0, T, batch.cond)[1].equal(seen[0])
+
+
+def test_hooks_are_gone_after_an_error():
+    network = NETWORKS["mlp"]()
+    found = judge(network)
+    with pytest.raises(UsageError, match="label"):
+        found(example(network).x0, T, {})
+    assert not any(m._forward_hooks for m in network.modules())
+
+
+def test_a_network_without_units_is_refused():
+    class Bare(nn.Module):
+        cond_keys, two_time = (), False
+
+        def forward(self, x, c_noise, s_noise=None, cond=None):
+            return x
+
+    with pytest.raises(UsageError, match="units"):
+        FeatureDiscriminator(Denoiser(Bare(), EDM(sigma_data=0.5)), Batch(torch.zeros(1, 2)))
