@@ -19,8 +19,9 @@ in g already. w = -u is learned beside the student.
 The derivative is taken along (cos t sin t dx/dt, cos t sin t), which is bounded at both ends of
 time, with scalars in float64 and events in the precision of the data whatever the network's.
 
-sCT under :func:`normalised` does not have the exact consistency function for its fixed point: each
-sample's g is scaled by its own norm before their mean is taken. The paper does so, and so do we.
+Without a limit sCT has the exact solution in expectation. With one it is biased wherever the law of
+x0 given x_t is skewed, because each sample's g is limited before the mean is taken: plainly so for
+data of few dimensions. The paper limits all the same, and so do we; sCD has no such bias.
 """
 
 from __future__ import annotations
