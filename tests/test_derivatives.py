@@ -121,3 +121,25 @@ def test_a_central_difference_is_of_second_order(dropout):
         errors.append((found[1] - tangent).abs().max())
     assert 3.5 < float(errors[0] / errors[1]) < 4.5
     assert float(errors[1]) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_values_and_derivatives_its_precision(dtype):
+    torch.manual_seed(0)
+    first, norm, last = nn.Conv2d(4, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Linear(8, 2)
+
+    def net(x):
+        return last(norm(first(x)).sin())
+
+    x, v = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    expected = jvp(net, (x,), (v,))
+    with torch.autocast("cpu", dtype):
+        found = jvp(net, (x,), (v,))
+    assert found[0].dtype == found[1].dtype == dtype
+    for a, b in zip(found, expected, strict=True):
+        assert (a.float() - b).norm() < 0.03 * b.norm()
+    found[0].float().sum().backward()
+    half = first.weight.grad.clone()
+    first.weight.grad = None
+    expected[0].sum().backward()
+    assert (half - first.weight.grad).norm() < 0.03 * half.norm()

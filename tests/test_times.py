@@ -14,6 +14,7 @@ from fewstep.times import (
     LogitNormal,
     LogNormal,
     LogUniform,
+    OnPath,
     Uniform,
     UniformIndex,
     karras,
@@ -161,6 +162,10 @@ LAWS = [
     (
         LogitNormal(-0.4, 0.7, 3.0),
         lambda t: stats.norm(-0.4 + math.log(3), 0.7).cdf(np.log(t / (1 - t))),
+    ),
+    (
+        OnPath(Trig(sigma_data=0.5), LogNormal(-1.0, 1.4)),
+        lambda t: stats.lognorm(1.4, scale=math.exp(-1)).cdf(0.5 * np.tan(t)),
     ),
     (KarrasUniform(), cdf_of_karras(7, 0.002, 80)),
     (KarrasUniform(0.1, 2.0, 3.0), cdf_of_karras(3, 0.1, 2.0)),

@@ -7,7 +7,7 @@ passes where two do; inside :func:`jvp` other rules stand in for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -88,14 +88,27 @@ class _OwnRules(TorchFunctionMode):
             return _linear(*args, **given)
         if func in _CONVOLUTIONS:
             return _convolution(func, *args, **given)
+        if func in _NORMS:
+            return _norm(func, *args, **given)
         return func(*args, **given)
 
 
 _CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
+_NORMS = {F.group_norm, F.layer_norm}
+
+
+def _norm(func: Any, input: Tensor, *args: Any, **given: Any) -> Tensor:
+    # In half precision with weights of full, torch's rule gives the tangent another precision than
+    # the value, which the next layer refuses.
+    return func(input.float() if input.dtype in _HALF else input, *args, **given).to(input.dtype)
+
+
+_HALF = {torch.bfloat16, torch.float16}
+
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    return _Linear.apply(input, weight, bias)
+    return _Linear.apply(*_cast(input, weight, bias))
 
 
 def _convolution(
@@ -112,7 +125,16 @@ def _convolution(
         return func(input, weight, bias, stride, padding, dilation, groups)
     n = _CONVOLUTIONS[func]
     each = [[v] * n if isinstance(v, int) else list(v) for v in (stride, padding, dilation)]
-    return _Convolution.apply(input, weight, bias, (*each, False, [0] * n, groups))
+    return _Convolution.apply(*_cast(input, weight, bias), (*each, False, [0] * n, groups))
+
+
+def _cast(*tensors: Tensor | None) -> Iterator[Tensor | None]:
+    """What autocast would do, which knows torch's own convolutions only."""
+    first = tensors[0]
+    assert first is not None
+    device = first.device.type
+    wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return (x if x is None or wanted is None else x.to(wanted) for x in tensors)
 
 
 class _Linear(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -197,6 +198,18 @@ class KarrasUniform:
         """Times ``(b,)``."""
         low, high = self.t_min ** (1 / self.rho), self.t_max ** (1 / self.rho)
         return (low + (high - low) * _rand(b, rng)) ** self.rho
+
+
+@dataclass(frozen=True)
+class OnPath:
+    """sigma/alpha by ``law``, as a time of ``path``: sCM's times are a log-normal's on Trig."""
+
+    path: Path
+    law: Callable[[int, torch.Generator], Tensor]
+
+    def __call__(self, b: int, rng: torch.Generator) -> Tensor:
+        """Times ``(b,)``."""
+        return self.path.time(self.law(b, rng))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Batch, Cond, Rng, UsageError, local, per_sample
-from fewstep.paths import Event
+from fewstep.core import Batch, Cond, Rng, UsageError, expand, local, per_sample
+from fewstep.models import AbstractDenoiser, Denoiser
+from fewstep.paths import Event, Time, Trig
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -227,6 +228,51 @@ def draw_noised(batch: Batch, t: Tensor, drop: LabelDrop | None, rng: Rng) -> Dr
     """Noise for the times ``t``, and which labels to drop."""
     noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
     return Draws(t, noise, drop.draw(len(batch), rng) if drop else None)
+
+
+# TrigFlow, where dx/dt = sigma_data F (Lu & Song 2025).
+
+
+def trig_flow(denoiser: AbstractDenoiser, x_t: Event, t: Time, cond: Cond | None = None) -> Event:
+    """F = (cos t x - D) / (sigma_data sin t) of any denoiser on a :class:`Trig` path.
+
+    A network's own output is taken where there is one: what cancels above then does so in the
+    scalars, and F is as exact at t = 0.001 as elsewhere.
+    """
+    assert isinstance(denoiser.path, Trig)
+    scale = denoiser.path.sigma_data * t.sin()
+    if not isinstance(denoiser, Denoiser):
+        answer = denoiser(x_t, t, None, cond)
+        return (expand(t.cos(), x_t) * x_t - answer) / expand(scale, x_t)
+    c_skip, c_out, _, _ = denoiser.preconditioning.coefficients(t)
+    skip = expand((t.cos() - c_skip) / scale, x_t) * x_t
+    return skip - expand(c_out / scale, x_t) * denoiser.raw(x_t, t, None, cond)
+
+
+def trig_tangent(
+    x_t: Event, gap: Event, rate: Event, t: Time, lead: Tensor, r_x: Tensor, r_rate: Tensor
+) -> Event:
+    r"""cos t df/dt of a consistency function, by pieces that stay bounded at both ends of time.
+
+    $g = -\cos t\, lead\, gap - r_x \cos t \sin t\, x_t - r_{rate}\, rate$; with lead = cos t and
+    r = 1 it is the derivative. The ``(b,)`` factors are what methods change while they warm up.
+    ``gap`` is sigma_data F - dx/dt, ``rate`` sigma_data cos t sin t dF/dt along dx/dt.
+    """
+    x_gain = r_x * t.cos() * t.sin()
+    return -(
+        expand(t.cos() * lead, gap) * gap + expand(x_gain, x_t) * x_t + expand(r_rate, rate) * rate
+    )
+
+
+def normalised(g: Event, c: float = 0.1) -> Event:
+    """g / (|g| + c), with the norm of the whole sample."""
+    norm = torch.linalg.vector_norm(g.flatten(1), dim=1)
+    return g / expand(norm + c, g)
+
+
+def clipped(g: Event) -> Event:
+    """Every element limited to [-1, 1]."""
+    return g.clamp(-1, 1)
 
 
 # Copies of the student.
