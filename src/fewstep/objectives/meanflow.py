@@ -33,41 +33,6 @@ from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
 from fewstep.paths import Event, Linear, VarianceExploding
-from fewstep.times import LogitNormal
-
-Law = Callable[[int, torch.Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class TwoTimes:
-    """The law of (t, r), r <= t; the defaults are those of ImageNet.
-
-    Each sample has r = t by a draw of its own; the JAX code gives r = t to the first rows instead.
-
-    Args:
-        t, r: laws of two times. On CIFAR-10: logit-normal (-2, 2) for both in the paper,
-            (-0.6, 1.6) and (-4, 1.6) later.
-        equal: share of samples with r = t. ``data_proportion`` of the JAX code; the PyTorch code's
-            ``ratio`` is 1 less this.
-        swap: the later of the two is t, the earlier r; else r is cut off at t (CIFAR-10, later).
-    """
-
-    t: Law = LogitNormal(-0.4, 1.0)
-    r: Law = LogitNormal(-0.4, 1.0)
-    equal: float = 0.75
-    swap: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.equal <= 1:
-            raise UsageError(f"equal is the share of samples with r = t, in [0, 1]: {self.equal}")
-
-    def __call__(self, b: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``(t, r)``, each ``(b,)``."""
-        t, r = self.t(b, rng), self.r(b, rng)
-        if self.swap:
-            t, r = torch.maximum(t, r), torch.minimum(t, r)
-        equal = torch.rand(b, generator=rng, device=rng.device) < self.equal
-        return t, torch.where(equal, t, torch.minimum(t, r))
 
 
 @dataclass(frozen=True)
@@ -112,7 +77,7 @@ class MeanFlow(Objective):
     Args:
         student: two-time, on a linear or variance-exploding path.
         teacher: whose velocity to average; a guided one is ``Guided(teacher)``. None: the data's.
-        times: the law of (t, r).
+        times: the law of (t, r): see :class:`fewstep.times.TwoTimes`.
         weight: of a sample, as a function of its squared error.
         drop: label dropping.
         guidance: what guidance to train in; needs ``drop``, and no teacher.
@@ -193,7 +158,8 @@ class MeanFlow(Objective):
         if self.teacher is not None:
             cond = conditions(batch.cond, self.drop, draws.dropped)
             return path.velocity(x_t, self.teacher(x_t, t, None, cond), t)
-        v = path.velocity(x_t, batch.x0, t)
+        _, _, d_alpha, d_sigma = path.coefficients(t)
+        v = expand(d_alpha, x_t) * batch.x0 + expand(d_sigma, x_t) * draws.noise
         if self.guidance is None or self.drop is None or draws.dropped is None:
             return v
         omega, kappa, t_start, t_end = vars(self.guidance).values()
