@@ -187,6 +187,38 @@ class LogitNormal:
 
 
 @dataclass(frozen=True)
+class TwoTimes:
+    """Two times r <= t; the defaults are MeanFlow's on ImageNet.
+
+    Each sample has r = t by a draw of its own; the JAX code gives r = t to the first rows instead.
+
+    Args:
+        t, r: laws of two times. On CIFAR-10: logit-normal (-2, 2) for both in the paper,
+            (-0.6, 1.6) and (-4, 1.6) later.
+        equal: share of samples with r = t. ``data_proportion`` of the JAX code; the PyTorch code's
+            ``ratio`` is 1 less this.
+        swap: the later of the two is t, the earlier r; else r is cut off at t (CIFAR-10, later).
+    """
+
+    t: Callable[[int, torch.Generator], Tensor] = LogitNormal(-0.4, 1.0)
+    r: Callable[[int, torch.Generator], Tensor] = LogitNormal(-0.4, 1.0)
+    equal: float = 0.75
+    swap: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.equal <= 1:
+            raise UsageError(f"equal is the share of samples with r = t, in [0, 1]: {self.equal}")
+
+    def __call__(self, b: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``(t, r)``, each ``(b,)``."""
+        t, r = self.t(b, rng), self.r(b, rng)
+        if self.swap:
+            t, r = torch.maximum(t, r), torch.minimum(t, r)
+        equal = torch.rand(b, generator=rng, device=rng.device) < self.equal
+        return t, torch.where(equal, t, torch.minimum(t, r))
+
+
+@dataclass(frozen=True)
 class KarrasUniform:
     """t^(1/rho) uniform: continuous-time consistency training's times."""
 
