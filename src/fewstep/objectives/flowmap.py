@@ -5,9 +5,9 @@ is one step of average velocity F,
 
 $$f(x_t, t, s) = x_t + (s - t) F(x_t, t, s), \qquad F = (x_t - D(x_t, t, s)) / t,$$
 
-and is exact if it does not depend on where on the trajectory it starts (Eulerian,
-$\tfrac{d}{dt} f(x_t, t, s) = 0$ along the teacher's velocity v), or if it moves along the trajectory
-with its end (Lagrangian, $\partial_s f(x_t, t, s) = v(f, s)$). Solved for F, what is missing is
+and is exact if it is the same from wherever on the trajectory it starts (Eulerian,
+$\tfrac{d}{dt} f(x_t, t, s) = 0$ along the teacher's velocity v), or if its end moves along the
+trajectory (Lagrangian, $\partial_s f(x_t, t, s) = v(f, s)$). Solved for F, what is missing is
 
 $$g = v(x_t, t) - F + \rho (s - t) \tfrac{dF}{dt} \quad\text{or}\quad
   g = v(f, s) - F + \rho (t - s) \partial_s F,$$
