@@ -1,0 +1,88 @@
+"""Flow maps learn: one- and two-call samples of a two-mode mixture have its moments and modes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fewstep
+from fewstep.core import Cond
+from fewstep.data import toy
+from fewstep.data.toys import two_modes
+from fewstep.models import Denoiser, Flow, TrigFlow
+from fewstep.models.nets.blocks import FourierEmbedding
+from fewstep.objectives.base import Objective
+from fewstep.objectives.flowmap import FlowMap
+from fewstep.objectives.imm import InductiveMomentMatching
+from fewstep.paths import Linear, Trig
+from fewstep.recipes import TrainConfig
+from fewstep.training.averages import constant
+from fewstep.training.config import Run
+from oracles import MixtureDenoiser
+from test_learns import check
+
+
+class TwoTimes(nn.Module):
+    """A user's own network of points that reads both times: residual blocks shifted by them."""
+
+    cond_keys: tuple[str, ...] = ()
+    two_time = True
+
+    def __init__(self, width: int = 128, blocks: int = 3) -> None:
+        super().__init__()
+        self.times = nn.ModuleList(
+            nn.Sequential(FourierEmbedding(32, 0.3), nn.Linear(32, width)) for _ in range(2)
+        )
+        self.first, self.last = nn.Linear(2, width), nn.Linear(width, 2)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.ups = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(blocks))
+        self.downs = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        nn.init.zeros_(self.last.weight)
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
+    ) -> Tensor:
+        assert s_noise is not None
+        when = self.times[0](c_noise) + self.times[1](s_noise)
+        h = self.first(x)
+        for norm, up, down in zip(self.norms, self.ups, self.downs, strict=True):
+            h = h + down(up(torch.cat([norm(h), when], 1)).relu())
+        return self.last(h)
+
+
+def learnt(objective: Objective, out: Path, **train) -> fewstep.Model:
+    settings = {"batch": 512, "schedule": "linear", "warmup": 100, "sample_every": 0, **train}
+    run = Run(
+        recipe="own",
+        arguments={},
+        objective=objective,
+        data=toy("two-modes"),
+        config=TrainConfig(**settings),
+        averages={"ema": constant(0.999)},
+    )
+    return fewstep.train(run, out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["eulerian", "lagrangian"])
+def test_flow_maps_have_the_moments_and_modes(kind, tmp_path):
+    path = Linear(0.01, 0.99)
+    torch.manual_seed(0)
+    student = Denoiser(TwoTimes(), Flow(path=path))
+    teacher = MixtureDenoiser(path, two_modes())
+    objective = FlowMap(student, teacher, kind=kind, warmup=1000)
+    model = learnt(objective, tmp_path / kind, steps=3000, lr=1e-3)
+    for steps in (1, 2, 4):
+        check(model, steps, moment=0.05, share=0.03, inside=0.9)
+
+
+@pytest.mark.slow
+def test_inductive_moment_matching_has_the_moments_and_modes(tmp_path):
+    path = Trig(0.01, 1.56)
+    torch.manual_seed(0)
+    student = Denoiser(TwoTimes(), TrigFlow(path=path))
+    objective = InductiveMomentMatching(student, sigma_data=0.5)
+    model = learnt(objective, tmp_path / "imm", steps=4000, lr=1e-3)
+    for steps in (1, 2, 4):
+        check(model, steps, moment=0.05, share=0.03, inside=0.9)
