@@ -82,7 +82,7 @@ def objective(name: str) -> tuple[Objective, Arrays]:
     if name == "critic":
         return Critic(mlp(0), mlp(1)), toy("two-modes", 64)
     if name == "progressive":  # a stage ends half the way
-        distilled = ProgressiveDistillation(mlp(0), mlp(1), schedule=Halving(2, STEPS // 2, 1))
+        distilled = ProgressiveDistillation(mlp(0), mlp(1), schedule=Halving(2, STEPS // 2))
         return distilled, toy("two-modes", 64)
     student = unet(2)
     pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0))

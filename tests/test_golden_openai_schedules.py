@@ -31,7 +31,7 @@ def schedule(case: Case) -> Schedule:
 
 def scales(case: Case) -> Values:
     if case["scale_mode"] == "progdist":
-        halving = Halving(case["start_scales"], case["distill_steps_per_iter"])
+        halving = Halving(case["start_scales"], case["distill_steps_per_iter"], last=2)
         steps = case.inputs["step"].tolist()
         yield "scales", torch.tensor([halving(step) for step in steps])
         return

@@ -76,7 +76,7 @@ def continuous(taught: bool) -> Objective:
 
 def progressive() -> Objective:
     student, teacher = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(2))
-    return ProgressiveDistillation(student, teacher, schedule=Halving(4, 3, 1))
+    return ProgressiveDistillation(student, teacher, schedule=Halving(4, 3))
 
 
 OBJECTIVES = {

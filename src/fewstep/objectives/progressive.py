@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, widest
@@ -45,13 +45,13 @@ class Halving:
     Args:
         start: N of the first stage, a power of two; its teacher takes twice as many steps.
         steps: of a stage.
-        last: how many times as long N = 2 lasts (the last stage lasts as long as the training).
-            1 in the configurations of Salimans & Ho, 2 in Song et al.'s code.
+        last: how many times as long N = 2 lasts (N = 1 lasts as long as the training): 2 in Song et
+            al.'s code. A learning rate that decays to 0 over ``steps`` wants 1, as Salimans & Ho's.
     """
 
     start: int
     steps: int
-    last: int = 2
+    last: int = 1
 
     def __post_init__(self) -> None:
         if self.start < 1 or self.start & (self.start - 1) or min(self.steps, self.last) < 1:
@@ -129,7 +129,7 @@ class ProgressiveDistillation(Objective):
             )
         self.student = student
         self.teacher = teacher.eval().requires_grad_(False)
-        self.frozen = ("teacher",)
+        self.frozen = ("teacher", *(("distance",) if isinstance(distance, nn.Module) else ()))
         self.previous = frozen_copy(student).eval()
         self.schedule = schedule
         self.weight = weight
@@ -139,7 +139,7 @@ class ProgressiveDistillation(Objective):
 
     def train(self, mode: bool = True) -> ProgressiveDistillation:
         """All but what is distilled: it is asked without dropout."""
-        torch.nn.Module.train(self, mode)
+        nn.Module.train(self, mode)
         self.teacher.eval()
         self.previous.eval()
         return self
