@@ -565,7 +565,9 @@ def test_every_prediction_trains_and_is_saved(prediction, tmp_path):
     assert x.isfinite().all()
 
 
-@pytest.mark.parametrize("path", [VarianceExploding(), COSINE], ids=path_id)
+@pytest.mark.parametrize(
+    "path", [pytest.param(VarianceExploding(), marks=pytest.mark.slow), COSINE], ids=path_id
+)
 def test_three_stages_on_points(path):
     """From four steps to one, and the one lands where the two of the stage before do."""
     torch.manual_seed(0)
