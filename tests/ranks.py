@@ -20,6 +20,7 @@ from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.consistency import Consistency, Fixed, SameNoise
+from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import TrainConfig
@@ -80,13 +81,16 @@ def unet(seed: int) -> Denoiser:
 def objective(name: str) -> tuple[Objective, Arrays]:
     if name == "critic":
         return Critic(mlp(0), mlp(1)), toy("two-modes", 64)
+    if name == "progressive":  # a stage ends half the way
+        distilled = ProgressiveDistillation(mlp(0), mlp(1), schedule=Halving(2, STEPS // 2))
+        return distilled, toy("two-modes", 64)
     student = unet(2)
     pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     data = Arrays(pixels.to(torch.uint8).numpy(), torch.arange(40).numpy() % 3)
     return Consistency(student, SameNoise(student.path), schedule=Fixed(6, 0.9)), data
 
 
-NAMES = ("critic", "consistency")
+NAMES = ("critic", "consistency", "progressive")
 
 
 def settings(name: str, parallel: str, **given: object) -> TrainConfig:

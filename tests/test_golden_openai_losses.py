@@ -1,4 +1,4 @@
-"""Consistency distillation and training, and the denoising loss, of openai/consistency_models."""
+"""The consistency, progressive distillation and denoising losses of openai/consistency_models."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from fewstep.core import Batch
 from fewstep.objectives.consistency import Consistency, Draws, Fixed, SameNoise, TeacherStep
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.denoising import Draws as DenoisingDraws
+from fewstep.objectives.progressive import Draws as ProgressiveDraws
+from fewstep.objectives.progressive import ProgressiveDistillation
 from fewstep.objectives.terms import l1, l2, l2_at_32
 from fewstep.solvers import STEPS
 from fewstep.times import LogNormal, karras
@@ -76,8 +78,27 @@ def training_losses(case: Case) -> Values:
     yield from gradients(case, weighted, x0, draws)
 
 
+def progdist_losses(case: Case) -> Values:
+    assert case["solver"] == "euler_two_half_steps"
+    n, nets = case["num_scales"], case["nets"]
+    student = karras_denoiser(case, nets["model"], case["boundary"])
+    objective = ProgressiveDistillation(
+        student,
+        karras_denoiser(case, nets["teacher"], case["teacher_boundary"]),
+        schedule=lambda step: n,
+        weight=weighting(case["weighting"], case["sigma_data"]),
+        distance=DISTANCES[case["loss_norm"]],
+        grid=lambda m: karras(m, student.path.t_min, student.path.t_max, case["rho"]),
+    )
+    times = objective.times(case.inputs["indices"], n)
+    x0, draws = case.inputs["x_start"], ProgressiveDraws(*times, case.inputs["noise"])
+    yield "loss", each_loss(objective, x0, draws)
+    yield from gradients(case, objective, x0, draws)
+
+
 CALLS = {
     "KarrasDenoiser.consistency_losses": consistency_losses,
+    "KarrasDenoiser.progdist_losses": progdist_losses,
     "KarrasDenoiser.training_losses": training_losses,
 }
 

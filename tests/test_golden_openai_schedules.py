@@ -1,4 +1,4 @@
-"""Target-averaging schedules of openai/consistency_models."""
+"""Schedules of grids and of target averaging of openai/consistency_models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.objectives.consistency import Fixed, Progressive, Schedule
+from fewstep.objectives.progressive import Halving
 from fewstep.objectives.terms import follow
 from golden_sets import Case, check
 
@@ -29,6 +30,11 @@ def schedule(case: Case) -> Schedule:
 
 
 def scales(case: Case) -> Values:
+    if case["scale_mode"] == "progdist":
+        halving = Halving(case["start_scales"], case["distill_steps_per_iter"], last=2)
+        steps = case.inputs["step"].tolist()
+        yield "scales", torch.tensor([halving(step) for step in steps])
+        return
     at = [schedule(case)(step) for step in case.inputs["step"].tolist()]
     yield "ema", torch.tensor([s.rate for s in at], dtype=torch.float64)
     yield "scales", torch.tensor([s.points for s in at])

@@ -10,6 +10,8 @@ from fewstep.models import (
     EDM,
     Clamped,
     ConsistencyBoundary,
+    DataAndNoisePrediction,
+    DataPrediction,
     Denoiser,
     Flow,
     Guided,
@@ -42,7 +44,10 @@ PRECONDITIONINGS = [
     ConsistencyBoundary(sigma_data=0.5, path=VarianceExploding(0.01, 80.0)),
     NoisePrediction(),
     NoisePrediction(time_scale=1.0, path=DiscreteVariancePreserving()),
+    DataPrediction(path=CosineVariancePreserving()),
     VPrediction(path=CosineVariancePreserving()),
+    DataAndNoisePrediction(path=CosineVariancePreserving()),
+    DataAndNoisePrediction(path=VarianceExploding()),
     Flow(path=Linear()),
     TrigFlow(path=Trig(sigma_data=0.4)),
     ScoreMatching(),
@@ -77,6 +82,10 @@ def smooth(x: Tensor, c_noise: Tensor, cond) -> Tensor:
     return torch.tanh(x + torch.sin(expand(c_noise, x)))
 
 
+def two_heads(x: Tensor, c_noise: Tensor, cond) -> Tensor:
+    return torch.cat([smooth(x, c_noise, cond), smooth(1 - x, c_noise, cond)], 1)
+
+
 # Preconditionings.
 
 
@@ -84,7 +93,8 @@ def smooth(x: Tensor, c_noise: Tensor, cond) -> Tensor:
 @each_preconditioning
 def test_a_network_answers_alike_on_every_path(preconditioning, path):
     old = preconditioning.path
-    network = Recorder(smooth)
+    both = isinstance(preconditioning, DataAndNoisePrediction)
+    network = Recorder(two_heads if both else smooth)
     denoiser = Denoiser(network, preconditioning)
     moved = denoiser.on(path)
     assert moved.path == path
@@ -115,7 +125,9 @@ def test_pure_noise_is_read_at_the_noisiest_level():
 
 TRUTHS = {
     NoisePrediction: lambda x0, noise, c: noise,
+    DataPrediction: lambda x0, noise, c: x0,
     VPrediction: lambda x0, noise, c: c.alpha * noise - c.sigma * x0,
+    DataAndNoisePrediction: lambda x0, noise, c: torch.cat([x0, noise], 1),
     Flow: lambda x0, noise, c: c.d_alpha * x0 + c.d_sigma * noise,
     TrigFlow: lambda x0, noise, c: (c.d_alpha * x0 + c.d_sigma * noise) / 0.4,
     ScoreMatching: lambda x0, noise, c: -noise,
@@ -138,6 +150,19 @@ def test_the_true_output_gives_the_clean_sample(preconditioning):
     torch.testing.assert_close(found, x0, rtol=1e-9, atol=1e-9)
 
 
+@each_path
+def test_two_heads_are_averaged_by_the_noise(path):
+    # Salimans & Ho's weight is sigmoid(-log-SNR); where only one head is right, the other counts.
+    denoiser = Denoiser(Recorder(two_heads), DataAndNoisePrediction(path=path))
+    t, x = path.time(RATIOS), normal(4, 2, 3)
+    clean, noise = two_heads(x, denoiser.preconditioning.coefficients(t).c_noise, None).chunk(2, 1)
+    w = expand(torch.sigmoid(-path.logsnr(t)), x)
+    found = denoiser(x, t)
+    wanted = w * clean + (1 - w) * path.x0_from_noise(x, noise, t)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert found.shape == x.shape
+
+
 @pytest.mark.parametrize(
     ("preconditioning", "c_in", "c_noise"),
     [
@@ -145,6 +170,7 @@ def test_the_true_output_gives_the_clean_sample(preconditioning):
         (EDM(sigma_data=0.5, time_scale=250.0), 1 / math.sqrt(0.74), 250 * math.log(0.7)),
         (ConsistencyBoundary(sigma_data=0.5), 1 / math.sqrt(0.74), 0.25 * math.log(0.7)),
         (NoisePrediction(), 1, 999 * 0.7),
+        (DataPrediction(), 1, 999 * 0.7),
         (VPrediction(), 1, 999 * 0.7),
         (Flow(path=Linear()), 1, 0.7),
         (Flow(path=Linear(), time_scale=1000.0), 1, 700),

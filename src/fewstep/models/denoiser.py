@@ -19,7 +19,8 @@ class Network(Protocol):
     """What a denoiser needs of a network; any ``nn.Module`` of the user's can meet it.
 
     ``cond_keys`` names the conditions that ``cond`` will hold; ``two_time`` says whether the
-    network reads ``s_noise``. ``forward`` maps ``(b, *event)`` to the same shape.
+    network reads ``s_noise``. ``forward`` maps ``(b, *event)`` to the same shape, or to twice the
+    channels under :class:`~fewstep.models.preconditioning.DataAndNoisePrediction`.
 
     Two more attributes are read where a network has them: ``optional_keys`` names conditions that
     ``cond`` will hold if they are given, and ``units`` the classes of its blocks, one of which is
@@ -95,14 +96,14 @@ class Denoiser(AbstractDenoiser):
         return expand(c_skip, x) * x + expand(c_out, x) * self.raw(x, t, s, cond)
 
     def raw(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
-        """The network's output F, cast to the precision of ``x``."""
+        """The network's prediction F, cast to the precision of ``x``."""
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
         _, _, c_in, c_noise = self.preconditioning.coefficients(t)
         s_noise = None
         if self.two_time:
             s_noise = self.preconditioning.end_noise(t if s is None else s).to(dtype)
         out = self.net((expand(c_in, x) * x).to(dtype), c_noise.to(dtype), s_noise, self._own(cond))
-        return out.to(x.dtype)
+        return self.preconditioning.prediction(out.to(x.dtype), t)
 
     def on(self, path: Path) -> Denoiser:
         """The same network (shared, not copied) as a denoiser on another path."""

@@ -14,8 +14,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.core import expand
 from fewstep.errors import UsageError
-from fewstep.paths import Path, Time, Trig, VarianceExploding, VariancePreserving
+from fewstep.paths import Event, Path, Time, Trig, VarianceExploding, VariancePreserving
 
 
 class Scalings(NamedTuple):
@@ -63,6 +64,9 @@ class Preconditioning(ABC):
         that is limited, not its logarithm, so that derivatives in s stay finite: they are 0 there.
         """
         return self.coefficients(s.clamp(min=self.floor(s))).c_noise
+    def prediction(self, out: Tensor, t: Time) -> Event:
+        """F, of a network's output: the output itself, unless the network has two heads."""
+        return out
 
     def on(self, path: Path) -> Preconditioning:
         """The same network as a denoiser on another path."""
@@ -83,11 +87,8 @@ class Reparametrised(Preconditioning):
 
     def coefficients(self, t: Time) -> Scalings:
         """(k c_skip, c_out, k c_in, c_noise) at the old time."""
-        old = self.inner.path
-        ceiling = old.ratio(torch.full_like(t, old.t_max))
-        ratio = torch.minimum(self.path.ratio(t), ceiling)
-        t_old, t_new = old.time(ratio), self.path.time(ratio)
-        alpha_old, sigma_old, _, _ = old.coefficients(t_old)
+        t_old, t_new = self._times(t)
+        alpha_old, sigma_old, _, _ = self.inner.path.coefficients(t_old)
         alpha_new, sigma_new, _, _ = self.path.coefficients(t_new)
         k = (alpha_old + sigma_old) / (alpha_new + sigma_new)
         c_skip, c_out, c_in, c_noise = self.inner.coefficients(t_old)
@@ -96,6 +97,16 @@ class Reparametrised(Preconditioning):
     def floor(self, like: Time) -> Time:
         """The inner path's, at equal log-SNR."""
         return self.path.time(self.inner.path.ratio(self.inner.floor(like)))
+    def prediction(self, out: Tensor, t: Time) -> Event:
+        """As at the old time."""
+        return self.inner.prediction(out, self._times(t)[0])
+
+    def _times(self, t: Time) -> tuple[Time, Time]:
+        """``t`` on the old path, and what it is then on this one."""
+        old = self.inner.path
+        ceiling = old.ratio(torch.full_like(t, old.t_max))
+        ratio = torch.minimum(self.path.ratio(t), ceiling)
+        return old.time(ratio), self.path.time(ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +179,19 @@ class NoisePrediction(Preconditioning):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataPrediction(Preconditioning):
+    """F predicts the clean data; the network sees ``time_scale * t``."""
+
+    time_scale: float = 999.0
+    path: Path = field(default_factory=VariancePreserving)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """x0 = F."""
+        one = torch.ones_like(t)
+        return Scalings(torch.zeros_like(t), one, one, self.time_scale * t)
+
+
+@dataclass(frozen=True, kw_only=True)
 class VPrediction(Preconditioning):
     """F predicts v = alpha noise - sigma x0 (Salimans & Ho 2022); sees ``time_scale * t``."""
 
@@ -179,6 +203,29 @@ class VPrediction(Preconditioning):
         alpha, sigma, _, _ = self.path.coefficients(t)
         power = alpha**2 + sigma**2
         return Scalings(alpha / power, -sigma / power, torch.ones_like(t), self.time_scale * t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataAndNoisePrediction(Preconditioning):
+    """Both, for a network with twice the channels: clean data, then noise (Salimans & Ho 2022).
+
+    The answer is their mean x0 = w F_data + (1 - w) (x - sigma F_noise) / alpha, the weight
+    w = sigma^2 / (alpha^2 + sigma^2). It is that of v-prediction with
+    v = alpha F_noise - sigma F_data, and divides by alpha nowhere.
+    """
+
+    time_scale: float = 999.0
+    path: Path = field(default_factory=VariancePreserving)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """Those of v-prediction."""
+        return VPrediction(time_scale=self.time_scale, path=self.path).coefficients(t)
+
+    def prediction(self, out: Tensor, t: Time) -> Event:
+        """The v of the two halves."""
+        x0, noise = out.chunk(2, dim=1)
+        alpha, sigma, _, _ = self.path.coefficients(t)
+        return expand(alpha, x0) * noise - expand(sigma, x0) * x0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +276,9 @@ PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
     "edm": EDM,
     "consistency_boundary": ConsistencyBoundary,
     "noise": NoisePrediction,
+    "data": DataPrediction,
     "v": VPrediction,
+    "data_and_noise": DataAndNoisePrediction,
     "flow": Flow,
     "trigflow": TrigFlow,
     "score": ScoreMatching,
