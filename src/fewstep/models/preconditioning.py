@@ -62,7 +62,8 @@ class Preconditioning(ABC):
         Jumps end at s = 0 on paths that reach clean data, where ln(s) is not finite. It is the time
         that is limited, not its logarithm, so that derivatives in s stay finite: they are 0 there.
         """
-        return self.coefficients(s.clamp(min=self.floor(s))).c_noise
+        floor = self.floor(s)
+        return self.coefficients(torch.where(s < floor, floor, s)).c_noise
 
     def on(self, path: Path) -> Preconditioning:
         """The same network as a denoiser on another path."""
