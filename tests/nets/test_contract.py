@@ -19,6 +19,8 @@ each = pytest.mark.parametrize("name", BUILDS)
 WITH_OPTIONS = [
     *((n, o) for n in BUILDS for o in OPTIONS if "guidance" not in o or n in GUIDED),
     ("edm2", {"two_time": True, "positional": True}),
+    ("ddpmpp", {"double_norm": True}),
+    ("adm", {"double_norm": True}),
 ]
 each_with_options = pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
 
