@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.core import UsageError
 from fewstep.models.nets.adm import ADMBlock
 from fewstep.models.nets.blocks import ResidualBlock, attention, resize_box, resize_fir
 from fewstep.models.nets.ncsnpp import PyramidStep
 from oracles import D, normal
-from small_nets import shaken
+from small_nets import NETWORKS, shaken
 
 FACTORS = [0.5, 1, 2]
 
@@ -222,3 +223,33 @@ def test_a_step_of_the_pyramid_filters_the_convolution_of_the_widened_image():
     )
     wanted = wanted.reshape(2, 5, 3, 4) + step.conv.bias.reshape(-1, 1, 1)
     torch.testing.assert_close(step(x), wanted, rtol=1e-12, atol=1e-12)
+
+
+# sCM's options.
+
+
+@pytest.mark.parametrize("kind", ["song", "adm"])
+def test_double_norm_keeps_the_size_of_scale_and_shift(kind):
+    build = ResidualBlock if kind == "song" else ADMBlock
+    own = {} if kind == "song" else {"attend": False, "scale_shift": True, "dropout": 0.0}
+    block = shaken(build(64, 64, 5, resample=1, double_norm=True, **own).double())
+    x, embedding = normal(2, 64, 4, 6), normal(2, 5, seed=1)
+    eps = 1e-6 if kind == "song" else 1e-5
+    seen: list[Tensor] = []
+    block.conv1.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    block(x, embedding)
+    block(x, 30 * embedding)
+    for found, size in zip(seen, (1, 30), strict=True):
+        affine = size * embedding @ block.affine.weight.T + block.affine.bias
+        scale, shift = 1 + affine[:, :64], affine[:, 64:]
+        scale, shift = (
+            v / (1e-4 + v.square().mean(1, keepdim=True).sqrt()) for v in (scale, shift)
+        )
+        h = norm(conv(F.silu(norm(x, block.norm0, eps)), block.conv0), block.norm1, eps)
+        wanted = F.silu(h * scale[:, :, None, None] + shift[:, :, None, None])
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_double_norm_needs_scale_and_shift():
+    with pytest.raises(UsageError, match="scale_shift=True"):
+        NETWORKS["adm"](double_norm=True, scale_shift=False)

@@ -80,6 +80,25 @@ def test_adm_s_label_is_added_after_the_map_of_time():
     assert ask(network, labels=(0, 1, 2), time=0.7).equal(answer)
 
 
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+def test_second_time_and_guidance_are_mapped_together_with_the_time(name):
+    network = shaken(NETWORKS[name](two_time=True, guidance=True, classes=0)).eval()
+    channels = network.options["channels"]
+    shape = (
+        {"rungs": 3, "sin_first": True} if name == "ddpmpp" else {"rungs": 32, "sin_first": False}
+    )
+    time, end = sines(0.7, channels, **shape), sines(0.2, channels, **shape)
+    # The scale's ladder is OpenAI's in both.
+    guidance = sines(2.5, channels, rungs=channels // 2, sin_first=False)
+    wanted = time + end @ network.map_end.weight.T + guidance @ network.map_guidance.linear.weight.T
+    seen: list[Tensor] = []
+    network.encoder[0].register_forward_pre_hook(lambda m, args: seen.append(args[1]))
+    x = normal(1, 2, 8, 8).float()
+    times = torch.tensor([0.7]), torch.tensor([0.2])
+    network(x, *times, {"guidance": torch.tensor([2.5], dtype=D)})
+    torch.testing.assert_close(seen[0][0], F.silu(mapped(network, wanted)))
+
+
 @pytest.mark.parametrize("name", SONG)
 def test_augmentation_labels_are_optional_and_zero_means_none(name):
     network = shaken(NETWORKS[name](augment=5)).eval()

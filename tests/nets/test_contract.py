@@ -8,39 +8,23 @@ from torch import Tensor, nn
 
 from fewstep.core import UsageError
 from fewstep.derivatives import jvp
+from every_net import BUILDS, GUIDED, built, conditions
+from fewstep.core import UsageError, jvp, same_dropout
 from fewstep.models import EDM, Denoiser, Network
-from fewstep.models.nets import EDM2, NETWORKS, DiT, UNet1d
+from fewstep.models.nets import NETWORKS
 from fewstep.models.spec import build_denoiser, denoiser_spec
 from oracles import D, normal
 
-SEQUENCE = {"widths": (8, 16, 8), "embedding": 8, "kernel": 3}
-BUILDS = {
-    "edm2": lambda **o: EDM2(
-        (2, 8, 8),
-        **{"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "classes": 3, **o},
-    ),
-    "edm2-wide": lambda **o: EDM2((1, 4, 8), channels=8, multipliers=(2, 1), blocks=1, **o),
-    "dit": lambda **o: DiT((2, 8, 8), **{"depth": 2, "width": 8, "heads": 2, "classes": 3, **o}),
-    "dit-wide": lambda **o: DiT((1, 4, 8), patch=4, depth=2, width=16, heads=1, **o),
-    "unet1d": lambda **o: UNet1d((2, 8), **{**SEQUENCE, "classes": 3, **o}),
-    "unet1d-observing": lambda **o: UNet1d((3, 4), **{**SEQUENCE, "observation": 4, **o}),
-}
+DROPPING = [name for name in BUILDS if not name.startswith(("dit", "unet1d"))]
+OPTIONS = [{}, {"two_time": True}, {"two_time": True, "guidance": True}]
 each = pytest.mark.parametrize("name", BUILDS)
-
-
-def built(name: str, **options) -> nn.Module:
-    """With no zero among its weights: fresh networks answer nothing."""
-    torch.manual_seed(0)
-    network = BUILDS[name](**options)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(torch.randn_like(p) * 0.2)
-    return network.double().eval()
-
-
-def conditions(network: nn.Module) -> dict[str, Tensor] | None:
-    known = {"label": torch.tensor([0, 1, 2]), "observation": normal(3, 4, seed=9)}
-    return {key: known[key] for key in network.cond_keys} or None
+WITH_OPTIONS = [
+    *((n, o) for n in BUILDS for o in OPTIONS if "guidance" not in o or n in GUIDED),
+    ("edm2", {"two_time": True, "positional": True}),
+    ("ddpmpp", {"double_norm": True}),
+    ("adm", {"double_norm": True}),
+]
+each_with_options = pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
 
 
 def ask(network: nn.Module, t=0.3, s=None, x: Tensor | None = None, cond=None) -> Tensor:
@@ -54,9 +38,9 @@ def moved(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs().flatten(1).amax(1) > 1e-5
 
 
-@each
-def test_it_is_a_network_that_reads_its_inputs(name):
-    network = built(name)
+@each_with_options
+def test_it_is_a_network_that_reads_its_inputs(name, options):
+    network = built(name, **options)
     assert isinstance(network, Network)
     first = ask(network)
     assert first.shape == (3, *network.options["shape"])
@@ -69,11 +53,25 @@ def test_it_is_a_network_that_reads_its_inputs(name):
         other = {**(conditions(network) or {}), key: value.clone()}
         other[key][1] += 2
         assert moved(ask(network, cond=other), first).tolist() == [False, True, False]
-        with pytest.raises(UsageError, match=key):
-            network(x, torch.zeros(3, dtype=D))
+        if key in network.cond_keys:
+            with pytest.raises(UsageError, match=key):
+                network(
+                    x, torch.zeros(3, dtype=D), None, {k: v for k, v in other.items() if k != key}
+                )
 
 
 @each
+def test_the_last_weight_is_what_the_answer_is_made_by(name):
+    network = built(name)
+    weight = network.last_weight
+    assert weight in set(network.parameters())
+    with torch.no_grad():
+        for p in network.last.parameters():
+            p.zero_()
+    assert not ask(network).any()
+
+
+@pytest.mark.parametrize("name", [n for n in BUILDS if not n.startswith(("ddpmpp", "ncsnpp"))])
 def test_a_fresh_network_answers_nothing(name):
     torch.manual_seed(0)
     assert not ask(BUILDS[name]().double()).any()
@@ -98,19 +96,20 @@ def test_two_time_networks_start_as_one_time_ones(name):
     )
 
 
-@each
-@pytest.mark.parametrize("two_time", [False, True])
-def test_gradients_reach_every_parameter(name, two_time):
-    network = built(name, two_time=two_time).train()
+@each_with_options
+def test_gradients_reach_every_parameter(name, options):
+    network = built(name, **options).train()
     ask(network, s=0.1).square().sum().backward()
     unreached = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not unreached
 
 
-@each
-@pytest.mark.parametrize("two_time", [False, True])
-def test_derivatives_in_state_and_times(name, two_time):
-    network = built(name, two_time=two_time)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    WITH_OPTIONS + [(name, {"two_time": True, "dropout": 0.3}) for name in DROPPING],
+)
+def test_derivatives_in_state_and_times(name, options):
+    network = built(name, **options).train("dropout" in options)
     shape = network.options["shape"]
     x, v = normal(3, *shape), normal(3, *shape, seed=1)
     t, s = torch.full((3,), 0.3, dtype=D), torch.full((3,), 0.1, dtype=D)
@@ -121,25 +120,43 @@ def test_derivatives_in_state_and_times(name, two_time):
     )
 
     def answer(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return network(x, t, s, conditions(network))
+        with same_dropout(x):
+            return network(x, t, s, conditions(network))
 
     value, tangent = jvp(answer, (x, t, s), directions)
     torch.testing.assert_close(value, answer(x, t, s))
-    h = 1e-5
-    ends = [
-        answer(*(p + sign * h * d for p, d in zip((x, t, s), directions, strict=True)))
-        for sign in (1, -1)
-    ]
-    torch.testing.assert_close(
-        tangent, ((ends[0] - ends[1]) / (2 * h)).detach(), rtol=1e-5, atol=1e-6
-    )
+    # Of fourth order, for the frequencies of NCSN++.
+    h, difference = 5e-6, torch.zeros_like(value)
+    for steps, weight in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
+        point = (p + steps * h * d for p, d in zip((x, t, s), directions, strict=True))
+        difference = difference + weight * answer(*point).detach() / (12 * h)
+    torch.testing.assert_close(tangent, difference, rtol=1e-5, atol=1e-6)
     assert value.requires_grad
 
 
 @each
-@pytest.mark.parametrize("two_time", [False, True])
-def test_it_survives_its_spec(name, two_time):
-    denoiser = Denoiser(built(name, two_time=two_time), EDM(sigma_data=0.5))
+def test_derivatives_are_finite_under_autocast(name):
+    network = built(name, two_time=True).float()
+    x, t = normal(3, *network.options["shape"]).float(), torch.full((3,), 0.3)
+    cond = {
+        k: v.float() if v.is_floating_point() else v for k, v in (conditions(network) or {}).items()
+    }
+
+    def answer(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return network(x, t, s, cond)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        value, tangent = jvp(answer, (x, t, t / 2), (x.flip(0), torch.ones(3), -torch.ones(3)))
+        value.float().square().sum().backward()
+    assert value.isfinite().all()
+    assert tangent.isfinite().all()
+    assert tangent.any()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+@each_with_options
+def test_it_survives_its_spec(name, options):
+    denoiser = Denoiser(built(name, **options), EDM(sigma_data=0.5))
     spec = json.loads(json.dumps(denoiser_spec(denoiser)))
     assert spec["network"]["kind"] in NETWORKS
     again = build_denoiser(spec).double().eval()

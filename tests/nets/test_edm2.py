@@ -206,6 +206,42 @@ def test_dropout_is_for_training():
     assert network.eval()(x, t).equal(network(x, t))
 
 
+def test_the_guidance_has_its_share_of_the_variance_beside_the_second_time():
+    network = tiny(channels=64, two_time=True, guidance=True)
+    with torch.no_grad():
+        network.end_gain.fill_(0.7)
+        network.guidance_gain.fill_(0.4)
+    t, s, w = torch.tensor([[0.2], [-0.6], [2.5]], dtype=D)
+    angles = 2.5 * 1e4 ** (-torch.arange(32, dtype=D) / 32)
+    ladder = math.sqrt(2) * torch.cat([angles.cos(), angles.sin()])[None]
+    assert rms(ladder) == pytest.approx(1, abs=1e-6)
+    time, end = (
+        network.fourier(v) @ spherical(layer).T
+        for v, layer in ((t, network.time), (s, network.end))
+    )
+    guidance = ladder @ spherical(network.guidance).T
+    wanted = silu((time + 0.7 * end + 0.4 * guidance) / math.sqrt(1 + 0.7**2 + 0.4**2))
+    torch.testing.assert_close(
+        network._embedded(t, s, {"guidance": w}), wanted, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_positional_time_is_a_ladder_without_anything_random():
+    network = tiny(positional=True)
+    assert "fourier.frequencies" not in network.state_dict()
+    t = torch.tensor([0.9], dtype=D)
+    angles = 0.9 * 1e4 ** (-torch.arange(4, dtype=D) / 4)
+    ladder = math.sqrt(2) * torch.cat([angles.cos(), angles.sin()])
+    torch.testing.assert_close(network.fourier(t)[0], ladder, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["positional", "guidance"])
+def test_a_ladder_takes_an_even_number_of_channels(option):
+    tiny(channels=7)
+    with pytest.raises(UsageError, match="even number of channels, got 7"):
+        tiny(channels=7, **{option: True})
+
+
 def test_the_second_time_has_its_share_of_the_variance():
     network = tiny(two_time=True)
     t, s = torch.tensor([0.3, 0.9], dtype=D), torch.tensor([-0.5, 0.1], dtype=D)

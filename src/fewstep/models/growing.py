@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import inspect
+from inspect import signature
 from typing import Any
 
 from fewstep.core import UsageError
 from fewstep.models.denoiser import AbstractDenoiser, Denoiser
 from fewstep.models.nets import NETWORKS
+from fewstep.models.spec import build_network, network_spec
 
 
 def grown(
@@ -40,23 +41,20 @@ def grown(
     new = {name: True for name, yes in wanted.items() if yes}
     if not new:
         return copy.deepcopy(denoiser)
-    if type(net) not in NETWORKS.values():
+    spec = network_spec(net)
+    if spec["kind"] == "custom":
         raise UsageError(
             f"{type(net).__name__} is a network of your own: build it with {' and '.join(new)} "
             "yourself, load the old weights with strict=False, let the new ones start at zero, and "
             "make a Denoiser of it with the same preconditioning"
         )
-    if unknown := [name for name in new if name not in net.options]:
-        able = [cls.__name__ for cls in NETWORKS.values() if unknown[0] in _parameters(cls)]
+    if "guidance" in new and "guidance" not in spec:
+        able = [c.__name__ for c in NETWORKS.values() if "guidance" in signature(c).parameters]
         raise UsageError(
-            f"{type(net).__name__} cannot read {unknown[0]}; these can: {', '.join(able)}"
+            f"{type(net).__name__} has no input for a guidance scale; {', '.join(able)} have one"
         )
-    bigger = type(net)(**{**net.options, **new})
+    bigger = build_network({**spec, **new})
     one = next(net.parameters())
     bigger.to(device=one.device, dtype=one.dtype).train(net.training)
     bigger.load_state_dict(net.state_dict(), strict=False)
     return Denoiser(bigger, denoiser.preconditioning)
-
-
-def _parameters(cls: type) -> list[str]:
-    return list(inspect.signature(cls).parameters)

@@ -67,6 +67,8 @@ class Preconditioning(ABC):
     def prediction(self, out: Tensor, t: Time) -> Event:
         """F, of a network's output: the output itself, unless the network has two heads."""
         return out
+        floor = self.floor(s)
+        return self.coefficients(torch.where(s < floor, floor, s)).c_noise
 
     def on(self, path: Path) -> Preconditioning:
         """The same network as a denoiser on another path."""

@@ -33,7 +33,7 @@ def denoiser_spec(denoiser: AbstractDenoiser) -> dict[str, Any]:
         )
     return {
         "kind": "denoiser",
-        "network": _network_spec(denoiser.net),
+        "network": network_spec(denoiser.net),
         "preconditioning": _spec(denoiser.preconditioning),
     }
 
@@ -54,7 +54,7 @@ def build_denoiser(spec: Any, network: nn.Module | None = None) -> Denoiser:
         )
     preconditioning = _build("preconditioning", spec["preconditioning"])
     assert isinstance(preconditioning, Preconditioning)
-    return Denoiser(_build_network(spec["network"], network), preconditioning)
+    return Denoiser(build_network(spec["network"], network), preconditioning)
 
 
 def _spec(value: Path | Preconditioning) -> dict[str, Any]:
@@ -94,7 +94,8 @@ def _build(family: str, spec: Any) -> Path | Preconditioning:
     return cls(**given)
 
 
-def _network_spec(net: nn.Module) -> dict[str, Any]:
+def network_spec(net: nn.Module) -> dict[str, Any]:
+    """A network of the library's as its kind and options; any other is ``custom``."""
     kind = next((k for k, cls in NETWORKS.items() if cls is type(net)), None)
     if kind is None:
         return {"kind": "custom", "name": type(net).__name__}
@@ -102,7 +103,8 @@ def _network_spec(net: nn.Module) -> dict[str, Any]:
     return {"kind": kind, **options}
 
 
-def _build_network(spec: Any, network: nn.Module | None) -> nn.Module:
+def build_network(spec: Any, network: nn.Module | None = None) -> nn.Module:
+    """The network of a spec, with fresh weights, or the user's own."""
     kind = spec.get("kind") if isinstance(spec, Mapping) else spec
     if kind == "custom":
         if network is None:

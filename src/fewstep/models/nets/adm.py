@@ -25,6 +25,7 @@ from fewstep.models.nets.blocks import (
     group_norm,
     guidance_of,
     label_of,
+    modulated,
     resize_box,
     zero,
 )
@@ -47,6 +48,7 @@ class ADMBlock(nn.Module):
         scale_shift: the embedding scales and shifts what the second norm answers; else it is
             added to what that norm is given.
         dropout: probability.
+        double_norm: of scale and shift, see :func:`~fewstep.models.nets.blocks.modulated`.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class ADMBlock(nn.Module):
         attend: bool,
         scale_shift: bool,
         dropout: float,
+        double_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.resample, self.scale_shift = resample, scale_shift
+        self.resample, self.scale_shift, self.double_norm = resample, scale_shift, double_norm
         self.heads = c_out // HEAD if attend else 0
         self.norm0 = group_norm(c_in, eps=1e-5)
         self.conv0 = nn.Conv2d(c_in, c_out, 3, padding=1)
@@ -78,12 +81,11 @@ class ADMBlock(nn.Module):
     def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         """``(b, c_out, h, w)`` at the resampled size."""
         h_BCHW = self.conv0(resize_box(F.silu(self.norm0(x_BCHW)), self.resample))
-        affine_BC11 = self.affine(embedding_BE)[:, :, None, None]
+        affine_BE = self.affine(embedding_BE)
         if self.scale_shift:
-            scale_BC11, shift_BC11 = affine_BC11.chunk(2, dim=1)
-            h_BCHW = torch.addcmul(shift_BC11, self.norm1(h_BCHW), 1 + scale_BC11)
+            h_BCHW = modulated(self.norm1(h_BCHW), affine_BE, self.double_norm)
         else:
-            h_BCHW = self.norm1(h_BCHW + affine_BC11)
+            h_BCHW = self.norm1(h_BCHW + affine_BE[:, :, None, None])
         h_BCHW = self.conv1(self.dropout(F.silu(h_BCHW)))
         x_BCHW = self.skip(resize_box(x_BCHW, self.resample)) + h_BCHW
         if self.heads:
@@ -114,6 +116,7 @@ class ADM(AbstractNetwork):
         scale_shift: how blocks read the embedding; see :class:`ADMBlock`.
         two_time: read the second time too; at first it adds nothing.
         guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
+        double_norm: blocks normalise scale and shift, as sCM's do (Lu & Song 2025).
     """
 
     units = (ADMBlock,)
@@ -130,6 +133,7 @@ class ADM(AbstractNetwork):
         scale_shift: bool = True,
         two_time: bool = False,
         guidance: bool = False,
+        double_norm: bool = False,
     ) -> None:
         super().__init__()
         self.options = {
@@ -143,7 +147,10 @@ class ADM(AbstractNetwork):
             "scale_shift": scale_shift,
             "two_time": two_time,
             "guidance": guidance,
+            "double_norm": double_norm,
         }
+        if double_norm and not scale_shift:
+            raise UsageError("ADM: double_norm normalises scale and shift; keep scale_shift=True")
         check_unet("ADM", shape, channels, multipliers)
         widths = [m * channels for m in multipliers]
         attend = [shape[1] >> level in attention for level in range(len(widths))]
@@ -172,6 +179,7 @@ class ADM(AbstractNetwork):
                 attend=attend,
                 scale_shift=scale_shift,
                 dropout=dropout,
+                double_norm=double_norm,
             )
 
         self.first = nn.Conv2d(shape[0], widths[0], 3, padding=1)

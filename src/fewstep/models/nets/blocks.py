@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core import Cond, UsageError
-from fewstep.models.nets.magnitude import MPConv
+from fewstep.models.nets.magnitude import MPConv, normalise
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
 
@@ -155,7 +155,19 @@ def xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Linear | nn.Co
     return layer
 
 
-def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in the precision of its weights, as CUDA's autocast has it.
+
+    On the CPU torch would answer in half precision with a derivative in float32.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shaped as ``input``."""
+        x = input.to(self.weight.dtype)
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(channels: int, eps: float = 1e-6) -> GroupNorm:
     """At most 32 groups of at least 4 channels."""
     groups = max(1, min(32, channels // 4))
     if channels % groups:
@@ -163,7 +175,16 @@ def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
             f"group normalisation cannot split {channels} channels into {groups} groups; take a "
             "multiple of 4, or of 32 from 128 on"
         )
-    return nn.GroupNorm(groups, channels, eps=eps)
+    return GroupNorm(groups, channels, eps=eps)
+
+
+def modulated(h_BCHW: Tensor, affine_BE: Tensor, double_norm: bool) -> Tensor:
+    """``h`` times 1 + scale, plus shift; with ``double_norm`` both over their root mean square."""
+    scale_BC11, shift_BC11 = affine_BE[:, :, None, None].chunk(2, dim=1)
+    scale_BC11 = 1 + scale_BC11
+    if double_norm:
+        scale_BC11, shift_BC11 = normalise(scale_BC11, 1), normalise(shift_BC11, 1)
+    return torch.addcmul(shift_BC11, h_BCHW, scale_BC11)
 
 
 Resize = Callable[[Tensor, float], Tensor]
@@ -221,6 +242,7 @@ class ResidualBlock(nn.Module):
         resize: what resamples.
         heads: attention heads; 0 for none.
         dropout: probability.
+        double_norm: scale and shift, see :func:`modulated`, instead of adding the embedding.
     """
 
     def __init__(
@@ -233,12 +255,14 @@ class ResidualBlock(nn.Module):
         resize: Resize = resize_box,
         heads: int = 0,
         dropout: float = 0.0,
+        double_norm: bool = False,
     ) -> None:
         super().__init__()
         self.resample, self.resize, self.heads = resample, resize, heads
+        self.double_norm = double_norm
         self.norm0 = group_norm(c_in)
         self.conv0 = xavier(nn.Conv2d(c_in, c_out, 3, padding=1))
-        self.affine = xavier(nn.Linear(embedding, c_out))
+        self.affine = xavier(nn.Linear(embedding, 2 * c_out if double_norm else c_out))
         self.norm1 = group_norm(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv1 = xavier(nn.Conv2d(c_out, c_out, 3, padding=1), gain=1e-5)
@@ -253,8 +277,12 @@ class ResidualBlock(nn.Module):
     def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
         """``(b, c_out, h, w)`` at the resampled size."""
         h_BCHW = self.conv0(self.resize(F.silu(self.norm0(x_BCHW)), self.resample))
-        h_BCHW = h_BCHW + self.affine(embedding_BE)[:, :, None, None]
-        h_BCHW = self.conv1(self.dropout(F.silu(self.norm1(h_BCHW))))
+        affine_BE = self.affine(embedding_BE)
+        if self.double_norm:
+            h_BCHW = modulated(self.norm1(h_BCHW), affine_BE, True)
+        else:
+            h_BCHW = self.norm1(h_BCHW + affine_BE[:, :, None, None])
+        h_BCHW = self.conv1(self.dropout(F.silu(h_BCHW)))
         x_BCHW = (h_BCHW + self.skip(self.resize(x_BCHW, self.resample))) * math.sqrt(0.5)
         if self.heads:
             a_BCHW = attention(self.qkv(self.norm2(x_BCHW)), self.heads)

@@ -42,6 +42,8 @@ class DDPMpp(AbstractNetwork):
             0 for none. Zeros say that it was not, and so does leaving them out.
         two_time: read the second time too; at first it adds nothing.
         guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
+        double_norm: blocks read the embedding as sCM's do (Lu & Song 2025), see
+            :func:`~fewstep.models.nets.blocks.modulated`.
     """
 
     units = (ResidualBlock,)
@@ -59,6 +61,7 @@ class DDPMpp(AbstractNetwork):
         augment: int = 0,
         two_time: bool = False,
         guidance: bool = False,
+        double_norm: bool = False,
     ) -> None:
         super().__init__()
         self.options = {
@@ -73,6 +76,7 @@ class DDPMpp(AbstractNetwork):
             "augment": augment,
             "two_time": two_time,
             "guidance": guidance,
+            "double_norm": double_norm,
         }
         check_unet("DDPMpp", shape, channels, multipliers, patch)
         self.cond_keys, self.two_time = condition_keys(classes, guidance), two_time
@@ -89,7 +93,13 @@ class DDPMpp(AbstractNetwork):
 
         def block(c_in: int, c_out: int, resample: float, attend: bool) -> ResidualBlock:
             return ResidualBlock(
-                c_in, c_out, width, resample=resample, heads=int(attend), dropout=dropout
+                c_in,
+                c_out,
+                width,
+                resample=resample,
+                heads=int(attend),
+                dropout=dropout,
+                double_norm=double_norm,
             )
 
         height, patch_channels = shape[1] // patch, shape[0] * patch**2

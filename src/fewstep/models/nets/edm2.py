@@ -252,7 +252,7 @@ class EDM2(AbstractNetwork):
             guidance_BE = self.ladder(guidance_of(cond, c_noise))
             embedding_BE = embedding_BE + self.guidance(guidance_BE, self.guidance_gain)
             variance = variance + self.guidance_gain**2
-        embedding_BE = embedding_BE / variance.sqrt()
+        embedding_BE = embedding_BE / variance.sqrt().to(embedding_BE.dtype)
         if self.label is not None:
             one_hot = F.one_hot(label_of(cond), self.classes + 1)[:, :-1].to(embedding_BE.dtype)
             label_BE = self.label(one_hot * math.sqrt(self.classes))
