@@ -36,21 +36,14 @@ from fewstep.objectives.terms import (
 )
 from fewstep.paths import Event, Path, Time, VarianceExploding
 
-PROGRESSIVE = "progressive distillation comes with its own method"
 LATENT = "the latent consistency model's; PCM's script has a copy that nothing calls"
-EXCEPTED = {
-    ("openai_losses", "KarrasDenoiser.progdist_losses"): PROGRESSIVE,
-    ("openai_schedules", "progdist"): PROGRESSIVE,
-    ("lcm_pcm", "guidance_scale_embedding"): LATENT,
-    ("lcm_pcm", "scalings_for_boundary_conditions"): LATENT,
 NO_SUCH_SOLVER = "a solver of many calls a step; the library's are those of its methods' teachers"
 EXCEPTED = {
-    ("openai_losses", "KarrasDenoiser.progdist_losses"): PROGRESSIVE,
-    ("openai_schedules", "progdist"): PROGRESSIVE,
-    ("flow_matching", "ode_midpoint"): NO_SUCH_SOLVER,
     ("flow_matching", "ode_heun3"): NO_SUCH_SOLVER,
+    ("flow_matching", "ode_midpoint"): NO_SUCH_SOLVER,
     ("flow_matching", "ode_rk4"): NO_SUCH_SOLVER,
-EXCEPTED = {
+    ("lcm_pcm", "guidance_scale_embedding"): LATENT,
+    ("lcm_pcm", "scalings_for_boundary_conditions"): LATENT,
     ("openai_schedules", "progdist_ema"): "the rate, 1, of a target that the loss does not take",
 }
 """(topic, call, case or array) -> why its outputs are not compared."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.core import Batch, Rng, expand, jvp
+from fewstep.core import Batch, Rng, expand
+from fewstep.derivatives import jvp
 from fewstep.models import AbstractDenoiser, Denoiser, Flow, Guided
 from fewstep.objectives.meanflow import AdaptiveWeight, Draws, MeanFlow
 from fewstep.paths import Linear, Path, VarianceExploding

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import UsageError
-from fewstep.derivatives import jvp
 from every_net import BUILDS, GUIDED, built, conditions
-from fewstep.core import UsageError, jvp, same_dropout
+from fewstep.core import UsageError, same_dropout
+from fewstep.derivatives import jvp
 from fewstep.models import EDM, Denoiser, Network
 from fewstep.models.nets import NETWORKS
 from fewstep.models.spec import build_denoiser, denoiser_spec

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from every_net import BUILDS, GUIDED, built, conditions
 from fewstep.contract import Contract, DataSpec, Sampling, Start
-from fewstep.core import UsageError, jvp
+from fewstep.core import UsageError
+from fewstep.derivatives import jvp
 from fewstep.model import Model, load
 from fewstep.models import EDM, Clamped, ConsistencyBoundary, Denoiser, Flow, TrigFlow, grown
 from fewstep.models.nets import NETWORKS

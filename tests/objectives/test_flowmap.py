@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.contract import DataSpec
-from fewstep.core import Batch, Rng, UsageError, expand, jvp
+from fewstep.core import Batch, Rng, UsageError, expand
+from fewstep.derivatives import jvp
 from fewstep.model import Model
 from fewstep.models import AbstractDenoiser, Denoiser, Flow, Guided
 from fewstep.objectives.flow_matching import FlowMatching

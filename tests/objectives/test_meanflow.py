@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fewstep.contract import DataSpec
-from fewstep.core import Batch, Rng, UsageError, jvp
+from fewstep.core import Batch, Rng, UsageError
+from fewstep.derivatives import jvp
 from fewstep.model import Model
 from fewstep.models import Denoiser, Flow, Guided
 from fewstep.objectives.flow_matching import Draws as FlowDraws

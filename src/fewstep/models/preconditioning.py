@@ -63,12 +63,12 @@ class Preconditioning(ABC):
         Jumps end at s = 0 on paths that reach clean data, where ln(s) is not finite. It is the time
         that is limited, not its logarithm, so that derivatives in s stay finite: they are 0 there.
         """
-        return self.coefficients(s.clamp(min=self.floor(s))).c_noise
+        floor = self.floor(s)
+        return self.coefficients(torch.where(s < floor, floor, s)).c_noise
+
     def prediction(self, out: Tensor, t: Time) -> Event:
         """F, of a network's output: the output itself, unless the network has two heads."""
         return out
-        floor = self.floor(s)
-        return self.coefficients(torch.where(s < floor, floor, s)).c_noise
 
     def on(self, path: Path) -> Preconditioning:
         """The same network as a denoiser on another path."""
@@ -99,6 +99,7 @@ class Reparametrised(Preconditioning):
     def floor(self, like: Time) -> Time:
         """The inner path's, at equal log-SNR."""
         return self.path.time(self.inner.path.ratio(self.inner.floor(like)))
+
     def prediction(self, out: Tensor, t: Time) -> Event:
         """As at the old time."""
         return self.inner.prediction(out, self._times(t)[0])

@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from fewstep.contract import Contract, DataSpec, Sampling, Start
-from fewstep.core import Batch, Rng, UsageError, expand, jvp, per_sample
+from fewstep.core import Batch, Rng, UsageError, expand, per_sample
+from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.terms import draw_noised
@@ -67,7 +68,7 @@ class FlowMap(Objective):
         c: of the normalisation.
         ratio_max: the last rho.
         warmup: steps in which rho would rise from 0 to 1.
-        derivative: takes the directional derivative, :func:`fewstep.core.jvp` by default.
+        derivative: takes the directional derivative, :func:`fewstep.derivatives.jvp` by default.
         sampling_times: the times at which users sample in so many calls.
     """
 
@@ -84,7 +85,7 @@ class FlowMap(Objective):
         c: float = 0.1,
         ratio_max: float = 0.99,
         warmup: int = 10_000,
-        derivative: Callable[..., tuple[Tensor, Tensor]] = jvp,
+        derivative: Derivative = jvp,
         sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from fewstep.contract import Contract, DataSpec, Sampling, Start
-from fewstep.core import Batch, Rng, UsageError, expand, jvp
+from fewstep.core import Batch, Rng, UsageError, expand
+from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
@@ -98,7 +99,7 @@ class MeanFlow(Objective):
         drop: LabelDrop | None = None,
         guidance: TrainedGuidance | None = None,
         warmup: int = 0,
-        derivative: Callable[..., tuple[Tensor, Tensor]] = jvp,
+        derivative: Derivative = jvp,
         sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
