@@ -38,7 +38,11 @@ from fewstep.paths import Event, Linear, VarianceExploding
 
 @dataclass(frozen=True)
 class AdaptiveWeight:
-    """(error + c)^-p of the squared norm; 1 and 0.01 on ImageNet, 0.75 and 0.001 on CIFAR-10."""
+    """(error + c)^-p of the squared norm; 1 and 0.01 on ImageNet, 0.75 and 0.001 on CIFAR-10.
+
+    In few dimensions the squared norm varies, and this weight moves the mean that is learnt towards
+    the mode: on points, take ``torch.ones_like``.
+    """
 
     power: float = 1.0
     c: float = 0.01
@@ -179,10 +183,11 @@ class MeanFlow(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Jumps between any times."""
         path = self.student.path
+        times = {1: (path.t_max,), **self.sampling_times}
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std()),
             kind="deterministic",
-            times={1: (path.t_max,), **self.sampling_times},
+            times=times,
             any_times=True,
             grid="uniform" if isinstance(path, Linear) else "karras",
         )
