@@ -1,6 +1,14 @@
 """Denoisers: a network under a preconditioning on a path, and wrappers around one."""
 
-from fewstep.models.denoiser import AbstractDenoiser, Autoguided, Clamped, Denoiser, Guided, Network
+from fewstep.models.denoiser import (
+    AbstractDenoiser,
+    Autoguided,
+    Clamped,
+    Denoiser,
+    Guided,
+    Network,
+    Switched,
+)
 from fewstep.models.preconditioning import (
     EDM,
     PRECONDITIONINGS,
@@ -27,6 +35,7 @@ __all__ = [
     "NoisePrediction",
     "Preconditioning",
     "ScoreMatching",
+    "Switched",
     "TrigFlow",
     "VPrediction",
 ]
