@@ -10,7 +10,7 @@ from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import UsageError
 from fewstep.files import sha256
 from fewstep.model import Model, SampleNoise, load
-from fewstep.models import EDM, Clamped, Denoiser
+from fewstep.models import EDM, Clamped, Denoiser, Switched
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.paths import DiscreteVariancePreserving, Linear, VarianceExploding
 from fewstep.solvers import deterministic, multistep, ode
@@ -224,6 +224,58 @@ def test_custom_networks(tmp_path):
     again = load(tmp_path / "m", network=fresh, device="cpu")
     assert float(fresh.gain) == float(network.gain)
     assert again.sample(3).equal(model.sample(3))
+
+
+def two_networks(low: nn.Module, high: nn.Module) -> Model:
+    parts = (Denoiser(net, EDM(sigma_data=0.5)) for net in (low, high))
+    sampling = {"any_times": True, "times": {1: (80.0,), 2: (80.0, 0.6)}}
+    return Model(Switched(*parts, at=1.0), contract((2,), **sampling))
+
+
+def test_switched_models(tmp_path):
+    low, high = (shaken(ResidualMLP((2,), 16, 1), scale) for scale in (1.0, 0.5))
+    model = two_networks(low, high)
+    model.save(tmp_path / "m")
+    again = load(tmp_path / "m", device="cpu")
+    assert again.config(b"") == model.config(b"")
+    for steps in (1, 2):
+        assert again.sample(3, steps=steps).equal(model.sample(3, steps=steps))
+    only_high = two_networks(high, high)
+    assert only_high.sample(3).equal(model.sample(3))
+    assert not only_high.sample(3, steps=2).equal(model.sample(3, steps=2))
+
+
+def test_switched_models_of_the_user_s_own_networks(tmp_path):
+    low, high = Gain(), Gain()
+    with torch.no_grad():
+        low.gain.fill_(0.2)
+    model = two_networks(low, high)
+    model.save(tmp_path / "m")
+    again = load(tmp_path / "m", network=Gain(), device="cpu")
+    assert [float(p) for p in again.denoiser.parameters()] == pytest.approx([0.2, 0.7])
+    assert again.sample(3, steps=2).equal(model.sample(3, steps=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"at": "1"}, "at must be a number"),
+        ({"at": True}, "at must be a number"),
+        ({"at": 100.0}, "at=100"),
+        ({"at": float("nan")}, "at=nan"),
+        ({"more": 1}, "'switched'"),
+        ({"low": None}, "denoiser"),
+        ({"low": {"kind": "switched"}}, "denoiser"),
+        ({"kind": ["switched"]}, "denoiser"),
+    ],
+)
+def test_bad_switched_configs_are_explained(tmp_path, change, message):
+    folder = two_networks(Gain(), Gain()).save(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["denoiser"].update(change)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=message):
+        load(folder, network=Gain())
 
 
 def test_contracts_refuse_nonsense():

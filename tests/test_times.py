@@ -15,6 +15,7 @@ from fewstep.times import (
     LogNormal,
     LogUniform,
     OnPath,
+    TruncatedLogStudent,
     Uniform,
     UniformIndex,
     karras,
@@ -153,7 +154,19 @@ def cdf_of_karras(rho: float, low: float, high: float):
     return lambda t: np.clip((t ** (1 / rho) - a) / (b - a), 0, 1)
 
 
+def cdf_of_student(law: TruncatedLogStudent):
+    t = stats.t(law.df, law.mean, law.scale)
+    low, high = (t.cdf(math.log(end)) for end in (law.low, law.high))
+    return lambda x: (t.cdf(np.log(x)) - low) / (high - low)
+
+
+STUDENTS = [
+    TruncatedLogStudent(),
+    TruncatedLogStudent(0.3, 40.0, 0.5, 0.7, 2.0),
+    TruncatedLogStudent(1e-3, 1e3, -1.0, 1.2, 300.0),
+]
 LAWS = [
+    *((law, cdf_of_student(law)) for law in STUDENTS),
     (Uniform(0.2, 3.0), stats.uniform(0.2, 2.8).cdf),
     (LogUniform(0.02, 100.0), stats.loguniform(0.02, 100).cdf),
     (LogNormal(), stats.lognorm(1.2, scale=math.exp(-1.2)).cdf),
@@ -181,6 +194,15 @@ def test_laws_of_times(law, cdf):
     assert stats.kstest(t.numpy(), cdf).pvalue > 0.01
     assert law(N, rng()).equal(t)
     assert not law(N, rng(1)).equal(t)
+
+
+@pytest.mark.parametrize("law", STUDENTS, ids=str)
+def test_student_times_invert_the_integral(law, monkeypatch):
+    part = torch.linspace(0, 1, 1001, dtype=D)
+    monkeypatch.setattr("fewstep.times._rand", lambda b, rng: part)
+    t = law(1001, rng())
+    assert (float(t[0]), float(t[-1])) == pytest.approx((law.low, law.high), rel=1e-14)
+    np.testing.assert_allclose(cdf_of_student(law)(t.numpy()), part.numpy(), atol=1e-5)
 
 
 def test_quantiles_of_edm_times():

@@ -26,10 +26,13 @@ from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.ect import EasyConsistency
 from fewstep.objectives.flow_matching import FlowMatching
+from fewstep.objectives.ict import Doubling, ImprovedConsistency
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
+from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import unweighted
-from fewstep.paths import Linear
+from fewstep.paths import Linear, VarianceExploding
 from fewstep.times import KarrasUniform, LogNormal
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
@@ -79,12 +82,35 @@ def progressive() -> Objective:
     return ProgressiveDistillation(student, teacher, schedule=Halving(4, 3))
 
 
+def improved() -> Objective:
+    student = Denoiser(network(0), ConsistencyBoundary(sigma_data=0.5))
+    return ImprovedConsistency(student, schedule=Doubling(STEPS, 2, 8))
+
+
+def clean(seed: int) -> Denoiser:
+    return Denoiser(network(seed), EDM(sigma_data=0.5, path=VarianceExploding(0.0, 80.0)))
+
+
+def easy() -> Objective:
+    student = clean(0)
+    return EasyConsistency(student, SameNoise(student.path), curriculum=Curriculum(3))
+
+
+def truncated() -> Objective:
+    student = clean(0)
+    curriculum = Curriculum(3, least=1e-6, start=6)
+    return TruncatedConsistency(student, clean(0), SameNoise(student.path), curriculum=curriculum)
+
+
 OBJECTIVES = {
     "denoising": denoising,
     "flow matching": flow_matching,
     "cd": lambda: distillation(0.0),
     "cd with target": lambda: distillation(0.9),
     "ct": consistency_training,
+    "ict": improved,
+    "ect": easy,
+    "tcm": truncated,
     "continuous cd": lambda: continuous(True),
     "continuous ct": lambda: continuous(False),
     "progressive": progressive,
@@ -102,6 +128,8 @@ class Signalling:
         return len(self.data)
 
     def batch(self, indices):
+        if len(indices) == 2:  # the check of derivatives, before the first step
+            return self.data.batch(indices)
         self.count += 1
         if self.count == self.at:
             if self.signum is None:

@@ -1,6 +1,14 @@
 """Denoisers: a network under a preconditioning on a path, and wrappers around one."""
 
-from fewstep.models.denoiser import AbstractDenoiser, Autoguided, Clamped, Denoiser, Guided, Network
+from fewstep.models.denoiser import (
+    AbstractDenoiser,
+    Autoguided,
+    Clamped,
+    Denoiser,
+    Guided,
+    Network,
+    Switched,
+)
 from fewstep.models.discriminator import FeatureDiscriminator
 from fewstep.models.growing import grown
 from fewstep.models.preconditioning import (
@@ -34,6 +42,7 @@ __all__ = [
     "NoisePrediction",
     "Preconditioning",
     "ScoreMatching",
+    "Switched",
     "TrigFlow",
     "VPrediction",
     "grown",

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Cond, UsageError, expand
+from fewstep.core import Cond, UsageError, expand, same_dropout
 from fewstep.models.preconditioning import Preconditioning
 from fewstep.paths import Event, Path, Time
 
@@ -218,6 +218,45 @@ class Autoguided(AbstractDenoiser):
         scale = given.pop("guidance", torch.full_like(t, self.scale))
         worse = self.reference(x, t, s, given)
         return worse + expand(scale, x) * (self.denoiser(x, t, s, given) - worse)
+
+
+class Switched(AbstractDenoiser):
+    """One denoiser for the times below ``at``, another from there on; both share dropout masks.
+
+    Args:
+        low: of the times below.
+        high: of ``at`` and the times above, on the same path and of the same conditions.
+        at: where they meet.
+
+    Raises:
+        UsageError: the two do not fit together.
+    """
+
+    def __init__(self, low: AbstractDenoiser, high: AbstractDenoiser, at: float) -> None:
+        super().__init__()
+        path = high.path
+        if low.path != path or low.cond_keys != high.cond_keys or low.two_time or high.two_time:
+            raise UsageError(
+                "the two denoisers must be one-time networks of one path and of the same "
+                f"conditions, got {low.path} {low.cond_keys} below and {path} {high.cond_keys}"
+            )
+        if not path.t_min < at < path.t_max:
+            raise UsageError(f"they must meet between {path.t_min} and {path.t_max}, got at={at}")
+        self.low, self.high, self.at = low, high, at
+        self.path, self.cond_keys, self.two_time = path, high.cond_keys, False
+        self.calls = max(low.calls, high.calls)
+
+    def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        """Each sample's own denoiser's x0_hat."""
+        above = t >= self.at
+        if bool(above.all()):
+            return self.high(x, t, s, cond)
+        with same_dropout(x):
+            below = self.low(x, t, s, cond)
+        # Both in training: all processes of a sharded network must make the same calls.
+        if not self.training and not bool(above.any()):
+            return below
+        return torch.where(expand(above, x), self.high(x, t, s, cond), below)
 
 
 class Clamped(AbstractDenoiser):

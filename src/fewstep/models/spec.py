@@ -5,6 +5,7 @@ A kind is a key of a dict literal of this package; nothing is imported by a name
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -15,18 +16,22 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import nn
 
 from fewstep.errors import UsageError, nearest
-from fewstep.models.denoiser import AbstractDenoiser, Denoiser
+from fewstep.models.denoiser import AbstractDenoiser, Denoiser, Switched
 from fewstep.models.nets import NETWORKS
 from fewstep.models.preconditioning import PRECONDITIONINGS, Preconditioning
 from fewstep.paths import PATHS, Path
 
 _LARGEST = 2**20
+_SWITCHED = {"kind", "low", "high", "at"}
 _FAMILIES: dict[str, Mapping[str, type]] = {"path": PATHS, "preconditioning": PRECONDITIONINGS}
 _FAMILIES["inner"] = PRECONDITIONINGS
 
 
 def denoiser_spec(denoiser: AbstractDenoiser) -> dict[str, Any]:
     """What :func:`build_denoiser` needs to build it again, weights apart."""
+    if isinstance(denoiser, Switched):
+        parts = {part: denoiser_spec(getattr(denoiser, part)) for part in ("low", "high")}
+        return {"kind": "switched", **parts, "at": denoiser.at}
     if not isinstance(denoiser, Denoiser):
         raise UsageError(
             f"only a Denoiser can be saved, got {type(denoiser).__name__}; save the one it wraps"
@@ -38,19 +43,32 @@ def denoiser_spec(denoiser: AbstractDenoiser) -> dict[str, Any]:
     }
 
 
-def build_denoiser(spec: Any, network: nn.Module | None = None) -> Denoiser:
+def build_denoiser(spec: Any, network: nn.Module | None = None) -> AbstractDenoiser:
     """The denoiser of a spec, with fresh weights.
 
     Args:
         spec: from :func:`denoiser_spec`.
         network: the user's own network, where the spec's is of kind ``custom``.
     """
+    kind = spec.get("kind") if isinstance(spec, Mapping) else None
+    if isinstance(spec, Mapping) and kind == "switched" and set(spec) == _SWITCHED:
+        low = _build_plain(spec["low"], copy.deepcopy(network))
+        high = _build_plain(spec["high"], network)
+        at = spec["at"]
+        if isinstance(at, bool) or not isinstance(at, int | float):
+            raise UsageError(f"denoiser 'switched': at must be a number, got {at!r}")
+        return Switched(low, high, at)
+    return _build_plain(spec, network)
+
+
+def _build_plain(spec: Any, network: nn.Module | None) -> Denoiser:
     names = {"kind", "network", "preconditioning"}
     if not isinstance(spec, Mapping) or set(spec) != names or spec["kind"] != "denoiser":
         given = sorted(map(str, spec)) if isinstance(spec, Mapping) else spec
         kind = spec.get("kind") if isinstance(spec, Mapping) else None
         raise UsageError(
-            f"expected a denoiser with network and preconditioning, got kind {kind!r} of {given!r}"
+            "expected a denoiser with network and preconditioning, or a switched one with low, "
+            f"high and at, got kind {kind!r} of {given!r}"
         )
     preconditioning = _build("preconditioning", spec["preconditioning"])
     assert isinstance(preconditioning, Preconditioning)

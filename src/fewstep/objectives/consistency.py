@@ -16,13 +16,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fewstep.contract import Contract, DataSpec, Sampling, Start
-from fewstep.core import Batch, Rng, UsageError, widest
+from fewstep.contract import Contract, DataSpec
+from fewstep.core import Batch, Rng, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.discrete import PairWeight, SameNoise, TeacherStep, consistency_loss
+from fewstep.objectives.discrete import (
+    Draws,
+    PairWeight,
+    SameNoise,
+    TeacherStep,
+    check_pair,
+    consistency_loss,
+    frozen_parts,
+    renoise_contract,
+)
 from fewstep.objectives.terms import (
     Distance,
     LabelDrop,
@@ -91,15 +100,6 @@ class Progressive:
         return Scales(q + 1, rate)
 
 
-class Draws(NamedTuple):
-    """``t`` > ``r`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
-
-    t: Tensor
-    r: Tensor
-    noise: Tensor
-    dropped: Tensor | None = None
-
-
 class Consistency(Objective):
     """CD with a :class:`TeacherStep`, CT with :class:`SameNoise`.
 
@@ -130,18 +130,10 @@ class Consistency(Objective):
         times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
-        if student.two_time:
-            raise UsageError("a consistency model goes to t_min only; take a one-time network")
-        path = step.teacher.path if isinstance(step, TeacherStep) else step.path
-        if path != student.path:
-            raise UsageError(
-                f"the earlier point lives on {path}, the student on {student.path}; "
-                "read the teacher on the student's path with teacher.on(student.path)"
-            )
+        check_pair(student, step)
         self.student = student
         self.step = step
-        teacher = ("step.teacher",) if isinstance(step, TeacherStep) else ()
-        self.frozen = (*teacher, *(("distance",) if isinstance(distance, nn.Module) else ()))
+        self.frozen = frozen_parts(step, distance)
         self.target = frozen_copy(student) if schedule(0).rate > 0 else None
         self.schedule = schedule
         self.weight = weight
@@ -184,9 +176,5 @@ class Consistency(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls."""
-        path = self.student.path
-        start = Start(t=path.t_max, std=path.start_std())
-        times = {1: (path.t_max,), **self.times}
-        sampling = Sampling(start=start, kind="renoise", times=times, any_times=True)
         method = "cd" if isinstance(self.step, TeacherStep) else "ct"
-        return Contract(method=method, data=data, sampling=sampling)
+        return renoise_contract(method, self.student.path, self.times, data)

@@ -1,18 +1,20 @@
 """The discrete consistency step: two adjacent points of one trajectory must agree.
 
 CD, CT and their discrete descendants differ in how the earlier point arises, in the times of the
-pair, and in weight and distance; the step itself is here.
+pair, and in weight and distance; the step itself is here, and what else several of them share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Batch, expand, same_dropout
+from fewstep.contract import Contract, DataSpec, Sampling, Start
+from fewstep.core import Batch, UsageError, expand, same_dropout
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.terms import Distance
 from fewstep.paths import Event, Path, Time
@@ -20,6 +22,71 @@ from fewstep.solvers import Step, heun
 
 PairWeight = Callable[[Time, Time], Tensor]
 """(t, r) -> weight ``(b,)``, with r < t."""
+
+
+def inverse_gap(t: Time, r: Time) -> Tensor:
+    """1 / (t - r)."""
+    return 1 / (t - r)
+
+
+class Draws(NamedTuple):
+    """``t`` > ``r`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+
+    t: Tensor
+    r: Tensor
+    noise: Tensor
+    dropped: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    r"""ECT's earlier time, which comes nearer from stage to stage (Geng et al. 2024).
+
+    $$r = \max(least,\ t (1 - n(t) (1 - ratio))),\quad n(t) = 1 + k\,\mathrm{sigmoid}(-b t),\quad
+    ratio = \min(1 - q^{-(stage + 1)},\ limit).$$
+
+    Args:
+        every: steps of a stage.
+        q: the gap shrinks to its q-th part from stage to stage.
+        k: pairs near the data are wider by up to 1 + k / 2; 0 makes r / t constant.
+        b: how fast that wears off with the time.
+        limit: of the ratio.
+        least: of the earlier time.
+        start: steps made before these, in an earlier training that this one goes on from.
+    """
+
+    every: int
+    q: float = 2.0
+    k: float = 8.0
+    b: float = 1.0
+    limit: float = 1.0
+    least: float = 0.0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        counts = self.every >= 1 and self.start >= 0 and self.least >= 0
+        if not (counts and self.q > 1 and self.k >= 0 and self.b > 0 and 0 < self.limit <= 1):
+            raise UsageError(
+                "Curriculum: expected every >= 1, q > 1, k >= 0, b > 0, 0 < limit <= 1, "
+                f"least >= 0 and start >= 0, got {self}"
+            )
+
+    def stage(self, step: int) -> int:
+        """How often the gap has shrunk."""
+        return (self.start + step) // self.every
+
+    def ratio(self, step: int) -> float:
+        """r / t far from the data."""
+        return min(1 - self.q ** -(self.stage(step) + 1), self.limit)
+
+    def earlier(self, t: Time, ratio: float) -> Time:
+        """``r`` at a ratio."""
+        wider = 1 + self.k * (-self.b * t).sigmoid()
+        return (t * (1 - wider * (1 - ratio))).clamp(min=self.least)
+
+    def __call__(self, t: Time, step: int) -> Time:
+        """``r`` at a step."""
+        return self.earlier(t, self.ratio(step))
 
 
 class TeacherStep(nn.Module):
@@ -73,3 +140,34 @@ def consistency_loss(
         answer = torch.where(expand(r > s, x_r), answer, x_r)
     online = student(x_t, t, s, batch.cond)
     return weight(t, r).to(x_t.dtype) * distance(online, answer, batch.mask)
+
+
+def check_pair(student: AbstractDenoiser, step: TeacherStep | SameNoise) -> None:
+    """Refuse what cannot be a consistency function, and earlier points of another path."""
+    if student.two_time:
+        raise UsageError("a consistency model goes to t_min only; take a one-time network")
+    path = step.teacher.path if isinstance(step, TeacherStep) else step.path
+    if path != student.path:
+        raise UsageError(
+            f"the earlier point lives on {path}, the student on {student.path}; "
+            "read the teacher on the student's path with teacher.on(student.path)"
+        )
+
+
+def frozen_parts(step: TeacherStep | SameNoise, distance: Distance) -> tuple[str, ...]:
+    """Names, in an objective that has both, of what training never changes."""
+    teacher = ("step.teacher",) if isinstance(step, TeacherStep) else ()
+    return (*teacher, *(("distance",) if isinstance(distance, nn.Module) else ()))
+
+
+def renoise_contract(
+    method: str, path: Path, times: Mapping[int, Sequence[float]], data: DataSpec
+) -> Contract:
+    """Of a consistency function: any time serves; noise again between calls."""
+    sampling = Sampling(
+        start=Start(t=path.t_max, std=path.start_std()),
+        kind="renoise",
+        times={1: (path.t_max,), **{steps: tuple(given) for steps, given in times.items()}},
+        any_times=True,
+    )
+    return Contract(method=method, data=data, sampling=sampling)

@@ -52,7 +52,8 @@ class PseudoHuber:
     r"""$\sqrt{\|a - b\|^2 + c^2} - c$ on the whole sample (Song & Dhariwal 2024, eq. 7).
 
     Args:
-        c: in units of the whole sample's norm; ``None`` is the paper's 0.00054 sqrt(d).
+        c: in units of the whole sample's norm; ``None`` is the paper's 0.00054 sqrt(d), and 0 the
+            plain norm (ECT), whose gradient is 0 where the two are equal.
     """
 
     c: float | None = None
@@ -60,8 +61,10 @@ class PseudoHuber:
     def __call__(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
         """``(b,)``; a norm over the event, not a mean."""
         c = 0.00054 * a[0].numel() ** 0.5 if self.c is None else self.c
-        square = (a - b) ** 2 if mask is None else (a - b) ** 2 * mask
-        return (square.flatten(1).sum(1) + c**2).sqrt() - c
+        square = ((a - b) ** 2 if mask is None else (a - b) ** 2 * mask).flatten(1).sum(1)
+        if c == 0:  # the root has no derivative at 0
+            return torch.where(square > 0, square, torch.ones_like(square)).sqrt() * (square > 0)
+        return (square + c**2).sqrt() - c
 
 
 @dataclass(frozen=True)
