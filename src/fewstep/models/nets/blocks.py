@@ -28,7 +28,7 @@ class AbstractNetwork(nn.Module):
     last: nn.Linear | nn.Conv1d | nn.Conv2d | MPConv
 
     @property
-    def last_weight(self) -> nn.Parameter:
+    def last_weight(self) -> Tensor:
         """The weight of the last layer, at which adaptive loss weights measure gradients."""
         return self.last.weight
 
