@@ -37,7 +37,10 @@ from fewstep.objectives.terms import (
 from fewstep.paths import Event, Path, Time, VarianceExploding
 
 PROGRESSIVE = "progressive distillation comes with its own method"
+NO_WEIGHT = "no published run weighs CTM's loss by time, and fewstep's has no such weight"
 EXCEPTED = {
+    ("ctm", "w_sq-t-inverse"): NO_WEIGHT,
+    ("ctm", "w_uniform_g"): NO_WEIGHT,
     ("openai_losses", "KarrasDenoiser.progdist_losses"): PROGRESSIVE,
     ("openai_schedules", "progdist"): PROGRESSIVE,
 }
@@ -219,6 +222,10 @@ class StandIn(nn.Module):
         self.d, self.k = d, k
         self.cond_keys = () if d is None else ("condition",)
         self.two_time = k is not None
+
+    @property
+    def last_weight(self) -> Tensor:
+        return self.get_parameter("a")
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
