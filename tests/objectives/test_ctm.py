@@ -6,13 +6,17 @@ from torch import Tensor, nn
 
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, UsageError, expand
+from fewstep.data import toy
 from fewstep.model import Model
 from fewstep.models import EDM, AbstractDenoiser, Denoiser
+from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.ctm import ConsistencyTrajectory, Draws
 from fewstep.objectives.terms import karras_weight, l1, l2
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
 from fewstep.solvers import heun
 from fewstep.times import HalfHigh, karras
+from fewstep.training.config import TrainConfig
+from fewstep.training.trainer import Trainer
 from oracles import (
     D,
     Gaussian,
@@ -433,6 +437,29 @@ def test_conditions_reach_everybody():
     assert (len(teacher.seen), len(inner.seen), len(target.seen)) == (6, 3, 2)
     for *_, cond in (*teacher.seen, *inner.seen, *target.seen):
         assert cond["label"].equal(label)
+
+
+def test_the_trainer_trains_both():
+    torch.manual_seed(0)
+    student = Denoiser(Net(), EDM(sigma_data=0.5, path=VE))
+    teacher = Denoiser(ResidualMLP((2,), 8, 1), EDM(sigma_data=0.5, path=VE))
+    critic = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+    objective = ctm(student, teacher, solver=heun, discriminator=critic, adversarial_start=1)
+    config = TrainConfig(steps=3, batch=6, accumulation=2, lr=1e-2)
+    trainer = Trainer(objective, toy("two-modes", 64), config, {}, torch.device("cpu"))
+
+    def weights() -> list[Tensor]:
+        parts = (student, objective.target, critic, teacher)
+        return [nn.utils.parameters_to_vector(p.parameters()).detach().clone() for p in parts]
+
+    before = weights()
+    for changed in ((True, True, False), (False, False, True), (True, True, False)):
+        row = trainer.advance()
+        after = weights()
+        assert [not a.equal(b) for a, b in zip(before, after, strict=True)] == [*changed, False]
+        assert all(math.isfinite(value) for value in row.values())
+        before = after
+    assert {"consistency", "denoising", "adversarial", "adversarial_weight"} <= row.keys()
 
 
 # Contract, sampling, refusals.
