@@ -38,7 +38,10 @@ from fewstep.paths import Event, Path, Time, VarianceExploding
 
 LATENT = "the latent consistency model's; PCM's script has a copy that nothing calls"
 NO_SUCH_SOLVER = "a solver of many calls a step; the library's are those of its methods' teachers"
+NO_WEIGHT = "no published run weighs CTM's loss by time, and fewstep's has no such weight"
 EXCEPTED = {
+    ("ctm", "w_sq-t-inverse"): NO_WEIGHT,
+    ("ctm", "w_uniform_g"): NO_WEIGHT,
     ("flow_matching", "ode_heun3"): NO_SUCH_SOLVER,
     ("flow_matching", "ode_midpoint"): NO_SUCH_SOLVER,
     ("flow_matching", "ode_rk4"): NO_SUCH_SOLVER,
@@ -230,6 +233,10 @@ class StandIn(nn.Module):
         self.d, self.k = d, k
         self.cond_keys = () if d is None else ("condition",)
         self.two_time = k is not None
+
+    @property
+    def last_weight(self) -> Tensor:
+        return self.get_parameter("a")
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None

@@ -235,6 +235,7 @@ MESSAGES = {
     "label huge": (f"sample {{digits}} -n 2 --label {10**30}", "[0, 9]"),
     "label without labels": ("sample {toy} -n 2 --label 0", "label", "no labels"),
     "guidance of a student": ("sample {digits-student} -n 2 --guidance 2", "guidance", "2"),
+    "gamma of a student": ("sample {digits-student} -n 2 --gamma 0.5", "gamma", "0.5"),
     "guidance without labels": ("sample {toy} -n 2 --guidance 2", "guidance", "2"),
     "guidance nan": ("sample {digits} -n 2 --guidance nan", "guidance", "nan"),
     "guidance out of range": ("sample {digits} -n 2 --guidance -1", "guidance", "-1"),

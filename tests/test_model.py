@@ -13,7 +13,7 @@ from fewstep.model import Model, SampleNoise, load
 from fewstep.models import EDM, Clamped, Denoiser, Switched
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.paths import DiscreteVariancePreserving, Linear, VarianceExploding
-from fewstep.solvers import deterministic, multistep, ode
+from fewstep.solvers import deterministic, gamma_sampling, multistep, ode
 from fewstep.times import karras, to_zero
 from oracles import PATHS_AT_REST, Watched, path_id
 
@@ -45,6 +45,8 @@ def shaken(network: nn.Module, scale: float = 1.0) -> nn.Module:
 
 def contract(shape, kind="renoise", labels=0, **sampling) -> Contract:
     given = {"start": Start(t=80.0, std=80.0), "kind": kind, **sampling}
+    if kind == "gamma":
+        given.setdefault("gamma", 0.5)
     if "times" not in given:
         given["times"] = {1: (given["start"].t,)}
     data = DataSpec(shape=shape, labels=labels)
@@ -71,7 +73,7 @@ def custom(
 # Saving and loading.
 
 
-@pytest.mark.parametrize("kind", ["renoise", "ode"])
+@pytest.mark.parametrize("kind", ["renoise", "ode", "gamma"])
 def test_save_and_load_change_no_bit(tmp_path, kind):
     model = mlp(kind, guidance=Guidance(max=3.0))
     model.save(tmp_path / "m")
@@ -279,7 +281,15 @@ def test_bad_switched_configs_are_explained(tmp_path, change, message):
 
 
 def test_contracts_refuse_nonsense():
-    for wrong in ({"kind": "magic"}, {"start": {"t": -1, "std": 1}}, {"rho": 7}):
+    for wrong in (
+        {"kind": "magic"},
+        {"start": {"t": -1, "std": 1}},
+        {"rho": 7},
+        {"kind": "gamma", "gamma": None},
+        {"kind": "gamma", "gamma": 1.1},
+        {"kind": "gamma", "gamma": -0.1},
+        {"kind": "renoise", "gamma": 1.0},
+    ):
         with pytest.raises(ValidationError):
             contract((2,), **{"times": {1: (80.0,)}, **wrong})
 
@@ -297,6 +307,14 @@ def test_samples_follow_the_sampler_of_their_kind():
     jumps = mlp("deterministic", classes=0)
     wanted = deterministic(jumps.denoiser, x, times).clamp(-1, 1).float()
     assert jumps.sample(3, steps=2).equal(wanted)
+    between = mlp("gamma", classes=0, gamma=0.4)
+    for gamma in (None, 0.0, 0.4, 0.9):
+        given = 0.4 if gamma is None else gamma
+        again = SampleNoise([(0, i) for i in range(3)], (2,))
+        again(0)
+        wanted = gamma_sampling(between.denoiser, x, times, again, gamma=given)
+        found = between.sample(3, steps=2, gamma=gamma)
+        assert found.equal(wanted.clamp(-1, 1).float())
     diffusion = mlp("ode", classes=0, times={})
     wanted = ode(diffusion.denoiser, x, to_zero(karras(5, 0.002, 80.0))).clamp(-1, 1).float()
     torch.testing.assert_close(diffusion.sample(3, steps=5), wanted, rtol=0, atol=1e-6)
@@ -334,7 +352,7 @@ def test_unbounded_data_is_not_clamped():
     assert out.abs().max() > 2
 
 
-@pytest.mark.parametrize("kind", ["renoise", "deterministic", "ode"])
+@pytest.mark.parametrize("kind", ["renoise", "deterministic", "gamma", "ode"])
 def test_samples_do_not_depend_on_the_batch(kind):
     model, _ = custom(("label",), labels=3, kind=kind, any_times=True, times={})
     whole = model.sample(7, steps=2, seed=3)
@@ -475,7 +493,7 @@ def test_times_of_diffusion_models():
 def test_calls_are_counted_as_they_are_made(path, n):
     shared = {"any_times": True, "labels": 2, "guidance": Guidance(), "path": path}
     start = Start(t=path.t_max, std=path.start_std())
-    for kind in ("ode", "renoise", "deterministic"):
+    for kind in ("ode", "renoise", "deterministic", "gamma"):
         model, network = custom(("label",), kind=kind, start=start, times={}, **shared)
         made = 2 * n - 1 if kind == "ode" else n
         for guidance, factor in ((None, 1), (1.0, 1), (2.0, 2)):
@@ -517,11 +535,18 @@ def test_diffusion_samples_end_on_an_answer(path):
         ({"seeds": [3, -1]}, "seed"),
         ({"n": 3, "batch": 0}, "batch"),
         ({"n": 3, "batch": -1}, "batch"),
+        ({"gamma": 0.5}, "renoise.*gamma=0.5"),
     ],
 )
 def test_impossible_requests_are_explained(kwargs, message):
     with pytest.raises(UsageError, match=message):
         mlp().sample(**kwargs)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])
+def test_gamma_is_a_share(gamma):
+    with pytest.raises(UsageError, match=r"gamma must be in \[0, 1\]"):
+        mlp("gamma", classes=0).sample(gamma=gamma)
 
 
 def test_noise_belongs_to_the_sample():

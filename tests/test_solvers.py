@@ -23,6 +23,7 @@ from fewstep.solvers import (
     dpm_midpoint,
     dpmpp_2m,
     euler,
+    gamma_sampling,
     heun,
     multistep,
     ode,
@@ -281,6 +282,53 @@ def test_deterministic_jumps_follow_the_flow(path):
         assert len(watched.seen) == n
 
 
+@with_noisy_ends
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_jumps_with_noise_between_make_the_law(path, gamma, steps):
+    times = uniform(steps + 1, path.t_min, path.t_max)[:-1]
+    watched = Watched(GaussianFlowMap(path))
+    found = law(
+        lambda x, noise: gamma_sampling(watched, x, times, noise, gamma=gamma),
+        *marginal(path, path.t_max),
+        steps - 1,
+    )
+    assert found == pytest.approx(marginal(path, path.t_min), rel=1e-9)
+    ends = [float(seen[2][0]) for seen in watched.seen]
+    share = math.sqrt(1 - gamma**2)
+    wanted = [path.t_min + share * (t - path.t_min) for t in [*times.tolist()[1:], path.t_min]]
+    assert ends == pytest.approx(wanted, rel=1e-12)
+
+
+@with_noisy_ends
+def test_the_ends_of_gamma_are_two_other_samplers(path):
+    x, noises = normal(3, 2), normal(4, 3, 2, seed=1)
+    times = uniform(5, path.t_min, path.t_max)[:-1]
+    model = GaussianFlowMap(path)
+
+    def noise(i: int) -> Tensor:
+        return noises[i]
+
+    no, all_ = (gamma_sampling(model, x, times, noise, gamma=g) for g in (0.0, 1.0))
+    assert no.equal(deterministic(model, x, times))
+    assert all_.equal(multistep(model, x, times, noise))
+
+
+def test_gamma_on_noise_levels():
+    # s = sqrt(1 - gamma^2) (t - eps) + eps, noise of std sqrt(t^2 - s^2).
+    path = VarianceExploding(0.1, 80.0)
+    x, z = normal(2, 3), normal(2, 3, seed=1)
+    watched = Watched(GaussianFlowMap(path))
+    times = torch.tensor([80.0, 2.0], dtype=D)
+    gamma_sampling(watched, x, times, lambda i: z, gamma=0.6)
+    s = 0.8 * (2.0 - 0.1) + 0.1
+    (_, t, first, _), (second, again, end, _) = watched.seen
+    wanted = DATA.flow(path, x, full(80.0, x), full(s, x)) + math.sqrt(4 - s**2) * z
+    torch.testing.assert_close(second, wanted)
+    assert [v.tolist() for v in (t, again, end)] == [[80.0] * 2, [2.0] * 2, [0.1] * 2]
+    torch.testing.assert_close(first, full(s, x))
+
+
 @each_path
 def test_ddim_without_noise_is_ddim(path):
     denoiser, x = GaussianDenoiser(path), normal(3, 2)
@@ -408,6 +456,7 @@ def test_the_state_is_wide_whatever_the_network(start):
         stochastic_ddim(watched, x, times, noise, cond),
         multistep(watched, x, times, noise, cond),
         deterministic(watched, x, times, cond),
+        gamma_sampling(watched, x, times, noise, cond, gamma=0.5),
     ]
     assert {out.dtype for out in outs} == {D}
     assert {v.dtype for seen in watched.seen for v in seen[:2]} == {D}

@@ -41,19 +41,30 @@ class Sampling(_Strict):
 
     Args:
         start: where.
-        kind: ``renoise`` (consistency models), ``deterministic`` (flow maps), ``ode`` (diffusion).
+        kind: ``renoise`` (consistency models), ``deterministic`` (flow maps), ``gamma`` (flow maps,
+            with noise between jumps), ``ode`` (diffusion).
         times: for a number of steps, the times at which the model is called.
         any_times: whether other times than those are allowed.
         grid: rule for the times of step counts that ``times`` does not list.
         guidance: None if the model cannot be guided.
+        gamma: of kind ``gamma``: the share of noise, 0 is ``deterministic`` and 1 ``renoise``.
     """
 
     start: Start
-    kind: Literal["renoise", "deterministic", "ode"]
+    kind: Literal["renoise", "deterministic", "gamma", "ode"]
     times: dict[int, tuple[float, ...]] = Field(default_factory=dict)
     any_times: bool = False
     grid: Literal["karras", "uniform"] = "karras"
     guidance: Guidance | None = None
+    gamma: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _gamma_belongs_to_its_kind(self) -> Sampling:
+        if (self.kind == "gamma") != (self.gamma is not None):
+            raise ValueError(
+                f"kind gamma, and no other, has a gamma; got {self.kind}, {self.gamma}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _times_start_at_the_start(self) -> Sampling:

@@ -123,6 +123,7 @@ class Model:
         seeds: Sequence[int] | None = None,
         label: int | Sequence[int] | Tensor | None = None,
         guidance: float | None = None,
+        gamma: float | None = None,
         cond: Cond | None = None,
         batch: int = 512,
     ) -> Tensor:
@@ -137,6 +138,8 @@ class Model:
             label: one for all or one each, in [0, k], where k is "no label"; by default the index,
                 or the sample's own seed, modulo k.
             guidance: scale of classifier-free guidance; 1 is none.
+            gamma: share of noise of models of kind gamma, from 0 (none) to 1 (all, at each step);
+                by default the contract's.
             cond: further conditions, batch first.
             batch: samples at a time; changes nothing but memory and speed.
 
@@ -157,11 +160,12 @@ class Model:
         own = [i if seeds is None else s for s, i in pairs]
         conditions = {**(cond or {}), **self._labels(label, own)}
         denoiser = self._guided(guidance, conditions)
+        gamma = self._gamma(gamma)
         parts = []
         for start in range(0, len(pairs), batch):
             chosen = slice(start, start + batch)
             part = {k: v[chosen].to(self.device) for k, v in conditions.items()}
-            parts.append(self._sample_batch(denoiser, pairs[chosen], grid, part))
+            parts.append(self._sample_batch(denoiser, pairs[chosen], grid, part, gamma))
         return torch.cat(parts)
 
     def _sample_batch(
@@ -170,6 +174,7 @@ class Model:
         pairs: Sequence[tuple[int, int]],
         grid: list[float],
         cond: Cond,
+        gamma: float | None,
     ) -> Tensor:
         sampling, data = self.contract.sampling, self.contract.data
         noise = SampleNoise(pairs, data.shape)
@@ -183,6 +188,8 @@ class Model:
             if data.range is not None:
                 denoiser = Clamped(denoiser, *data.range)
             out = solvers.multistep(denoiser, x, times, noise, cond)
+        elif gamma is not None:
+            out = solvers.gamma_sampling(denoiser, x, times, noise, cond, gamma=gamma)
         else:
             out = solvers.deterministic(denoiser, x, times, cond)
         return (out if data.range is None else out.clamp(*data.range)).float()
@@ -202,6 +209,19 @@ class Model:
                 f"{self.contract.sampling.times}, got {grid}"
             )
         return grid
+
+    def _gamma(self, gamma: float | None) -> float | None:
+        own = self.contract.sampling.gamma
+        if gamma is None:
+            return own
+        if own is None:
+            raise UsageError(
+                f"this {self.contract.method} model is sampled by {self.contract.sampling.kind}, "
+                f"which has no gamma, got gamma={gamma}; leave it out"
+            )
+        if not 0 <= gamma <= 1:
+            raise UsageError(f"gamma must be in [0, 1], got {gamma}")
+        return gamma
 
     def _labels(
         self, label: int | Sequence[int] | Tensor | None, own: Sequence[int]

@@ -79,15 +79,17 @@ class Path(ABC):
         alpha, sigma, _, _ = self.coefficients(t)
         return expand(alpha, x0) * x0 + expand(sigma, x0) * noise
 
-    def renoise(self, x: Event, noise: Event, t: Time) -> Event:
-        """From a sample at ``t_min`` to one at ``t``; on VE, x + sqrt(t^2 - t_min^2) noise.
+    def renoise(self, x: Event, noise: Event, t: Time, s: Time | None = None) -> Event:
+        """From a sample at ``s`` (``t_min``) to one at ``t``; on VE, x + sqrt(t^2 - s^2) noise.
 
         Noising with ``sigma`` alone, as if ``x`` were clean, leaves too much variance.
         """
         alpha, sigma, _, _ = self.coefficients(t)
-        alpha_0, sigma_0, _, _ = self.coefficients(torch.full_like(t, self.t_min))
-        scale = alpha / alpha_0
-        std = (sigma**2 - (scale * sigma_0) ** 2).clamp(min=0).sqrt()
+        alpha_s, sigma_s, _, _ = self.coefficients(
+            torch.full_like(t, self.t_min) if s is None else s
+        )
+        scale = alpha / alpha_s
+        std = (sigma**2 - (scale * sigma_s) ** 2).clamp(min=0).sqrt()
         return expand(scale, x) * x + expand(std, x) * noise
 
     def transport(self, x_t: Event, x0: Event, t: Time, s: Time) -> Event:

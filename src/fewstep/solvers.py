@@ -215,6 +215,30 @@ def deterministic(
     return x
 
 
+def gamma_sampling(
+    denoiser: AbstractDenoiser,
+    x: Event,
+    times: Tensor,
+    noise: Noise,
+    cond: Cond | None = None,
+    *,
+    gamma: float,
+) -> Event:
+    """Jump below the next time, noise up to it; at last jump to ``t_min`` (Kim et al. 2024).
+
+    Below means sqrt(1 - gamma^2) of the way up from ``t_min``, in the path's own time: gamma = 0 is
+    :func:`deterministic`, gamma = 1 :func:`multistep`. ``noise(i)`` precedes call i + 1.
+    """
+    x = x.to(widest(x.device))
+    end = _at(denoiser.path.t_min, x)
+    for i, (t, later) in enumerate(_pairs(times, x)):
+        # lerp is exact at both ends: at gamma 0 rounding would leave a little noise.
+        s = torch.lerp(later, end, 1 - math.sqrt(1 - gamma**2))
+        x = denoiser.jump(x, t, s, cond)
+        x = denoiser.path.renoise(x, noise(i).to(x), later, s)
+    return denoiser.jump(x, _at(float(times[-1]), x), end, cond)
+
+
 def _answer(denoiser: AbstractDenoiser, x: Event, t: float, cond: Cond | None) -> Event:
     end = _at(denoiser.path.t_min, x)
     return (denoiser.jump if denoiser.two_time else denoiser)(x, _at(t, x), end, cond)

@@ -257,8 +257,28 @@ class KarrasUniform:
 
     def __call__(self, b: int, rng: torch.Generator) -> Tensor:
         """Times ``(b,)``."""
+        return self.at(_rand(b, rng))
+
+    def at(self, part: Tensor) -> Tensor:
+        """The times that a share ``part`` of all times lies below."""
         low, high = self.t_min ** (1 / self.rho), self.t_max ** (1 / self.rho)
-        return (low + (high - low) * _rand(b, rng)) ** self.rho
+        return (low + (high - low) * part) ** self.rho
+
+
+@dataclass(frozen=True)
+class HalfHigh:
+    """EDM's noise levels, and for the later half of a batch the upper 70 % of the path's times.
+
+    Those are uniform in t^(1/7): the denoising term of consistency trajectory models (CTM).
+    """
+
+    path: Path
+
+    def __call__(self, b: int, rng: torch.Generator) -> Tensor:
+        """Times ``(b,)``."""
+        low = self.path.time(LogNormal()(b // 2, rng))
+        high = KarrasUniform(self.path.t_min, self.path.t_max)
+        return torch.cat([low, high.at(Uniform(0.3, 1.0)(b - b // 2, rng))])
 
 
 @dataclass(frozen=True)

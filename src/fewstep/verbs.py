@@ -26,6 +26,7 @@ def sample(
     seeds: str | None = None,
     label: int | None = None,
     guidance: float | None = None,
+    gamma: float | None = None,
     average: str | None = None,
     device: str | None = None,
     columns: int | None = None,
@@ -43,6 +44,7 @@ def sample(
         seeds: one a sample instead of -n and --seed, e.g. 0-63 or 1,5,9.
         label: of all samples, from 0 (the number of labels means none); by default in turn.
         guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
+        gamma: share of fresh noise, from 0 to 1, of models that are sampled with one.
         average: another of the run's averages than its first.
         device: where to run; an accelerator if there is one.
         columns: of the grid.
@@ -61,7 +63,14 @@ def sample(
     loaded = load(model, average=average, device=device)
     print(f"model: {find(model, average)}", file=sys.stderr)
     x = loaded.sample(
-        n, steps=steps, times=at, seed=seed, seeds=chosen, label=label, guidance=guidance
+        n,
+        steps=steps,
+        times=at,
+        seed=seed,
+        seeds=chosen,
+        label=label,
+        guidance=guidance,
+        gamma=gamma,
     )
     _write_samples(loaded, x, out, chosen or list(range(len(x))), label, columns)
     calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None

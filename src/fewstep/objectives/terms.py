@@ -296,6 +296,20 @@ def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
         old.copy_(new)
 
 
+def on_path_of(student: AbstractDenoiser, teacher: AbstractDenoiser) -> AbstractDenoiser:
+    """The teacher, frozen.
+
+    Raises:
+        UsageError: it lives on another path than the student.
+    """
+    if teacher.path != student.path:
+        raise UsageError(
+            f"the teacher lives on {teacher.path}, the student on {student.path}; read the teacher "
+            "on the student's path with teacher.on(student.path)"
+        )
+    return teacher.eval().requires_grad_(False)
+
+
 # Adversarial terms. Logits are of any shape; each term is a mean over all of them.
 
 
@@ -312,3 +326,46 @@ def hinge_generator(fake: Tensor) -> Tensor:
 def hinge_generator_bounded(fake: Tensor) -> Tensor:
     """E max(0, 1 - fake): nothing more is gained beyond the margin (Wang et al. 2024)."""
     return F.relu(1 - fake).mean()
+
+
+# Terms weighed to each other by their gradients at one weight (Esser et al. 2021).
+
+
+def last_weight(student: AbstractDenoiser) -> Tensor:
+    """The weight that a student's network names as its last.
+
+    Raises:
+        UsageError: it names none.
+    """
+    net = getattr(student, "net", student)
+    weight = getattr(net, "last_weight", None)
+    if weight is None:
+        raise UsageError(
+            f"{type(net).__name__} has no last_weight, at which terms are weighed; give it that "
+            "attribute: the weight (a Parameter) of its last layer"
+        )
+    return weight
+
+
+def weighed(
+    terms: Mapping[str, Tensor],
+    limits: Mapping[str, tuple[float, float]],
+    student: AbstractDenoiser,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The first term, and the others with weights that make their gradients as large as its own.
+
+    Args:
+        terms: scalars by name; they can still be back-propagated afterwards.
+        limits: of the weights.
+        student: at whose :func:`last_weight` gradients are compared.
+
+    Returns:
+        The terms, and the weights by name.
+    """
+    at = last_weight(student)
+    grads = {k: torch.autograd.grad(v, at, retain_graph=True)[0] for k, v in terms.items()}
+    sizes = {name: grad.norm() for name, grad in grads.items()}
+    first, *others = terms
+    weights = {k: (sizes[first] / (sizes[k] + 1e-4)).clamp(*limits[k]) for k in others}
+    scaled = {name: weight * terms[name] for name, weight in weights.items()}
+    return {first: terms[first], **scaled}, {f"{k}_weight": v for k, v in weights.items()}

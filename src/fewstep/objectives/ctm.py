@@ -1,0 +1,200 @@
+r"""Consistency trajectory models (Kim, Lai, Liao et al. 2024): jumps between any two times.
+
+The paper's g is the two-time denoiser $D_\theta(x, t, s)$, and its jump on noise levels
+
+$$G_\theta(x, t, s) = \tfrac{s}{t}\, x + (1 - \tfrac{s}{t})\, D_\theta(x, t, s)$$
+
+is ``denoiser.jump``, for any path. Three terms teach it:
+
+- *soft consistency*: m solver steps of a teacher lead from $x_t$ to $x_u$; for a time $s \le u$
+  $$d( G_{\theta^-}(G_\theta(x_t, t, s), s, t_{min}),
+       \mathrm{sg}\, G_{\theta^-}(G_\theta(x_u, u, s), s, t_{min}) ),$$
+  with gradients through the outer jump, which is that of an average $\theta^-$ of the student;
+- *denoising*: $w(t) \|D_\theta(x_t, t, t) - x_0\|^2$, as the first term fades where s nears t;
+- *adversarial*, with a discriminator: hinge terms of the first estimate above and the data.
+
+The last two are weighed by the first one's gradient, anew in each microbatch and process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.contract import Contract, DataSpec, Sampling, Start
+from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
+from fewstep.models import AbstractDenoiser
+from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.terms import (
+    Distance,
+    SnrWeight,
+    draw_noised,
+    follow,
+    frozen_copy,
+    hinge_discriminator,
+    hinge_generator,
+    l2,
+    last_weight,
+    on_path_of,
+    weighed,
+)
+from fewstep.paths import Event, Time
+from fewstep.solvers import Step, heun
+from fewstep.times import Uniform
+
+
+class Draws(NamedTuple):
+    """``trajectory`` is ``(m + 1, b)``, from t to u; ``adversarial`` a boolean scalar."""
+
+    trajectory: Tensor
+    s: Tensor
+    noise: Tensor
+    t_denoising: Tensor
+    noise_denoising: Tensor
+    adversarial: Tensor
+
+
+class ConsistencyTrajectory(Objective):
+    """CTM: ``student(x, t)`` denoises, for any solver; ``student.jump(x, t, s)`` goes to any time.
+
+    Args:
+        student: of two times; its network has a ``last_weight``.
+        teacher: a denoiser of the same path; without one, the target serves as its own.
+        grid: descending from ``t_max`` to ``t_min``; 18 or 40 times of Karras's rule in the paper.
+        solver_steps: m is 1 to this, with a chance proportional to m; 17 or 39 in the paper.
+        times, weight: of the denoising term: :class:`fewstep.times.HalfHigh` and EDM's.
+        solver: of the teacher.
+        rate: of the target's average.
+        distance: d; published runs use LPIPS.
+        discriminator: from events to logits; it learns at odd steps, the student at even ones,
+        adversarial_start: from this step on.
+        gamma: users' share of noise, see :func:`fewstep.solvers.gamma_sampling`.
+        sampling_times: the times at which users sample in so many calls.
+    """
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        teacher: AbstractDenoiser | None = None,
+        *,
+        grid: Tensor,
+        solver_steps: int,
+        times: Callable[[int, torch.Generator], Tensor],
+        weight: SnrWeight,
+        solver: Step = heun,
+        rate: float = 0.999,
+        distance: Distance = l2,
+        discriminator: nn.Module | None = None,
+        adversarial_start: int = 0,
+        gamma: float = 0.0,
+        sampling_times: Mapping[int, Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        if not student.two_time:
+            raise UsageError("CTM jumps between any two times; take a network with two_time=True")
+        path, most = student.path, len(grid) - 1
+        fits = grid[[0, -1]].tolist() == [path.t_max, path.t_min] and 1 <= solver_steps <= most
+        if not (fits and 0 <= rate < 1 and 0 <= gamma <= 1):
+            raise UsageError(
+                f"expected a grid from {path.t_max} to {path.t_min}, solver_steps in [1, {most}], "
+                f"rate in [0, 1) and gamma in [0, 1], got {grid.tolist()}, {solver_steps}, {rate} "
+                f"and {gamma}"
+            )
+        last_weight(student)  # or refuse
+        self.student = student
+        self.target = frozen_copy(student)
+        self.teacher = None if teacher is None else on_path_of(student, teacher)
+        self.discriminator: Any = discriminator
+        self.distance = distance
+        own = {"teacher": teacher, "distance": distance}
+        self.frozen = tuple(name for name, part in own.items() if isinstance(part, nn.Module))
+        self.grid, self.solver_steps, self.solver, self.rate = grid, solver_steps, solver, rate
+        self.times, self.weight, self.gamma = times, weight, gamma
+        self.adversarial_start = adversarial_start
+        self.sampling_times = dict(sampling_times or {})
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """The number of solver steps is common to all processes; t and s are each sample's own."""
+        b, points, device = len(batch), len(self.grid), rng.device
+        chances = torch.arange(1.0, self.solver_steps + 1, device=device)
+        m = 1 + int(torch.multinomial(chances, 1, generator=rng.common))
+        first = torch.randint(points - m, (b,), generator=rng, device=device)
+        last = first + m + (Uniform()(b, rng) * (points - m - first)).long()
+        grid = self.grid.to(device, widest(device))
+        trajectory = grid[first + torch.arange(m + 1, device=device)[:, None]]
+        _, noise, _ = draw_noised(batch, trajectory[0], None, rng)
+        t, noise_denoising, _ = draw_noised(batch, self.times(b, rng), None, rng)
+        adversarial = self.discriminator is not None and step >= self.adversarial_start
+        return Draws(trajectory, grid[last], noise, t, noise_denoising, torch.tensor(adversarial))
+
+    def arrive(self, x: Event, t: Time, s: Time, cond: Cond) -> Event:
+        """The student's jump to ``s``, then the target's to ``t_min``."""
+        x = _jump(self.student, x, t, s, cond)
+        return _jump(self.target, x, s, torch.full_like(s, self.target.path.t_min), cond)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The three terms, weighed."""
+        path, cond = self.student.path, batch.cond
+        t, s = draws.trajectory[0], draws.s
+        x_t = path.perturb(batch.x0, draws.noise, t)
+        with torch.no_grad():
+            x_u, teacher = x_t, self.target if self.teacher is None else self.teacher
+            for r, u in pairwise(draws.trajectory):
+                x_u = self.solver(teacher, x_u, r, u, cond)
+            with same_dropout(x_t):
+                target = self.arrive(x_u, draws.trajectory[-1], s, cond)
+        estimate = self.arrive(x_t, t, s, cond)
+        terms = {"consistency": self.distance(estimate, target, batch.mask).mean()}
+        t = draws.t_denoising
+        noisy = path.perturb(batch.x0, draws.noise_denoising, t)
+        each = l2(self.student(noisy, t, None, cond), batch.x0, batch.mask)
+        terms["denoising"] = (self.weight(path.snr(t)).to(each.dtype) * each).mean()
+        if draws.adversarial:
+            terms["adversarial"] = hinge_generator(self.discriminator(estimate))
+        limits = {"denoising": (0.0, 1e4), "adversarial": (0.01, 10.0)}
+        return Loss(*weighed(terms, limits, self.student))
+
+    def discriminate(self, batch: Batch, draws: Draws) -> Loss:
+        """The discriminator's hinge loss between the data and the student's estimates."""
+        t = draws.trajectory[0]
+        with torch.no_grad():
+            x_t = self.student.path.perturb(batch.x0, draws.noise, t)
+            fake = self.arrive(x_t, t, draws.s, batch.cond)
+        logits = self.discriminator(batch.x0), self.discriminator(fake)
+        return Loss({"discriminator": hinge_discriminator(*logits)})
+
+    def trains_student(self, step: int) -> bool:
+        """Whether a step is the student's; else it is the discriminator's."""
+        return self.discriminator is None or step < self.adversarial_start or step % 2 == 0
+
+    def phases(self) -> Sequence[Phase]:
+        """The student's update, or at some steps the discriminator's."""
+        student = Phase("student", self.student, self.draw, self.loss, self.trains_student)
+        if self.discriminator is None:
+            return (student,)
+        args = self.discriminator, self.draw, self.discriminate
+        return student, Phase("discriminator", *args, lambda step: not self.trains_student(step))
+
+    def after_step(self, step: int) -> None:
+        """The target follows the student's updates."""
+        if self.trains_student(step):
+            follow(self.target, self.student, self.rate)
+
+    def contract(self, data: DataSpec) -> Contract:
+        """Jumps between any times, with noise by gamma."""
+        path = self.student.path
+        start = Start(t=path.t_max, std=path.start_std())
+        times = {1: (path.t_max,), **self.sampling_times}
+        rule = Sampling(start=start, kind="gamma", times=times, any_times=True, gamma=self.gamma)
+        return Contract(method="ctm", data=data, sampling=rule)
+
+
+def _jump(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond) -> Event:
+    """The identity where s = t, also on clean data, from which transport would be 0/0."""
+    moves = s < t
+    there = denoiser.jump(x, torch.where(moves, t, denoiser.path.t_max), s, cond)
+    return torch.where(expand(moves, x), there, x)
