@@ -116,7 +116,7 @@ class FlowMap(Objective):
         self.ratio_max = ratio_max
         self.warmup = warmup
         self.derivative = derivative
-        self.sampling_times = dict(sampling_times or {})
+        self.sampling_times = {n: tuple(v) for n, v in (sampling_times or {}).items()}
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Intervals inside the path, the warm-up factor, and noise."""

@@ -106,7 +106,7 @@ class InductiveMomentMatching(Objective):
         self.sigma_data = sigma_data
         self.k, self.a, self.b = k, a, b
         self.drop = drop
-        self.sampling_times = dict(sampling_times or {})
+        self.sampling_times = {n: tuple(v) for n, v in (sampling_times or {}).items()}
 
     def earlier(self, t: Tensor, s: Tensor) -> Tensor:
         """R: a constant step in sigma/alpha before ``t``, but not before ``s``."""
@@ -125,8 +125,8 @@ class InductiveMomentMatching(Objective):
         share, part = Uniform()(groups, rng), Uniform()(groups, rng)
         t = path.t_max - (path.t_max - path.t_min) * share
         s = path.t_min + (t - path.t_min) * part
-        times = (v.repeat_interleave(self.batch_multiple) for v in (t, self.earlier(t, s), s))
-        return Draws(*times, *draw_noised(batch, t, self.drop, rng)[1:])
+        t, r, s = (v.repeat_interleave(self.batch_multiple) for v in (t, self.earlier(t, s), s))
+        return Draws(t, r, s, *draw_noised(batch, t, self.drop, rng)[1:])
 
     def weight(self, t: Tensor) -> Tensor:
         """W, of the times ``(b,)``."""
@@ -171,11 +171,12 @@ class InductiveMomentMatching(Objective):
         """Jumps between any times; guided if labels were dropped."""
         path = self.student.path
         level = torch.tensor([MIDDLE * self.sigma_data], dtype=widest("cpu"))
-        times = {1: (path.t_max,), 2: (path.t_max, float(path.time(level)))}
+        two = (path.t_max, float(path.time(level)))
+        times = {1: (path.t_max,), 2: two, **self.sampling_times}
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std(self.sigma_data)),
             kind="deterministic",
-            times={**times, **self.sampling_times},
+            times=times,
             any_times=True,
             grid="uniform",
             guidance=Guidance() if self.drop and self.drop.probability > 0 else None,
