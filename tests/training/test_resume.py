@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,8 @@ from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import unweighted
 from fewstep.paths import Linear, VarianceExploding
+from fewstep.recipes.methods import METHODS
+from fewstep.recipes.start import Start
 from fewstep.times import KarrasUniform, LogNormal
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
@@ -102,6 +104,28 @@ def truncated() -> Objective:
     return TruncatedConsistency(student, clean(0), SameNoise(student.path), curriculum=curriculum)
 
 
+def of_family(name: str, **options) -> Callable[[], Objective]:
+    """As its recipe builds it."""
+
+    def build() -> Objective:
+        source, teacher = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(2))
+        torch.nn.init.normal_(teacher.net.last_weight)  # else both would answer the same
+        start = Start(
+            data=toy("two-modes", 64),
+            source=source,
+            teacher=teacher,
+            model=None,
+            drop=None,
+            middle=0.5,
+            distance=None,
+            train=settings(steps=STEPS),
+            averages={},
+        )
+        return METHODS[name].build(start, **options)
+
+    return build
+
+
 OBJECTIVES = {
     "denoising": denoising,
     "flow matching": flow_matching,
@@ -114,6 +138,14 @@ OBJECTIVES = {
     "continuous cd": lambda: continuous(True),
     "continuous ct": lambda: continuous(False),
     "progressive": progressive,
+    "sct": of_family("sct"),
+    "scd": of_family("scd"),
+    "ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9),
+    "pcm": of_family("pcm", phases=2, points=5),
+    "meanflow": of_family("meanflow"),
+    "imm": of_family("imm"),
+    "shortcut": of_family("shortcut", rate=0.9),
+    "flowmap": of_family("flowmap"),
 }
 
 
@@ -185,6 +217,10 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
     beside = {
         "cd with target": {"target"},
         "ct": {"target"},
+        "ctm": {"target"},
+        "shortcut": {"target"},
+        "scd": {"uncertainty"},
+        "sct": {"uncertainty"},
         "progressive": {"previous", "intervals", "reached"},
     }
     assert kept == {"student"} | beside.get(objective, set())
