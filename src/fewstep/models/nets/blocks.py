@@ -155,19 +155,7 @@ def xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Linear | nn.Co
     return layer
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation in the precision of its weights, as CUDA's autocast has it.
-
-    On the CPU torch would answer in half precision with a derivative in float32.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Shaped as ``input``."""
-        x = input.to(self.weight.dtype)
-        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
-def group_norm(channels: int, eps: float = 1e-6) -> GroupNorm:
+def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
     """At most 32 groups of at least 4 channels."""
     groups = max(1, min(32, channels // 4))
     if channels % groups:
@@ -175,7 +163,7 @@ def group_norm(channels: int, eps: float = 1e-6) -> GroupNorm:
             f"group normalisation cannot split {channels} channels into {groups} groups; take a "
             "multiple of 4, or of 32 from 128 on"
         )
-    return GroupNorm(groups, channels, eps=eps)
+    return nn.GroupNorm(groups, channels, eps=eps)
 
 
 def modulated(h_BCHW: Tensor, affine_BE: Tensor, double_norm: bool) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fewstep.core import Cond, UsageError
 from fewstep.models.nets.blocks import (
     AbstractNetwork,
-    GroupNorm,
     PositionalEmbedding,
     condition_keys,
     label_of,
@@ -32,7 +31,7 @@ class ConvBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(c_in, c_out, kernel, padding=kernel // 2)
-        self.norm = GroupNorm(GROUPS, c_out)
+        self.norm = nn.GroupNorm(GROUPS, c_out)
 
     def forward(self, x_BCL: Tensor) -> Tensor:
         """``(b, c_out, length)``."""
