@@ -97,23 +97,22 @@ def search(
         device: where to run; an accelerator if there is one.
         out: a new folder for a copy of the model, instead of writing into it.
     """
-    from fewstep.model import find
+    if n < 2 or evaluations < 4:
+        raise UsageError(
+            f"-n must be at least 2 and --evaluations at least 4, got {n} and {evaluations}"
+        )
+    if out is not None and out.exists():
+        raise UsageError(f"{out} is there already; choose another --out")
+    from fewstep.model import find, load
     from fewstep.verbs import numbers
 
     counts = sorted(set(numbers("--steps", steps, int)))
     folder = find(model, average)
     if out is None and not Path(model).exists():
         raise UsageError(f"the bundled {model} stays as it is; give --out FOLDER for a copy")
-    if out is not None and out.exists():
-        raise UsageError(f"{out} is there already; choose another --out")
-    if n < 2 or evaluations < 4:
-        raise UsageError(
-            f"-n must be at least 2 and --evaluations at least 4, got {n} and {evaluations}"
-        )
 
     from fewstep import evaluation
     from fewstep import search as searching
-    from fewstep.model import load
 
     loaded = load(model, average=average, device=device)
     config = (folder / "config.json").read_text(encoding="utf-8")
@@ -135,8 +134,8 @@ def search(
                 found[k] = one
                 times = ", ".join(f"{t:g}" for t in one.times)
                 told = f" ({'; '.join(notes)})" if notes and k > 1 else ""
-                numbers_told = f"{one.distance_before:10.4g}  {one.distance:10.4g}"
-                print(f"{k:5}  {numbers_told}  {times}{told}", flush=True)
+                distances = f"{one.distance_before:10.4g}  {one.distance:10.4g}"
+                print(f"{k:5}  {distances}  {times}{told}", flush=True)
     record = {
         "data": data,
         "metric": metric,
@@ -147,5 +146,6 @@ def search(
         "steps": {k: one._asdict() for k, one in found.items()},
     }
     print(f"of {n:,} samples to as many training data; see evaluate for data that is held out")
-    written = searching.write(folder, config, found, record, out)
+    chosen = {k: found[k] for k in counts}
+    written = searching.write(folder, config, chosen, record, out)
     print(f"wrote the times to {written / 'config.json'}, the search to {written / 'search.json'}")
