@@ -109,6 +109,7 @@ MESSAGES = {
     "recipes takes nothing": ("recipes toy", "toy"),
     "model": ("sample digit-cd", "'digit-cd'", "did you mean 'digits-cd'"),
     "model, evaluate": ("evaluate digit-cd", "'digit-cd'", "did you mean 'digits-cd'"),
+    "model, search": ("search digit-cd", "'digit-cd'", "did you mean 'digits-cd'"),
     "model is a file": ("sample {file}", "{file}"),
     "model is any folder": ("sample {foreign}", "{foreign}", "run"),
     "toy data": (f"{TOY} --data two-mode", "'two-mode'", "did you mean two-modes"),

@@ -77,6 +77,7 @@ recipes = sys.argv[1].split(",")
 for args in (
     [], ["--help"], ["help"], ["--version"], ["recipes"], ["recipes", "--help"],
     ["train"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"],
+    ["search", "--help"],
     *(["train", name, "--help"] for name in recipes),
     ["trian"], ["train", "toy-emd"], ["train", "toy-cd"], ["sample"], ["sample", "x", "-n", "0"],
 ):
@@ -125,7 +126,7 @@ def test_help_of_recipes(recipe, capsys):
         assert f"--{option}" in outcome.out
 
 
-@pytest.mark.parametrize("verb", ["sample", "evaluate"])
+@pytest.mark.parametrize("verb", ["sample", "evaluate", "search"])
 def test_help_of_verbs(verb, capsys):
     outcome = fewstep(capsys, verb, "--help")
     assert (outcome.code, outcome.err) == (0, "")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from fewstep.choosing import compare
+from fewstep.choosing import compare, search
 from fewstep.errors import UsageError, nearest
 from fewstep.files import TEMPORARY
 from fewstep.recipes import RECIPES, recipe
@@ -26,6 +26,7 @@ fewstep: generative models that need one to four network calls
   fewstep sample MODEL -n 64 --out grid.png     draw
   fewstep evaluate MODEL --steps 1,2            distances to data, and speed
   fewstep compare --data digits --budget 60s    every method on equal terms
+  fewstep search MODEL --steps 2,3,4            better times for few steps
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
   fewstep bench                                 what the library costs on this machine
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
@@ -105,6 +106,7 @@ def _dispatch(args: list[str]) -> None:
         "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
         "average": lambda rest: _call("fewstep average", average, rest),
         "compare": lambda rest: _call("fewstep compare", compare, rest),
+        "search": lambda rest: _call("fewstep search", search, rest),
         "bench": lambda rest: _call("fewstep bench", bench, rest),
         "data": _data,
     }

@@ -47,6 +47,7 @@ __all__ = [
     "Protocol",
     "chosen",
     "digits_protocol",
+    "learnt",
     "named_protocol",
     "own_data",
     "table",
@@ -237,6 +238,48 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
     return found
 
 
+def learnt(
+    data: str, made: DataSpec, features: str | None, device: torch.device
+) -> tuple[Dataset, Features]:
+    """What a model learnt from, without anything held out, and the features to judge it in.
+
+    Args:
+        data: as in :func:`named_protocol`.
+        made: what the model draws.
+        features: NAME or NAME:FILE, or None for the usual ones of the data.
+        device: where networks judge.
+
+    Raises:
+        UsageError: the data is not what the model draws, or features that cannot be had.
+    """
+    if data == "digits":
+        found = digits("train")
+    elif data in SAMPLERS:
+        found = toy(data, 20_000, 0)
+    elif data in STANDARD:
+        found = STANDARD[data]("train")
+        found = found if made.labels else found.unlabelled()
+    else:
+        found = _own_images(data, made)
+    if (tuple(found.shape), found.labels) != (tuple(made.shape), made.labels):
+        raise UsageError(
+            f"the model draws {tuple(made.shape)} with {made.labels} labels, {data} is "
+            f"{tuple(found.shape)} with {found.labels}; give what it learnt from with --data"
+        )
+    if features is not None:
+        return found, named_features(features, device)
+    return found, digits_features() if data == "digits" else flatten
+
+
+def _own_images(source: str, made: DataSpec) -> Dataset:
+    """A folder, zip or prepared file at the model's resolution."""
+    channels, *sides = made.shape if len(made.shape) == 3 else (0, 0, 0)
+    if channels not in (1, 3) or sides[0] != sides[1]:
+        raise UsageError(f"the model draws {tuple(made.shape)}, which no image folder holds")
+    kind = "auto" if made.labels else "none"
+    return open_images(Path(source), sides[0], kind, channels=channels)
+
+
 def _image_sets(data: str, held_out: str | None, made: DataSpec) -> tuple[Dataset, Dataset]:
     """What a model of images learnt from, and what it never saw."""
     if data in STANDARD:
@@ -248,14 +291,7 @@ def _image_sets(data: str, held_out: str | None, made: DataSpec) -> tuple[Datase
         raise UsageError(
             f"to judge on {data} also give images that the model never saw: --held-out FOLDER"
         )
-    channels, *sides = made.shape if len(made.shape) == 3 else (0, 0, 0)
-    if channels not in (1, 3) or sides[0] != sides[1]:
-        raise UsageError(f"the model draws {tuple(made.shape)}, which no image folder holds")
-    kind = "auto" if made.labels else "none"
-    learnt, unseen = (
-        open_images(Path(part), sides[0], kind, channels=channels) for part in (data, held_out)
-    )
-    return learnt, unseen
+    return _own_images(data, made), _own_images(held_out, made)
 
 
 def _of_images(learnt: Dataset, unseen: Dataset, n: int) -> Protocol:
