@@ -25,6 +25,11 @@ The paper's noise has the data's standard deviation, as Trig's has. Linear's has
 counts as part of the noise level (the paper's $\sigma$ is ours over sigma_data), and its OT-FM
 is Linear with data of standard deviation 1.
 
+A sample's distance to its own earlier self enters with its kink, so a step of almost no length is a
+consistency model's with a norm for distance, whatever M: its target is the spatial median of the
+answers that x_t allows, not their mean. In the plane this pushes modes apart (by a tenth between
+two); in many dimensions the two are close.
+
 Samples meet those of their own group only, and groups are neighbours in a microbatch: two processes
 equal two accumulated microbatches.
 """  # noqa: E501 (a table's row)
