@@ -164,40 +164,54 @@ def halving_stage(steps: int, first: int) -> int:
     return max(1, steps // first.bit_length())
 
 
-def sct(start: Any, *, mean: float = -1.0, std: float = 1.4, warmup: float = 0.1) -> Objective:
+def sct(
+    start: Any, *, mean: float = -1.0, std: float = 1.4, c: float = 0.1, warmup: float = 0.1
+) -> Objective:
     """Consistency training in continuous time (sCT), on TrigFlow.
 
     Args:
         mean: of log sigma, in training.
         std: of log sigma.
+        c: of the tangent's normalisation.
         warmup: share of the steps in which the derivative's part grows.
     """
-    return _scm(start, None, mean, std, warmup)
+    from fewstep.times import LogNormal
+
+    return _scm(start, None, LogNormal(mean, std), c, warmup)
 
 
-def scd(start: Any, *, mean: float = -1.0, std: float = 1.4, warmup: float = 0.1) -> Objective:
+def scd(
+    start: Any, *, mean: float = -1.0, std: float = 1.4, c: float = 0.1, warmup: float = 0.1
+) -> Objective:
     """Consistency distillation in continuous time (sCD), on TrigFlow.
 
     Args:
         mean: of log sigma, in training.
         std: of log sigma.
+        c: of the tangent's normalisation.
         warmup: share of the steps in which the derivative's part grows.
     """
-    return _scm(start, start.teacher_on, mean, std, warmup)
+    from fewstep.times import LogNormal
+
+    return _scm(start, start.teacher_on, LogNormal(mean, std), c, warmup)
 
 
-def _scm(start: Any, teacher_on: Any, mean: float, std: float, warmup: float) -> Objective:
+def _scm(start: Any, teacher_on: Any, sigmas: Any, c: float, warmup: float) -> Objective:
+    from functools import partial
+
     from fewstep.models.nets.edm2 import Uncertainty
     from fewstep.objectives.scm import SCM
+    from fewstep.objectives.terms import normalised
     from fewstep.paths import Trig
-    from fewstep.times import LogNormal, OnPath
+    from fewstep.times import OnPath
 
     sigma_data = start.sigma_data
     path = Trig(t_max=math.atan(start.source.path.t_max / sigma_data), sigma_data=sigma_data)
     return SCM(
         start.student(path),
         None if teacher_on is None else teacher_on(path),
-        times=OnPath(path, LogNormal(mean, std)),
+        times=OnPath(path, sigmas),
+        limit=partial(normalised, c=c),
         warmup=round(warmup * start.train.steps),
         uncertainty=Uncertainty(),
         drop=start.drop,
@@ -337,23 +351,36 @@ def shortcut(start: Any, *, sections: int = 128, every: int = 8, rate: float = 0
 
 
 def flowmap(
-    start: Any, *, lagrangian: bool = False, warmup: float = 0.1, ratio_max: float = 0.99
+    start: Any,
+    *,
+    lagrangian: bool = False,
+    mean: float = -0.8,
+    std: float = 1.0,
+    c: float = 0.1,
+    warmup: float = 0.1,
+    ratio_max: float = 0.99,
 ) -> Objective:
     """Flow-map distillation (Align Your Flow): a teacher's trajectories, between any two times.
 
     Args:
         lagrangian: the end of the jump moves along the trajectory, instead of its start.
+        mean: of the logit of the length of jumps.
+        std: of the logit.
+        c: of the tangent's normalisation.
         warmup: share of the steps in which the derivative's part grows.
         ratio_max: up to this.
     """
     from fewstep.objectives.flowmap import FlowMap
     from fewstep.paths import Linear
+    from fewstep.times import LogitNormal
 
     path = Linear()
     return FlowMap(
         start.student(path, two_time=True),
         start.teacher_on(path),
         kind="lagrangian" if lagrangian else "eulerian",
+        gap=LogitNormal(mean, std),
+        c=c,
         ratio_max=ratio_max,
         warmup=round(warmup * start.train.steps),
         sampling_times=start.two_steps(path),
