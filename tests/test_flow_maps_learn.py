@@ -11,13 +11,17 @@ import fewstep
 from fewstep.core import Cond
 from fewstep.data import toy
 from fewstep.data.toys import two_modes
-from fewstep.models import Denoiser, Flow, TrigFlow
+from fewstep.models import EDM, Denoiser, Flow, TrigFlow
+from fewstep.models.nets import ResidualMLP
 from fewstep.models.nets.blocks import FourierEmbedding
 from fewstep.objectives.base import Objective
+from fewstep.objectives.ctm import ConsistencyTrajectory
 from fewstep.objectives.flowmap import FlowMap
 from fewstep.objectives.imm import InductiveMomentMatching
-from fewstep.paths import Linear, Trig
+from fewstep.objectives.terms import karras_weight
+from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes import TrainConfig
+from fewstep.times import HalfHigh, karras
 from fewstep.training.averages import constant
 from fewstep.training.config import Run
 from oracles import MixtureDenoiser
@@ -89,3 +93,23 @@ def test_inductive_moment_matching_has_the_moments_and_modes(tmp_path):
     # The kernel's kink pushes the modes apart by a tenth, and their shares wander by some per cent.
     for steps in (1, 2, 4):
         check(model, steps, moment=0.1, share=0.1, inside=0.9)
+
+
+@pytest.mark.slow
+def test_consistency_trajectories_have_the_moments_and_modes(tmp_path):
+    path = VarianceExploding()
+    torch.manual_seed(0)
+    net = ResidualMLP((2,), width=128, blocks=3, two_time=True)
+    student = Denoiser(net, EDM(sigma_data=0.5, path=path))
+    objective = ConsistencyTrajectory(
+        student,
+        MixtureDenoiser(path, two_modes()),
+        grid=karras(18, path.t_min, path.t_max),
+        solver_steps=17,
+        times=HalfHigh(path),
+        weight=karras_weight(0.5),
+        rate=0.99,
+    )
+    model = learnt(objective, tmp_path / "ctm", steps=3000, lr=1e-3)
+    for steps in (1, 2, 4):
+        check(model, steps, moment=0.05, share=0.03, inside=0.9)
