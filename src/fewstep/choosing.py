@@ -23,7 +23,7 @@ def compare(
     teacher: str | None = None,
     resolution: int | None = None,
     held_out: str | None = None,
-    n: int = 2000,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
     out: Path | None = None,
 ) -> None:
     """Train methods side by side from one teacher, and report which serves best.
