@@ -18,8 +18,9 @@ import torch
 
 from fewstep.cli import main
 from fewstep.core import Batch
+from fewstep.errors import Interrupted
 from fewstep.training import checkpoints
-from fewstep.training.train import Interrupted, train
+from fewstep.training.train import train
 from survive import run_of
 
 STEPS = 12

@@ -24,6 +24,7 @@ from torch import Tensor
 import fewstep.files
 from fewstep.core import Batch
 from fewstep.data import Arrays, toy
+from fewstep.errors import Interrupted
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
@@ -31,7 +32,7 @@ from fewstep.objectives.consistency import Consistency, Fixed, SameNoise
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
-from fewstep.training.train import Interrupted, train
+from fewstep.training.train import train
 from fewstep.training.trainer import Trainer
 from tiny import settings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from PIL import Image
 
 import fewstep as library
 from fewstep import evaluation
+from fewstep.errors import Interrupted
 from fewstep.files import sha256
 from fewstep.models import Denoiser
 from fewstep.recipes import RECIPES, TrainConfig
@@ -405,3 +407,13 @@ def test_evaluate_images(places, tmp_path, capsys, monkeypatch):
     outcome = fewstep(capsys, "evaluate", places["edm"], *args, "-n", 4, "--out", out)
     assert outcome.code == 0, outcome.err
     assert set(json.loads(out.read_text())) == {"model", "floor"}
+
+
+def test_an_interrupted_comparison_exits_as_a_training_does(monkeypatch, capsys):
+    def stopped(study: object, out: Path) -> Path:
+        raise Interrupted(signal.SIGTERM, out)
+
+    monkeypatch.setattr("fewstep.compare.Study.run", stopped)
+    outcome = fewstep(capsys, "compare", "--methods", "cd")
+    assert outcome.code == 128 + signal.SIGTERM
+    assert outcome.err.startswith("fewstep: interrupted; saved runs/compare-digits")

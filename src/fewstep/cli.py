@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from fewstep.choosing import compare, search
-from fewstep.errors import UsageError, nearest
+from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.files import TEMPORARY
 from fewstep.recipes import RECIPES, recipe
 from fewstep.verbs import average, bench, evaluate, prepare, sample
@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = str(error.filename2 or error.filename or "").replace(TEMPORARY, "")
         where = f": {name}" if name else ""
         _stop(debug, f"{error.strerror}{where}; {_OF_THE_DISK[error.errno]}", 2)
+    except Interrupted as stopped:
+        _stop(debug, str(stopped), 128 + stopped.signum)
     except KeyboardInterrupt:
         _stop(debug, "interrupted", 130)
     except RuntimeError as error:
@@ -151,16 +153,12 @@ def _train(args: list[str]) -> None:
     (out, fresh, dry_run), run = _call(
         f"fewstep train {name}", _with_out(chosen.build, name), args[1:]
     )
-    from fewstep.training.train import Interrupted, dry, train
+    from fewstep.training.train import dry, train
 
     if dry_run:
         print(dry(run))
         return
-    try:
-        train(run, out, fresh=fresh)
-    except Interrupted as stopped:
-        print(f"fewstep: {stopped}", file=sys.stderr)
-        raise SystemExit(128 + stopped.signum) from None
+    train(run, out, fresh=fresh)
 
 
 def _data(args: list[str]) -> None:

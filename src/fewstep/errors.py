@@ -1,4 +1,4 @@
-"""The error that means "the caller's doing", and help for its messages; imports no torch."""
+"""Errors that the command line answers with a message alone; imports no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ class UsageError(Exception):
 
     The command line prints the message alone and exits with code 2.
     """
+
+
+class Interrupted(Exception):
+    """A signal ended a training after it saved; the command line exits with 128 + signal."""
+
+    def __init__(self, signum: int, saved: object) -> None:
+        super().__init__(f"interrupted; saved {saved}; the same command resumes")
+        self.signum = signum
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

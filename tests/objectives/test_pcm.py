@@ -12,7 +12,7 @@ from fewstep.model import Model, SampleNoise
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, FeatureDiscriminator, Guided
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.discrete import SameNoise, TeacherStep
-from fewstep.objectives.pcm import Draws, PhasedConsistency, _travel
+from fewstep.objectives.pcm import Draws, PhasedConsistency
 from fewstep.objectives.terms import Huber, LabelDrop, l1, l2
 from fewstep.paths import (
     CosineVariancePreserving,
@@ -366,12 +366,12 @@ def test_noise_again_keeps_the_law(path):
         s, t = (torch.full((1,), float(v), dtype=D) for v in (edge, (edge + path.t_max) / 2))
         mean, std = path.coefficients(s).alpha * DATA.mean, DATA.variance(path, s).sqrt()
         zero, one = torch.zeros(1, 1, dtype=D), torch.ones(1, 1, dtype=D)
-        moved = _travel(path, mean[None], zero, s, t)
+        moved = path.renoise(mean[None], zero, t, s)
         torch.testing.assert_close(moved[0], path.coefficients(t).alpha * DATA.mean)
-        kept = _travel(path, std[None], zero, s, t)
-        added = _travel(path, zero, one, s, t)
+        kept = path.renoise(std[None], zero, t, s)
+        added = path.renoise(zero, one, t, s)
         torch.testing.assert_close((kept**2 + added**2)[0], DATA.variance(path, t))
-        assert _travel(path, one, 5 * one, s, s).equal(one)
+        assert path.renoise(one, 5 * one, s, s).equal(one)
 
 
 def test_adversarial_terms_are_hinges_of_each_head():
@@ -409,7 +409,7 @@ def test_each_side_pulls_its_own_way():
 
     @torch.no_grad()
     def score(x, unit):
-        x = _travel(VE, x, unit, draws.edge, draws.again.t)
+        x = VE.renoise(x, unit, draws.again.t, draws.edge)
         return torch.stack([v.mean() for v in judge(x, draws.again.t)]).mean()
 
     def logits():

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.data import Arrays, toy
+from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
 from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow
@@ -39,7 +40,7 @@ from fewstep.times import KarrasUniform, LogNormal
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
-from fewstep.training.train import Interrupted, train
+from fewstep.training.train import train
 from tiny import build, fewstep, settings, timeless, trained, tree
 
 STEPS = 10

@@ -160,7 +160,8 @@ def _preface(study: Study, told: Mapping[str, Any]) -> str:
         f"with {told['threads']} thread(s) and torch {told['torch']}. Means over {study.seeds} "
         "trainings, with their standard deviation; fd is the Frechet distance to held-out data "
         "in the features of this data's protocol. Settings were chosen on other seeds. A dash "
-        "means that the method cannot be sampled so."
+        "means that the method cannot be sampled so; (1 of 3) that the other trainings failed or "
+        "are still to come."
     )
 
 
@@ -177,7 +178,9 @@ def _table(study: Study, told: Mapping[str, Any]) -> str:
     }
     rows = []
     for name, entry in told["methods"].items():
-        cells = [f"<td>{escape(METHODS[name].title)}</td>", f"<td>{escape(entry['start'])}</td>"]
+        part = f" ({entry['seeds']} of {study.seeds})" if entry["seeds"] < study.seeds else ""
+        cells = [f"<td>{escape(METHODS[name].title)}{part}</td>"]
+        cells.append(f"<td>{escape(entry['start'])}</td>")
         if not entry["seeds"]:
             span = len(heads) - 2
             reason = escape(entry["failed"][0].splitlines()[0])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +25,7 @@ from fewstep.pictures import picture
 from fewstep.recipes.family import recipe_of
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.places import DIGITS, IMAGES, SMALL, TOYS, Place
+from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Run
 from fewstep.training.train import train
 from fewstep.training.trainer import Diverged, Trainer
@@ -122,11 +124,27 @@ class Study:
             The report's HTML page.
         """
         teacher = self._teacher()
-        told = json.loads(json.dumps(asdict(self)))
-        record = out / "study.json"
-        if record.exists() and json.loads(record.read_text(encoding="utf-8")) != told:
-            raise UsageError(f"{out} holds another study; choose another --out")
+        threads = self.place.train.threads
+        if threads:
+            torch.set_num_threads(threads)
         model = load(teacher)
+        if model.contract.sampling.kind != "ode":
+            raise UsageError(
+                f"{teacher} is a {model.contract.method} model; the teacher of a comparison is a "
+                "diffusion model, from which all methods start"
+            )
+        told = json.loads(json.dumps(asdict(self))) | {"weights": fingerprint(model.denoiser)}
+        record = out / "study.json"
+        before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else told
+        changed = [
+            f"{key}: was {before.get(key)!r}, now {value!r}"
+            for key, value in told.items()
+            if value != before.get(key)
+        ]
+        if changed:
+            raise UsageError(
+                f"{out} holds another study; choose another --out\n  " + "\n  ".join(changed)
+            )
         protocol = named_protocol(self.data, self.held_out, model.contract.data, self.n)
         out.mkdir(parents=True, exist_ok=True)
         write_json(record, told)
@@ -256,11 +274,16 @@ class _Entry:
         }
 
     def _built(self, name: str, teacher: str, steps: int) -> Run:
-        place, own = self.study.place, {"teacher": teacher}
-        if place is TOYS:
-            own["data"] = self.study.data
-        elif place is IMAGES:
-            own |= {"data": self.study.data, "resolution": self.study.resolution}
+        place = self.study.place
+        build = recipe_of(place, name)
+        known = {
+            "teacher": teacher,
+            "data": self.study.data,
+            "resolution": self.study.resolution,
+            # As the teacher, whatever the data has.
+            "labels": "label" in self.protocol.train.cond,
+        }
+        own = {k: v for k, v in known.items() if k in signature(build).parameters}
         settings = replace(
             place.trainer(name),
             steps=steps,
@@ -271,7 +294,7 @@ class _Entry:
             save_every=max(1, steps // 4),
             keep=1,
         )
-        return recipe_of(place, name)(**own, train=settings)
+        return build(**own, train=settings)
 
     def _steps(self, name: str, teacher: str, budget: Budget, folder: Path) -> int:
         """Steps of a budget; what was measured once is kept, so that all seeds are alike."""
@@ -281,7 +304,6 @@ class _Entry:
         kept = self.folder.parent / f"{name}.rate.json"
         if not kept.exists():
             run = self._built(name, teacher, 1000)
-            torch.set_num_threads(run.config.threads or torch.get_num_threads())
             device = usable_device(run.config.device)
             trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
             write_json(kept, {"steps_per_second": _rate(trainer.advance)})

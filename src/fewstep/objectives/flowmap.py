@@ -38,7 +38,7 @@ from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import draw_noised
+from fewstep.objectives.terms import draw_noised, on_path_of
 from fewstep.paths import Event, Linear, Time
 from fewstep.times import LogitNormal, Uniform
 
@@ -98,18 +98,13 @@ class FlowMap(Objective):
                 f"flow maps are derived on Linear, got {student.path}; read the student there with "
                 "student.on(Linear())"
             )
-        if teacher.path != student.path:
-            raise UsageError(
-                f"the teacher lives on {teacher.path}, the student on {student.path}; read the "
-                "teacher on the student's path with teacher.on(student.path)"
-            )
         if not (c > 0 and 0 <= ratio_max <= 1 and warmup >= 0):
             raise UsageError(
                 "expected c > 0, ratio_max in [0, 1] and warmup of at least 0 steps, got "
                 f"{c}, {ratio_max}, {warmup}"
             )
         self.student = student
-        self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher = on_path_of(student, teacher)
         self.kind = kind
         self.gap = gap
         self.c = c

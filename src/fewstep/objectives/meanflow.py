@@ -32,7 +32,7 @@ from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
+from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, on_path_of
 from fewstep.paths import Event, Linear, VarianceExploding
 
 
@@ -114,18 +114,13 @@ class MeanFlow(Objective):
                 f"MeanFlow averages velocities where constant answers are straight lines, got "
                 f"{type(student.path).__name__}; read the student there with .on(Linear())"
             )
-        if teacher is not None and teacher.path != student.path:
-            raise UsageError(
-                f"the teacher lives on {teacher.path}, the student on {student.path}; read the "
-                "teacher on the student's path with teacher.on(student.path)"
-            )
         if guidance is not None and (drop is None or teacher is not None):
             raise UsageError(
                 "guidance is trained in from the student's own answer without a label: give drop, "
                 "and no teacher (a teacher is guided as Guided(teacher, null, scale))"
             )
         self.student = student
-        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+        self.teacher = None if teacher is None else on_path_of(student, teacher)
         self.frozen = () if teacher is None else ("teacher",)
         self.times, self.weight, self.derivative = times, weight, derivative
         self.drop, self.guidance = drop, guidance

@@ -37,7 +37,7 @@ from fewstep.objectives.terms import (
     hinge_discriminator,
     hinge_generator_bounded,
 )
-from fewstep.paths import Event, Path, Time
+from fewstep.paths import Event
 from fewstep.times import Phases
 
 HUBER = Huber()
@@ -167,7 +167,8 @@ class PhasedConsistency(Objective):
         assert draws.again is not None
         assert self.discriminator is not None
         t = draws.again.t
-        return self.discriminator(_travel(self.student.path, x, noise, draws.edge, t), t, cond)
+        x = self.student.path.renoise(x, noise, t, draws.edge)
+        return self.discriminator(x, t, cond)
 
     def phases(self) -> Sequence[Phase]:
         """The student's update; with a discriminator, its heads' before it and by turns."""
@@ -189,12 +190,3 @@ class PhasedConsistency(Objective):
             guidance=Guidance() if self.drop and self.drop.probability > 0 else None,
         )
         return Contract(method="pcm", data=data, sampling=sampling)
-
-
-def _travel(path: Path, x: Event, noise: Event, s: Time, t: Time) -> Event:
-    """From a sample at ``s`` to one at ``t`` >= s by fresh noise; see :meth:`Path.renoise`."""
-    alpha_t, sigma_t, _, _ = path.coefficients(t)
-    alpha_s, sigma_s, _, _ = path.coefficients(s)
-    scale = alpha_t / alpha_s
-    std = (sigma_t**2 - (scale * sigma_s) ** 2).clamp(min=0).sqrt()
-    return expand(scale, x) * x + expand(std, x) * noise

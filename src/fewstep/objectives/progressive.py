@@ -31,7 +31,15 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import Distance, SnrWeight, follow, frozen_copy, l2, truncated_snr
+from fewstep.objectives.terms import (
+    Distance,
+    SnrWeight,
+    follow,
+    frozen_copy,
+    l2,
+    on_path_of,
+    truncated_snr,
+)
 from fewstep.paths import VarianceExploding
 from fewstep.times import karras, uniform
 
@@ -112,11 +120,6 @@ class ProgressiveDistillation(Objective):
         if student.two_time or teacher.two_time:
             raise UsageError("progressive distillation is of diffusion models; take one-time ones")
         path = student.path
-        if teacher.path != path:
-            raise UsageError(
-                f"the teacher lives on {teacher.path}, the student on {path}; read the teacher on "
-                "the student's path with teacher.on(student.path)"
-            )
         rule = karras if isinstance(path, VarianceExploding) else uniform
         self.grid = grid or (lambda points: rule(points, path.t_min, path.t_max))
         start = schedule(0)
@@ -128,7 +131,7 @@ class ProgressiveDistillation(Objective):
                 f"of {2 * start} intervals be one of that of {start}, got {fine} and {coarse}"
             )
         self.student = student
-        self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher = on_path_of(student, teacher)
         self.frozen = ("teacher", *(("distance",) if isinstance(distance, nn.Module) else ()))
         self.previous = frozen_copy(student).eval()
         self.schedule = schedule

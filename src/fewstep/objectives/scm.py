@@ -42,6 +42,7 @@ from fewstep.objectives.terms import (
     conditions,
     draw_noised,
     normalised,
+    on_path_of,
     trig_flow,
     trig_tangent,
 )
@@ -107,11 +108,6 @@ class SCM(Objective):
             raise UsageError("a consistency model goes to t = 0 only; take a one-time network")
         if path.t_min != 0:
             raise UsageError(f"f is the identity at t = 0: take Trig(t_min=0), got {path.t_min}")
-        if teacher is not None and teacher.path != path:
-            raise UsageError(
-                f"the teacher lives on {teacher.path}, the student on {path}; read the teacher "
-                "on the student's path with teacher.on(student.path)"
-            )
         if warmup < 0:
             raise UsageError(f"warmup is a number of steps, 0 or more, got {warmup}")
         keys = (*student.cond_keys, *getattr(student, "optional_keys", ()))
@@ -125,7 +121,7 @@ class SCM(Objective):
             )
         self.path = path
         self.student = student
-        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+        self.teacher = None if teacher is None else on_path_of(student, teacher)
         self.frozen = () if teacher is None else ("teacher",)
         self.times = times
         self.warmup = warmup

@@ -15,6 +15,7 @@ import torch
 from fewstep.contract import Contract, data_spec
 from fewstep.core import UsageError
 from fewstep.devices import usable_device
+from fewstep.errors import Interrupted
 from fewstep.model import Model
 from fewstep.pictures import picture
 from fewstep.training import checkpoints
@@ -29,14 +30,6 @@ from fewstep.training.trainer import Trainer
 
 PICTURED = 64
 """Samples in a picture of a run."""
-
-
-class Interrupted(Exception):
-    """A signal ended the run after it saved; the command exits with 128 + signal."""
-
-    def __init__(self, signum: int, checkpoint: Path) -> None:
-        super().__init__(f"interrupted; saved {checkpoint}; the same command resumes")
-        self.signum = signum
 
 
 def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:

@@ -1,0 +1,74 @@
+"""The terms of a comparison: what all methods are given, and what a reader is told of failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.compare import Budget, Study
+from fewstep.compare.study import _Entry
+from fewstep.errors import UsageError
+from fewstep.evaluation import named_protocol
+from fewstep.model import load
+from tiny import pictures, trained
+
+
+@pytest.fixture(scope="module")
+def toy_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("toys") / "toy-edm", "toy-edm", steps=2)
+
+
+def study(**changed: object) -> Study:
+    given = {"data": "two-modes", "methods": ["ct"], "budget": Budget("samples", 512), "n": 20}
+    return Study(**{**given, "seeds": 1, "steps": (1,), **changed})
+
+
+def test_methods_are_told_of_labels_as_the_teacher_is(tmp_path):
+    images = pictures(tmp_path / "labelled")
+    # The teacher learnt from the same kind of pictures without labels.
+    bare = pictures(tmp_path / "unlabelled", classes=0)
+    teacher = trained(tmp_path / "edm", "edm", data=bare, steps=2)
+    held_out = str(pictures(tmp_path / "held-out", 6, seed=1))
+    made = load(teacher, device="cpu").contract.data
+    entry = _Entry(
+        study(data=str(images), resolution=16, teacher=str(teacher), held_out=held_out),
+        "ct",
+        1,
+        str(teacher),
+        named_protocol(str(images), held_out, made, 6),
+        tmp_path / "study",
+    )
+    assert entry._built("ct", str(teacher), 1).data.labels == 0
+
+
+def test_threads_are_those_of_the_trainings(toy_teacher, tmp_path):
+    torch.set_num_threads(2)
+    page = study(teacher=str(toy_teacher)).run(tmp_path)
+    assert json.loads(page.with_name("report.json").read_text())["threads"] == 1
+
+
+def test_another_study_is_refused_by_what_differs(toy_teacher, tmp_path):
+    study(teacher=str(toy_teacher)).run(tmp_path / "study")
+    with pytest.raises(UsageError, match="n: was 20, now 30"):
+        study(teacher=str(toy_teacher), n=30).run(tmp_path / "study")
+    trained(toy_teacher, "toy-edm", steps=3)
+    with pytest.raises(UsageError, match="weights: was"):
+        study(teacher=str(toy_teacher)).run(tmp_path / "study")
+
+
+def test_all_start_from_a_diffusion_model(toy_teacher, tmp_path):
+    student = trained(tmp_path / "cd", "toy-cd", teacher=toy_teacher, steps=2)
+    with pytest.raises(UsageError, match="a cd model; the teacher of a comparison"):
+        study(teacher=str(student)).run(tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_table_says_how_many_trainings_it_shows(toy_teacher, tmp_path):
+    page = study(teacher=str(toy_teacher), seeds=2).run(tmp_path)
+    assert "CT</td>" in page.read_text()
+    (tmp_path / "ct" / "seed-2" / "result.json").write_text('{"failed": "Diverged: so"}')
+    page = study(teacher=str(toy_teacher), seeds=2).run(tmp_path)
+    assert "CT (1 of 2)</td>" in page.read_text()
