@@ -29,9 +29,9 @@ SMALL = ("ddpmpp", {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attentio
 SHAPES = {"cifar10": (3, 32, 32), "fashion-mnist": (1, 28, 28), "imagenet-64": (3, 64, 64)}
 
 
-def images(name: str, labels: bool) -> Arrays:
+def images(name: str, labels: bool, shape: tuple[int, ...] | None = None) -> Arrays:
     """A dozen random images in place of the data set."""
-    x = np.random.default_rng(0).integers(0, 256, (12, *SHAPES[name]), dtype=np.uint8)
+    x = np.random.default_rng(0).integers(0, 256, (12, *(shape or SHAPES[name])), dtype=np.uint8)
     data = Arrays(x, np.arange(12) % 10, labels=1000 if "imagenet" in name else 10)
     return data if labels else data.unlabelled()
 
@@ -162,7 +162,7 @@ def teachers(tmp_path_factory) -> dict[str, str]:
     """A tiny run of each recipe that another starts from."""
     root = tmp_path_factory.mktemp("teachers")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "standard_data", images)
+        patch.setattr(parts, "standard_data", tiny_images)
         patch.setattr(parts, "network", tiny_network)
         few = settings(steps=1, batch=4)
         for name in ("cifar10-edm", "imagenet-64-edm", "imagenet-64-edm2"):
@@ -174,9 +174,7 @@ def teachers(tmp_path_factory) -> dict[str, str]:
 
 
 def tiny_images(name: str, labels: bool) -> Arrays:
-    """Of a quarter of the height."""
-    data = images(name, labels)
-    return replace(data, x=data.x[:, :, :16, :16])
+    return images(name, labels, (3, 16, 16))
 
 
 def tiny_network(chosen, data, **given):
@@ -187,6 +185,7 @@ def tiny_network(chosen, data, **given):
 def built(monkeypatch, teachers):
     """A recipe of the family on a tiny network, with its own settings but for what is given."""
     monkeypatch.setattr(parts, "network", tiny_network)
+    monkeypatch.setattr(parts, "standard_data", tiny_images)
     monkeypatch.setattr(parts, "distance", lambda name: l2)
 
     def build(recipe: str, **given):
@@ -241,9 +240,9 @@ def test_ict_is_as_published(built):
         assert stages == [11, 21, 41, 81, 161, 321, 641, 1281]
         assert run.arguments["dropout"] == dropout
         assert [rule(9) for rule in run.averages.values()] == [rate]
-        assert objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2][1] == pytest.approx(
-            middle
-        )
+        assert objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2][
+            1
+        ] == pytest.approx(middle)
         assert objective.drop is None
     assert parameters(DEEP) > 1.6 * parameters(CIFAR10)
 

@@ -37,7 +37,7 @@ def cd(start: Any, *, points: int = 18) -> Objective:
         weight=lambda t, r: snr(student.path.snr(t)),
         distance=l2,
         drop=start.drop,
-        times=start.two_steps(student.path),
+        times=start.sampling_times(student.path),
     )
 
 
@@ -62,7 +62,7 @@ def ct(start: Any, *, first: int = 10, last: int = 80) -> Objective:
         distance=PseudoHuber(),
         index=DiscreteLogNormal(),
         drop=start.drop,
-        times=start.two_steps(student.path),
+        times=start.sampling_times(student.path),
     )
 
 
@@ -80,7 +80,7 @@ def ict(start: Any, *, first: int = 10, last: int = 1280) -> Objective:
         student,
         schedule=Doubling(start.train.steps, first, last),
         drop=start.drop,
-        sampling_times=start.two_steps(student.path),
+        sampling_times=start.sampling_times(student.path),
     )
 
 
@@ -117,7 +117,7 @@ def ect(
         times=LogNormal(mean, std),
         distance=PseudoHuber(c),
         drop=start.drop,
-        sampling_times=start.two_steps(student.path),
+        sampling_times=start.sampling_times(student.path),
         **_edm_weight(start, student.path, edm_weight),
     )
 
@@ -157,7 +157,7 @@ def tcm(
         at=at,
         distance=PseudoHuber(c),
         drop=start.drop,
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
         **_edm_weight(start, path, edm_weight),
     )
 
@@ -234,7 +234,7 @@ def _scm(start: Any, teacher_on: Any, sigmas: Any, c: float, warmup: float) -> O
         warmup=round(warmup * start.train.steps),
         uncertainty=Uncertainty(),
         drop=start.drop,
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
@@ -270,7 +270,7 @@ def ctm(
         weight=karras_weight(start.sigma_data),
         rate=rate,
         distance=parts.distance(distance),
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
@@ -324,7 +324,7 @@ def meanflow(
         times=TwoTimes(law, law, equal),
         weight=AdaptiveWeight(power, c),
         drop=start.drop,
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
@@ -360,7 +360,7 @@ def imm(
         a=a,
         b=b,
         drop=start.drop,
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
@@ -417,7 +417,7 @@ def flowmap(
         c=c,
         ratio_max=ratio_max,
         warmup=round(warmup * start.train.steps),
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
