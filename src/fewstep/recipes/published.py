@@ -35,7 +35,7 @@ def of(preset: Preset, teachers: str) -> Callable[..., Any]:
         middle: float = preset.two_steps[1][1],
         train: TrainConfig,
     ) -> Any:
-        """As published.
+        """On a standard data set, as published.
 
         Args:
             teacher: a model folder or a run folder.
