@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.data import Arrays
+from fewstep.contract import data_spec
+from fewstep.data import Arrays, EDMAugment
 from fewstep.errors import UsageError
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.nets import NETWORKS
 from fewstep.objectives.consistency import Consistency
-from fewstep.recipes import RECIPES, parts
+from fewstep.objectives.terms import l2
+from fewstep.recipes import RECIPES, TrainConfig, parts
 from fewstep.recipes.presets import CIFAR10, PRESETS, Preset
+from fewstep.recipes.published import DEEP, EDM2_S, EDM2_TRAIN, PUBLISHED
 from fewstep.recipes.standard import cd_of, ct_of, edm_of
+from fewstep.times import LogNormal
 from fewstep.training.train import train
 from tiny import settings
 
@@ -25,9 +29,9 @@ SMALL = ("ddpmpp", {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attentio
 SHAPES = {"cifar10": (3, 32, 32), "fashion-mnist": (1, 28, 28), "imagenet-64": (3, 64, 64)}
 
 
-def images(name: str, labels: bool) -> Arrays:
+def images(name: str, labels: bool, shape: tuple[int, ...] | None = None) -> Arrays:
     """A dozen random images in place of the data set."""
-    x = np.random.default_rng(0).integers(0, 256, (12, *SHAPES[name]), dtype=np.uint8)
+    x = np.random.default_rng(0).integers(0, 256, (12, *(shape or SHAPES[name])), dtype=np.uint8)
     data = Arrays(x, np.arange(12) % 10, labels=1000 if "imagenet" in name else 10)
     return data if labels else data.unlabelled()
 
@@ -140,3 +144,278 @@ def test_flips_are_of_consistency_models_only(tmp_path):
     assert ct_of(small)(distance="l2", train=few).augment is not None
     assert edm_of(replace(small, augment=0.0))(train=few).augment is None
     assert prod(SHAPES["cifar10"]) == 3072
+
+
+# The family's.
+
+TINY = {
+    "ddpmpp": SMALL[1],
+    "adm": {"channels": 8, "multipliers": (1, 8), "blocks": 1, "attention": ()},
+    "edm2": {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attention": ()},
+}
+FAMILY = {place.named(name): (place, name) for place in PUBLISHED for name in place.methods}
+MADE = parts.network
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory) -> dict[str, str]:
+    """A tiny run of each recipe that another starts from."""
+    root = tmp_path_factory.mktemp("teachers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "standard_data", tiny_images)
+        patch.setattr(parts, "network", tiny_network)
+        few = settings(steps=1, batch=4)
+        for name in ("cifar10-edm", "imagenet-64-edm", "imagenet-64-edm2"):
+            train(RECIPES[name].build(train=few), root / name)
+        for name in ("cifar10-ect", "imagenet-64-ect"):
+            source = root / ("cifar10-edm" if "cifar" in name else "imagenet-64-edm2")
+            train(RECIPES[name].build(teacher=str(source), train=few), root / name)
+    return {path.name: str(path) for path in root.iterdir()}
+
+
+def tiny_images(name: str, labels: bool) -> Arrays:
+    return images(name, labels, (3, 16, 16))
+
+
+def tiny_network(chosen, data, **given):
+    return MADE((chosen[0], TINY[chosen[0]]), data, **given)
+
+
+@pytest.fixture
+def built(monkeypatch, teachers):
+    """A recipe of the family on a tiny network, with its own settings but for what is given."""
+    monkeypatch.setattr(parts, "network", tiny_network)
+    monkeypatch.setattr(parts, "standard_data", tiny_images)
+    monkeypatch.setattr(parts, "distance", lambda name: l2)
+
+    def build(recipe: str, **given):
+        place, name = FAMILY[recipe]
+        told = RECIPES[recipe].teacher.removeprefix("a run of ")
+        given.setdefault("teacher", "none" if told == "-" else teachers[told])
+        given.setdefault("train", replace(place.trainer(name), device="cpu"))
+        return RECIPES[recipe].build(**given)
+
+    return build
+
+
+@pytest.mark.parametrize("recipe", FAMILY)
+def test_the_familys_run(recipe, built, tmp_path):
+    place, name = FAMILY[recipe]
+    config = place.trainer(name)
+    few = {"steps": 2, "batch": 4, "accumulation": 1, "precision": "fp32", "sample_every": 0}
+    more = {"first": 2} if name in {"progressive", "ict"} else {}
+    more |= {"last": 4} if name == "ict" else {}
+    more |= {"points": 4, "solver_steps": 2} if name == "ctm" else {}
+    run = built(recipe, train=replace(config, log_every=1, threads=1, **few), **more)
+    train(run, tmp_path / "run")
+    assert {m.p for m in run.objective.student.modules() if isinstance(m, torch.nn.Dropout)} == {
+        run.arguments["dropout"]
+    }
+    assert run.objective.student.net.options["dropout"] == run.arguments["dropout"]
+
+
+@pytest.mark.parametrize("recipe", FAMILY)
+def test_the_familys_whole_runs_are_built(recipe, built):
+    run = built(recipe)
+    images_seen = run.config.steps * run.config.batch * run.config.accumulation
+    cost, unit, _ = RECIPES[recipe].cost.split()
+    assert float(cost) * {"M": 1e6, "G": 1e9}[unit] == pytest.approx(images_seen, rel=0.05)
+
+
+def size(config: TrainConfig) -> int:
+    return config.batch * config.accumulation
+
+
+def test_ict_is_as_published(built):
+    for recipe, batch, steps, dropout, rate, middle in (
+        ("cifar10-ict", 1024, 400_000, 0.3, 0.99993, 0.821),
+        ("cifar10-ict-deep", 1024, 400_000, 0.3, 0.99993, 0.821),
+        ("imagenet-64-ict", 4096, 800_000, 0.2, 0.99997, 1.526),
+    ):
+        run = built(recipe)
+        config, objective = run.config, run.objective
+        assert (size(config), config.steps, config.lr) == (batch, steps, 1e-4)
+        assert config.optimizer == "radam"
+        stages = [objective.schedule(steps * i // 8) for i in range(8)]
+        assert stages == [11, 21, 41, 81, 161, 321, 641, 1281]
+        assert run.arguments["dropout"] == dropout
+        assert [rule(9) for rule in run.averages.values()] == [rate]
+        assert objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2][
+            1
+        ] == pytest.approx(middle)
+        assert objective.drop is None
+    assert parameters(DEEP) > 1.6 * parameters(CIFAR10)
+
+
+def test_ect_is_as_published(built):
+    run = built("cifar10-ect")
+    config, objective = run.config, run.objective
+    assert (size(config), config.steps, config.lr, config.optimizer) == (
+        128,
+        200_000,
+        1e-4,
+        "radam",
+    )
+    assert (objective.curriculum.every, objective.curriculum.q) == (25_000, 2.0)
+    assert (objective.times.mean, objective.times.std, objective.distance.c) == (-1.1, 2.0, 0.0)
+    assert (run.arguments["dropout"], run.augment) == (0.2, None)
+    assert list(run.averages) == ["ema-0.9999"]
+
+    run = built("cifar10-ect-1h")
+    assert (run.objective.curriculum.every, run.objective.curriculum.q) == (8000, 256.0)
+    assert (list(run.averages), run.config.steps) == (["ema-0.9993"], 8000)
+
+    run = built("imagenet-64-ect")
+    config, objective = run.config, run.objective
+    assert (size(config), config.steps, config.betas) == (128, 100_000, (0.9, 0.99))
+    assert config.learning_rate(8000) == pytest.approx(5e-4)
+    assert (objective.curriculum.every, objective.curriculum.q) == (25_000, 4.0)
+    assert (objective.times.mean, objective.times.std, objective.distance.c) == (-0.8, 1.6, 0.06)
+    t = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    assert torch.allclose(objective.weight(t, t / 2), 1 / t**2 + 4)
+    assert run.arguments["dropout"] == 0.4
+
+
+def test_tcm_is_as_published(built):
+    run = built("cifar10-tcm")
+    assert (size(run.config), run.config.lr, run.arguments["dropout"]) == (1024, 5e-5, 0.2)
+    assert (run.objective.at, run.objective.share, run.objective.boundary_weight) == (1, 0.25, 0.1)
+    assert (run.objective.curriculum.limit, run.objective.distance.c) == (0.999, 1e-8)
+    run = built("imagenet-64-tcm")
+    assert (size(run.config), run.config.betas, run.config.eps) == (1024, (0.9, 0.99), 1e-8)
+    assert run.config.learning_rate(32_000) == pytest.approx(2.5e-4)
+    assert (run.objective.curriculum.limit, run.objective.distance.c) == (0.9961, 0.06)
+    t = torch.tensor([2.0], dtype=torch.float64)
+    assert torch.allclose(run.objective.weight(t, t / 2), 1 / t**2 + 4)
+    assert list(run.averages) == ["power-0.05"]
+
+
+@pytest.mark.parametrize("name", ["sct", "scd"])
+def test_scm_is_as_published(name, built):
+    run = built(f"cifar10-{name}")
+    config, objective = run.config, run.objective
+    assert (size(config), config.lr, config.optimizer) == (512, 1e-4, "radam")
+    assert (config.betas, config.eps, objective.warmup) == ((0.9, 0.99), 1e-8, 10_000)
+    assert (objective.times.law.mean, objective.times.law.std) == (-1.0, 1.4)
+    assert run.arguments["dropout"] == (0.2 if name == "sct" else 0.0)
+    assert list(run.averages) == ["half-life-500000"]
+    two = objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2]
+    assert two == pytest.approx((1.56455, 1.1), abs=1e-3)
+
+    run = built(f"imagenet-64-{name}")
+    config, objective = run.config, run.objective
+    assert (size(config), config.lr, config.optimizer) == (2048, 1e-4, "adam")
+    assert (config.betas, config.eps, objective.warmup) == ((0.9, 0.99), 1e-11, 10_000)
+    assert config.learning_rate(140_000) == pytest.approx(5e-5)
+    assert (objective.times.law.mean, objective.times.law.std) == (-1.0, 1.6)
+    assert run.arguments["dropout"] == (0.45 if name == "sct" else 0.0)
+    assert list(run.averages) == ["power-0.05"]
+
+
+def test_ctm_is_as_published(built, monkeypatch):
+    asked = []
+    monkeypatch.setattr(parts, "distance", lambda name: asked.append(name) or l2)
+    for recipe, batch, points, solver_steps, averages in (
+        ("cifar10-ctm", 128, 18, 17, ["ema-0.999", "ema-0.9999"]),
+        ("imagenet-64-ctm", 1440, 40, 39, ["ema-0.999"]),
+    ):
+        run = built(recipe)
+        config, objective = run.config, run.objective
+        assert (size(config), config.lr, config.optimizer) == (batch, 4e-4, "radam")
+        assert (len(objective.grid), objective.solver_steps) == (points, solver_steps)
+        assert (objective.rate, list(run.averages)) == (0.999, averages)
+    assert asked == ["lpips", "lpips"]
+
+
+def test_meanflow_is_as_published(built):
+    run = built("cifar10-meanflow")
+    config, objective = run.config, run.objective
+    assert (size(config), config.lr, config.optimizer) == (1024, 6e-4, "adam")
+    epoch = 50_000 / 1024
+    assert config.steps == pytest.approx(16_000 * epoch)
+    assert config.warmup == pytest.approx(200 * epoch, abs=1)
+    assert (objective.weight.power, objective.weight.c) == (0.75, 1e-3)
+    t, r = objective.times(20_000, torch.Generator().manual_seed(0))
+    assert float((t == r).float().mean()) == pytest.approx(0.25, abs=0.015)
+    logits = (torch.cat([t[t > r], r[t > r]])).logit()
+    assert float(logits.mean()) == pytest.approx(-2, abs=0.05)
+    assert float(logits.std()) == pytest.approx(2, abs=0.05)
+    assert list(run.averages) == ["ema-0.9999", "ema-0.99995", "ema-0.9996"]
+    assert (run.arguments["dropout"], run.augment) == (0.2, EDMAugment(0.12))
+
+
+def test_imm_is_as_published(built):
+    run = built("cifar10-imm")
+    config, objective = run.config, run.objective
+    assert (size(config), config.steps, config.lr) == (4096, 400_000, 1e-4)
+    assert (config.optimizer, config.betas) == ("radam", (0.9, 0.999))
+    assert (objective.batch_multiple, objective.k, objective.a, objective.b) == (4, 15.0, 1.0, 5.0)
+    path = objective.student.path
+    ends = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
+    # The paper's noise has the data's spread: its sigma / alpha is ours over it.
+    assert path.ratio(ends) / 0.5 == pytest.approx([0.006 / 0.994, 0.994 / 0.006])
+    two = torch.tensor(objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2][1:])
+    assert float(path.ratio(two)) / 0.5 == pytest.approx(1.4, rel=1e-5)
+    assert (run.arguments["dropout"], list(run.averages)) == (0.2, ["ema-0.9999"])
+
+
+def test_progressive_is_as_published(built):
+    for recipe, batch, lr, first in (
+        ("cifar10-progressive", 512, 5e-5, 4096),
+        ("imagenet-64-progressive", 2048, 1e-4, 1024),
+    ):
+        run = built(recipe)
+        config, schedule = run.config, run.objective.schedule
+        assert (size(config), config.lr, config.clip, config.optimizer) == (batch, lr, 1, "adam")
+        assert (config.schedule, config.decay_steps) == ("linear", 50_000)
+        assert (schedule(0), schedule(50_000), schedule(config.steps - 1)) == (first, first // 2, 1)
+        assert schedule(config.steps - 50_001) == 2
+        assert [rule(9) for rule in run.averages.values()] == [0]
+
+
+def test_the_edm2_teacher_is_as_published(monkeypatch):
+    config = EDM2_TRAIN
+    assert size(config) == 2048
+    assert seen(config) == pytest.approx(2**30 / 1e6, rel=1e-3)
+    assert config.warmup * size(config) == pytest.approx(10e6, rel=1e-3)
+    assert config.learning_rate(4 * 35_000) == pytest.approx(0.005)
+    assert parameters(EDM2_S) == pytest.approx(280.21e6, rel=1e-4)
+    monkeypatch.setattr(parts, "network", tiny_network)
+    run = RECIPES["imagenet-64-edm2"].build()
+    assert (run.objective.times, run.objective.drop) == (LogNormal(-0.8, 1.6), None)
+    assert list(run.averages) == ["power-0.05", "power-0.1"]
+    assert run.objective.uncertainty is not None
+
+
+def test_positional_teachers_pass_it_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        parts,
+        "network",
+        lambda chosen, *given, **more: MADE(
+            (chosen[0], {**TINY["edm2"], "positional": chosen[1]["positional"]}), *given, **more
+        ),
+    )
+    few = settings(steps=1, batch=4)
+    train(RECIPES["imagenet-64-edm2"].build(positional=True, train=few), tmp_path / "edm2")
+    run = RECIPES["imagenet-64-sct"].build(teacher=str(tmp_path / "edm2"), train=few)
+    assert run.objective.student.net.options["positional"]
+
+
+def test_augmentations_that_would_be_learned_are_refused(built):
+    assert built("cifar10-ect", augment=0.1).augment == EDMAugment(0.1)
+    with pytest.raises(UsageError, match="reads no augmentation labels; take --augment 0"):
+        built("imagenet-64-ect", augment=0.1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "teacher"),
+    [
+        ("cifar10-ect-1h", "cifar10-edm"),
+        ("imagenet-64-tcm", "imagenet-64-ect"),
+        ("imagenet-64-scd", "imagenet-64-edm2"),
+    ],
+)
+def test_a_missing_teacher_names_the_recipe_that_makes_it(recipe, teacher):
+    with pytest.raises(UsageError, match=rf"fewstep train {teacher}( |$)"):
+        RECIPES[recipe].build(teacher="nowhere")
+    assert RECIPES[recipe].teacher == f"a run of {teacher}"

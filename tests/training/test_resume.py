@@ -118,7 +118,6 @@ def of_family(name: str, **options) -> Callable[[], Objective]:
             model=None,
             drop=None,
             middle=0.5,
-            distance=None,
             train=settings(steps=STEPS),
             averages={},
         )

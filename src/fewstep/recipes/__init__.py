@@ -15,6 +15,7 @@ from fewstep.recipes.images import cd, ct, edm
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.places import PLACES
 from fewstep.recipes.presets import PRESETS
+from fewstep.recipes.published import PUBLISHED, edm2
 from fewstep.recipes.standard import cd_of, ct_of, edm_of
 from fewstep.recipes.toys import toy_cd, toy_ct, toy_edm
 from fewstep.training.config import Run, TrainConfig
@@ -56,7 +57,10 @@ for preset in PRESETS:
             ("ct", ct_of, "-", preset.told[2]),
         )
     }
-for place in PLACES:
+RECIPES["imagenet-64-edm2"] = Recipe(
+    edm2, "EDM2-S", "imagenet-64", "-", "1.1 G images", "paper: FID 1.58"
+)
+for place in (*PLACES, *PUBLISHED):
     RECIPES |= {
         place.named(name): Recipe(
             recipe_of(place, name),

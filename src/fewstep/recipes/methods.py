@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
     from fewstep.objectives.base import Objective
+
+DistanceName = Literal["lpips", "l2", "l1", "pseudo-huber"]
 
 
 def cd(start: Any, *, points: int = 18) -> Objective:
@@ -33,7 +35,7 @@ def cd(start: Any, *, points: int = 18) -> Objective:
         TeacherStep(start.teacher_on(student.path)),
         schedule=parts.fixed(points),
         weight=lambda t, r: snr(student.path.snr(t)),
-        distance=start.distance or l2,
+        distance=l2,
         drop=start.drop,
         times=start.sampling_times(student.path),
     )
@@ -57,7 +59,7 @@ def ct(start: Any, *, first: int = 10, last: int = 80) -> Objective:
         SameNoise(student.path),
         schedule=parts.growing(first, last, start.train.steps),
         weight=lambda t, r: 1 / (t - r),
-        distance=start.distance or PseudoHuber(),
+        distance=PseudoHuber(),
         index=DiscreteLogNormal(),
         drop=start.drop,
         times=start.sampling_times(student.path),
@@ -74,49 +76,61 @@ def ict(start: Any, *, first: int = 10, last: int = 1280) -> Objective:
     from fewstep.objectives.ict import Doubling, ImprovedConsistency
 
     student = start.student(boundary=True)
-    more = {} if start.distance is None else {"distance": start.distance}
     return ImprovedConsistency(
         student,
         schedule=Doubling(start.train.steps, first, last),
         drop=start.drop,
         sampling_times=start.sampling_times(student.path),
-        **more,
     )
 
 
 def ect(
-    start: Any, *, q: float = 2.0, stages: int = 8, c: float = 0.0, edm_weight: bool = False
+    start: Any,
+    *,
+    q: float = 2.0,
+    stages: int = 8,
+    mean: float = -1.1,
+    std: float = 2.0,
+    c: float = 0.0,
+    edm_weight: bool = False,
 ) -> Objective:
     """Easy consistency tuning of a diffusion model: the earlier time draws nearer in stages.
 
     Args:
         q: the gap shrinks to its q-th part from stage to stage.
         stages: of equal length; from 1.
+        mean: of log sigma, in training.
+        std: of log sigma.
         c: of the pseudo-Huber distance of whole samples; 0 is the norm.
         edm_weight: weigh by 1/t^2 + 1/sigma_data^2 (ImageNet-64) instead of 1/(t - r).
     """
     from fewstep.objectives.ect import Curriculum, EasyConsistency, SameNoise
-    from fewstep.objectives.terms import PseudoHuber, karras_weight
+    from fewstep.objectives.terms import PseudoHuber
     from fewstep.paths import VarianceExploding
+    from fewstep.times import LogNormal
 
     student = start.student(VarianceExploding(0.0, start.source.path.t_max))
-    snr = karras_weight(start.sigma_data)
-    more: dict[str, Any] = {}
-    if edm_weight:
-        more["weight"] = lambda t, r: snr(student.path.snr(t))
     return EasyConsistency(
         student,
         SameNoise(student.path),
         curriculum=Curriculum(_parts(start, stages), q),
-        distance=start.distance or PseudoHuber(c),
+        times=LogNormal(mean, std),
+        distance=PseudoHuber(c),
         drop=start.drop,
         sampling_times=start.sampling_times(student.path),
-        **more,
+        **_edm_weight(start, student.path, edm_weight),
     )
 
 
 def tcm(
-    start: Any, *, at: float = 1.0, q: float = 2.0, stage: int = 7, limit: float = 0.999
+    start: Any,
+    *,
+    at: float = 1.0,
+    q: float = 2.0,
+    stage: int = 7,
+    limit: float = 0.999,
+    c: float = 1e-8,
+    edm_weight: bool = False,
 ) -> Objective:
     """Truncated consistency training, the second stage: only the times above ``at`` are trained.
 
@@ -125,8 +139,11 @@ def tcm(
         q: as in the first stage.
         stage: the first stage's last, from 0.
         limit: of r/t.
+        c: of the pseudo-Huber distance of whole samples; 0 is the norm.
+        edm_weight: weigh by 1/t^2 + 1/sigma_data^2 (ImageNet-64) instead of 1/(t - r).
     """
     from fewstep.objectives.tcm import Curriculum, SameNoise, TruncatedConsistency
+    from fewstep.objectives.terms import PseudoHuber
     from fewstep.paths import VarianceExploding
 
     path = VarianceExploding(0.0, start.source.path.t_max)
@@ -138,8 +155,10 @@ def tcm(
         SameNoise(path),
         curriculum=Curriculum(every, q, limit=limit, least=1e-6, start=stage * every),
         at=at,
+        distance=PseudoHuber(c),
         drop=start.drop,
         sampling_times=start.sampling_times(path),
+        **_edm_weight(start, path, edm_weight),
     )
 
 
@@ -219,16 +238,25 @@ def _scm(start: Any, teacher_on: Any, sigmas: Any, c: float, warmup: float) -> O
     )
 
 
-def ctm(start: Any, *, points: int = 18, solver_steps: int = 17, rate: float = 0.999) -> Objective:
+def ctm(
+    start: Any,
+    *,
+    points: int = 18,
+    solver_steps: int = 17,
+    rate: float = 0.999,
+    distance: DistanceName = "l2",
+) -> Objective:
     """Consistency trajectory models: jumps between any two times of a teacher's trajectory.
 
     Args:
         points: of the Karras grid.
         solver_steps: of the teacher at most, in one update.
         rate: of the target's average.
+        distance: lpips is for images and needs the extra of that name.
     """
     from fewstep.objectives.ctm import ConsistencyTrajectory
-    from fewstep.objectives.terms import karras_weight, l2
+    from fewstep.objectives.terms import karras_weight
+    from fewstep.recipes import parts
     from fewstep.times import HalfHigh, karras
 
     student = start.student(two_time=True)
@@ -241,7 +269,7 @@ def ctm(start: Any, *, points: int = 18, solver_steps: int = 17, rate: float = 0
         times=HalfHigh(path),
         weight=karras_weight(start.sigma_data),
         rate=rate,
-        distance=start.distance or l2,
+        distance=parts.distance(distance),
         sampling_times=start.sampling_times(path),
     )
 
@@ -259,13 +287,11 @@ def pcm(start: Any, *, phases: int = 4, points: int = 41) -> Objective:
 
     student = start.student()
     path = student.path
-    more = {} if start.distance is None else {"distance": start.distance}
     return PhasedConsistency(
         student,
         TeacherStep(start.teacher_on(path), ddim),
         phases=Phases(karras(points, path.t_min, path.t_max), phases),
         drop=start.drop,
-        **more,
     )
 
 
@@ -303,7 +329,14 @@ def meanflow(
 
 
 def imm(
-    start: Any, *, group: int = 4, k: float = 12.0, a: float = 1.0, b: float = 4.0
+    start: Any,
+    *,
+    group: int = 4,
+    k: float = 12.0,
+    a: float = 1.0,
+    b: float = 4.0,
+    t_min: float = 0.002,
+    t_max: float = 80 / 81,
 ) -> Objective:
     """Inductive moment matching: what jumps from two noise levels make is distributed alike.
 
@@ -312,12 +345,13 @@ def imm(
         k: the earlier level is 2^-k of their range before.
         a: of the weight.
         b: of the weight.
+        t_min: of t in x_t = (1 - t) x_0 + t eps; the noise level is t / (1 - t).
+        t_max: of t.
     """
     from fewstep.objectives.imm import InductiveMomentMatching
     from fewstep.paths import Linear
 
-    # From EDM's lowest to its highest level.
-    path = Linear(0.002, start.source.path.t_max / (1 + start.source.path.t_max))
+    path = Linear(t_min, t_max)
     return InductiveMomentMatching(
         start.student(path, two_time=True),
         sigma_data=start.sigma_data,
@@ -385,6 +419,14 @@ def flowmap(
         warmup=round(warmup * start.train.steps),
         sampling_times=start.sampling_times(path),
     )
+
+
+def _edm_weight(start: Any, path: Any, wanted: bool) -> dict[str, Any]:
+    """EDM's weight of the later time, as an argument; none leaves the method's own."""
+    from fewstep.objectives.terms import karras_weight
+
+    snr = karras_weight(start.sigma_data)
+    return {"weight": lambda t, r: snr(path.snr(t))} if wanted else {}
 
 
 def _parts(start: Any, stages: int) -> int:

@@ -45,6 +45,7 @@ from fewstep.training.posthoc import PowerFunction
 AUGMENT_LABELS = 9
 LABEL_DROP = 0.1
 PSEUDO_HUBER = PseudoHuber()
+EDM_TIMES = LogNormal()
 
 Report = Callable[[Path, Model], None]
 Watch = Callable[[Model], Mapping[str, float]]
@@ -164,6 +165,12 @@ def edm_augment(probability: float) -> Augment | None:
     return EDMAugment(probability) if probability else None
 
 
+def check_augment(net: nn.Module, probability: float) -> None:
+    """Refuse augmentations that a network would learn, since it reads none of their labels."""
+    if probability and "augment" not in getattr(net, "optional_keys", ()):
+        raise UsageError("the teacher's network reads no augmentation labels; take --augment 0")
+
+
 def distance(name: str) -> Distance:
     """The distance of that name; ``lpips`` needs its extra."""
     if name != "lpips":
@@ -218,18 +225,21 @@ def diffusion(
     *,
     sigma_data: float,
     averages: Averages,
+    times: LogNormal = EDM_TIMES,
+    uncertainty: nn.Module | None = None,
     label_drop: float = LABEL_DROP,
     augment: Augment | None = None,
     finish: Callable[[float], Report] | None = None,
     watch: Watch | None = None,
 ) -> Run:
-    """EDM training."""
+    """EDM's training; with its learned uncertainty, EDM2's."""
     student = Denoiser(network, EDM(sigma_data=sigma_data))
     objective = Denoising(
         student,
-        times=LogNormal(),
+        times=times,
         weight=karras_weight(sigma_data),
         drop=dropped(data, label_drop),
+        uncertainty=uncertainty,
     )
     return _run(recipe, arguments, objective, data, train, averages, finish, watch, augment)
 
@@ -264,7 +274,7 @@ def distillation(
     boundary = ConsistencyBoundary(
         sigma_data=sigma_data, time_scale=scalings.time_scale, path=scalings.path
     )
-    student = Denoiser(without_dropout(source.net), boundary)
+    student = Denoiser(with_dropout(source.net, 0.0), boundary)
     snr = karras_weight(sigma_data)
     objective = Consistency(
         student,
@@ -355,10 +365,10 @@ def fixed(points: int, rate: float = 0.0) -> Fixed:
 
 
 def teachers_averages(train: TrainConfig, images: float, power: Sequence[float]) -> Averages:
-    """EDM's average, of a half-life in images, and EDM2's of relative widths."""
+    """EDM's average, of a half-life in images (0 is none), and EDM2's of relative widths."""
     batch = train.batch * train.accumulation
-    widths = {f"power-{std:g}": PowerFunction(std) for std in power}
-    return {f"half-life-{images:g}": half_life(images, batch), **widths}
+    own = {f"half-life-{images:g}": half_life(images, batch)} if images else {}
+    return own | {f"power-{std:g}": PowerFunction(std) for std in power}
 
 
 def ema(*rates: float, published: bool = False) -> Averages:
@@ -400,15 +410,16 @@ def dropped(data: Dataset, probability: float = LABEL_DROP) -> LabelDrop | None:
     return LabelDrop(probability, {"label": data.labels})
 
 
-def without_dropout(net: nn.Module) -> nn.Module:
-    """A trainable copy; distillation has a target for every input and nothing to overfit."""
+def with_dropout(net: nn.Module, p: float) -> nn.Module:
+    """A trainable copy; distillation has a target for every input and wants none."""
+    _probability("dropout", p)
     student = copy.deepcopy(net).requires_grad_(True)
     for module in student.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
+            module.p = p
     options: Any = getattr(student, "options", {})
     if "dropout" in options:
-        options["dropout"] = 0.0
+        options["dropout"] = p
     return student
 
 

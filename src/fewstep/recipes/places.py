@@ -32,6 +32,7 @@ class Place:
         settings: by method, what differs: its options, and ``train`` for the trainer's.
         told: by method, cost and result, for the table of recipes.
         methods: which there are.
+        teachers: the recipe of its diffusion models, if not the place's ``edm``.
     """
 
     named: Callable[[str], str]
@@ -42,6 +43,7 @@ class Place:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     told: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     methods: Sequence[str] = tuple(METHODS)
+    teachers: str | None = None
 
     def options(self, name: str) -> dict[str, Any]:
         """A method's options where they are not its own defaults."""
@@ -51,8 +53,9 @@ class Place:
         """What a method starts from, for the table of recipes."""
         method = METHODS[name]
         if method.after is not None:
-            return f"a {self.named(method.after)} run"
-        return self.teacher or ("-" if method.scratch else f"a {self.named('edm')} run")
+            return f"a run of {self.named(method.after)}"
+        teachers = self.teachers or self.named("edm")
+        return self.teacher or ("-" if method.scratch else f"a run of {teachers}")
 
     def trainer(self, name: str) -> TrainConfig:
         """A method's trainer settings."""

@@ -7,11 +7,10 @@ scripts. Fashion-MNIST has none of its own and takes those of CIFAR-10.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from fewstep.recipes.methods import DistanceName
 from fewstep.training.config import TrainConfig
-
-DistanceName = Literal["lpips", "l2", "l1", "pseudo-huber"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +68,15 @@ class Preset:
         return f"{self.data}-{method}{self.size}"
 
 
-def _published(batch: int, shards: int, images: float, **given: Any) -> TrainConfig:
+def published(batch: int, shards: int, images: float, **given: Any) -> TrainConfig:
     """So many images in batches of ``batch * shards``."""
     common: dict[str, Any] = {"threads": 0, "save_every": 5000, "sample_every": 10_000}
     steps = round(images / (batch * shards))
     return TrainConfig(steps=steps, batch=batch, accumulation=shards, **(common | given))
 
 
-_EDM_CIFAR = _published(64, 8, 200e6, lr=1e-3, warmup=19_531)  # 10 million images of warm-up
-_CD_CIFAR = _published(64, 8, 800e3 * 512, lr=4e-4, optimizer="radam")
+_EDM_CIFAR = published(64, 8, 200e6, lr=1e-3, warmup=19_531)  # 10 million images of warm-up
+_CD_CIFAR = published(64, 8, 800e3 * 512, lr=4e-4, optimizer="radam")
 
 CIFAR10 = Preset(
     data="cifar10",
@@ -203,10 +202,10 @@ IMAGENET_64 = Preset(
     start_rate=0.95,
     distances=("lpips", "lpips"),
     two_steps=((80.0, 1.382), (80.0, 1.913)),
-    edm=_published(64, 64, 2500e6, lr=1e-4, warmup=2441, precision="fp16"),
-    cd=_published(64, 32, 600e3 * 2048, lr=8e-6, **_IMAGENET),
+    edm=published(64, 64, 2500e6, lr=1e-4, warmup=2441, precision="fp16"),
+    cd=published(64, 32, 600e3 * 2048, lr=8e-6, **_IMAGENET),
     # The paper's rate; the launch script has 1e-4.
-    ct=_published(64, 32, 800e3 * 2048, lr=8e-6, **_IMAGENET),
+    ct=published(64, 32, 800e3 * 2048, lr=8e-6, **_IMAGENET),
     told=(
         ("2.5 G images", "paper: FID 1.36 (churn)"),
         ("1.2 G images", "paper: FID 6.20, 4.70"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fewstep.recipes.presets import DistanceName, Preset
+from fewstep.recipes.methods import DistanceName
+from fewstep.recipes.presets import Preset
 from fewstep.training.config import Run, TrainConfig
 
 

@@ -14,7 +14,7 @@ from fewstep.errors import UsageError
 from fewstep.model import Model, find
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser, grown
 from fewstep.objectives.base import Objective
-from fewstep.objectives.terms import Distance, LabelDrop
+from fewstep.objectives.terms import LabelDrop
 from fewstep.paths import Path, VarianceExploding
 from fewstep.recipes import parts
 from fewstep.recipes.methods import METHODS, Method
@@ -36,9 +36,9 @@ class Start:
         drop: label dropping.
         middle: the noise level of the second call of a two-step sample; a quarter and four times
             it are the others of a four-step one.
-        distance: what discrete methods compare samples by, where not their own.
         train: the trainer's settings.
         averages: rules by name.
+        dropout: of the student.
         augment: what happens to each batch.
         finish: takes the teacher and returns the report.
         watch: numbers on the way.
@@ -50,9 +50,9 @@ class Start:
     model: Model | None
     drop: LabelDrop | None
     middle: float
-    distance: Distance | None
     train: TrainConfig
     averages: parts.Averages
+    dropout: float = 0.0
     augment: Augment | None = None
     finish: Callable[[Model | None], parts.Report] | None = None
     watch: parts.Watch | None = None
@@ -76,7 +76,7 @@ class Start:
         guidance: bool = False,
         boundary: bool = False,
     ) -> Denoiser:
-        """A trainable copy without dropout, read on a path; by default on noise levels.
+        """A trainable copy with the student's dropout, read on a path; by default on noise levels.
 
         Args:
             path: another than the source's.
@@ -95,7 +95,7 @@ class Start:
                 sigma_data=scalings.sigma_data, time_scale=scalings.time_scale, path=scalings.path
             )
         net = grown(self.source, two_time=two_time, guidance=guidance).net
-        student = Denoiser(parts.without_dropout(net), scalings)
+        student = Denoiser(parts.with_dropout(net, self.dropout), scalings)
         return student if path is None else student.on(path)
 
     def teacher_on(self, path: Path) -> AbstractDenoiser:
@@ -139,7 +139,9 @@ def begin(
     middle: float,
     averages: parts.Averages,
     guidance: float = 1.0,
-    distance: Distance | None = None,
+    dropout: float = 0.0,
+    label_drop: float = parts.LABEL_DROP,
+    trained_by: str | None = None,
     augment: Augment | None = None,
     finish: Callable[[Model | None], parts.Report] | None = None,
     watch: parts.Watch | None = None,
@@ -157,7 +159,9 @@ def begin(
         middle: the noise level of the second call of a two-step sample.
         averages: rules by name.
         guidance: scale of classifier-free guidance of a teacher that is distilled.
-        distance: of discrete methods.
+        dropout: of the student.
+        label_drop: share of the samples whose label is dropped, where there are labels.
+        trained_by: the recipe of its teachers, where its own name does not tell.
         augment: what happens to each batch.
         finish: takes the teacher and returns the report.
         watch: numbers on the way.
@@ -165,14 +169,12 @@ def begin(
     Raises:
         UsageError: the method needs a teacher, or another one.
     """
-    model = None
+    model, trained_by = None, trained_by or _trained_by(recipe, method)
     if teacher != NONE:
-        model = parts.teacher_for(data, teacher, _trained_by(recipe, method), method.after)
+        model = parts.teacher_for(data, teacher, trained_by, method.after)
         source = _diffusion_scalings(model, teacher, recipe)
     elif not method.scratch:
-        raise UsageError(
-            f"{recipe} needs a teacher; train one with: fewstep train {_trained_by(recipe, method)}"
-        )
+        raise UsageError(f"{recipe} needs a teacher; train one with: fewstep train {trained_by}")
     else:
         source = Denoiser(network(), EDM(sigma_data=sigma_data))
     taught = model is not None and method.distils
@@ -184,11 +186,11 @@ def begin(
         source=source,
         teacher=parts.guided(model, guidance) if model is not None and taught else None,
         model=model,
-        drop=parts.dropped(data) if guidable else None,
+        drop=parts.dropped(data, label_drop) if guidable else None,
         middle=middle,
-        distance=distance,
         train=train,
         averages=averages,
+        dropout=dropout,
         augment=augment,
         finish=finish,
         watch=watch,
