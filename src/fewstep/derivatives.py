@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from fewstep.core import same_dropout
+from fewstep.core import expand, same_dropout
 
 Function = Callable[..., Tensor]
 Derivative = Callable[[Function, tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, Tensor]]
@@ -59,18 +59,22 @@ def finite_difference(step: float = 1e-3) -> Derivative:
     """A central difference, for networks without forward-mode rules; its error is O(step^2).
 
     Args:
-        step: of all primals at once, along the tangents.
+        step: of all primals at once, along the tangents; times ``(b,)`` below 1 shorten it, so that
+            they stay above 0.
     """
 
     def derivative(
         fn: Function, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
+        times = [p.abs() for p in primals if p.ndim == 1]
+        share = torch.stack(times).amin(0).clamp(1e-3, 1.0) if times else primals[0].new_ones(1)
         ends = []
-        for h in (step, -step):
-            moved = [p + h * v for p, v in zip(primals, tangents, strict=True)]
+        for h in (step * share, -step * share):
+            moved = [p + expand(h, p) * v for p, v in zip(primals, tangents, strict=True)]
             with torch.no_grad(), same_dropout(primals[0]):
                 ends.append(fn(*moved))
-        return fn(*primals), (ends[0] - ends[1]) / (2 * step)
+        change = ends[0] - ends[1]
+        return fn(*primals), change / expand(2 * step * share, change)
 
     return derivative
 
@@ -147,7 +151,7 @@ class _Linear(torch.autograd.Function):
         _remember(ctx, *inputs[:2])
 
     @staticmethod
-    def jvp(ctx: Any, x_t: Any, weight_t: Any, bias_t: Any) -> Any:
+    def jvp(ctx: Any, x_t: Any, weight_t: Any, bias_t: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         parts = (
             None if x_t is None else F.linear(x_t, weight),
@@ -181,7 +185,7 @@ class _Convolution(torch.autograd.Function):
         _remember(ctx, x, weight)
 
     @staticmethod
-    def jvp(ctx: Any, x_t: Any, weight_t: Any, bias_t: Any, _: Any) -> Any:
+    def jvp(ctx: Any, x_t: Any, weight_t: Any, bias_t: Any, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         convolve = torch.convolution
         parts = (

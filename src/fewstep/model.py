@@ -23,10 +23,12 @@ from fewstep.errors import UsageError, nearest
 from fewstep.files import sha256, whole_folder
 from fewstep.models import AbstractDenoiser, Clamped, Guided
 from fewstep.models.spec import build_denoiser, denoiser_spec
+from fewstep.paths import VarianceExploding
 from fewstep.times import karras, uniform
 from fewstep.weights import load_weights
 
 FORMAT = 1
+EDM_LEVELS = VarianceExploding()
 BUNDLED = ("digits-cd", "digits-edm")
 
 
@@ -100,7 +102,13 @@ class Model:
             end = torch.tensor([path.t_min], dtype=torch.float64)
             points = steps if float(path.coefficients(end).sigma) > 0 else steps + 1
             return rule(points, path.t_min, sampling.start.t).tolist()[:steps]
-        return rule(steps + 1, path.t_min, sampling.start.t).tolist()[:steps]
+        if sampling.grid == "uniform":
+            return uniform(steps + 1, path.t_min, sampling.start.t).tolist()[:steps]
+        # In noise levels, on whichever path; from EDM's lowest where the path ends on clean data.
+        ends = path.ratio(torch.tensor([path.t_min, sampling.start.t], dtype=torch.float64))
+        low, high = ends.clamp(EDM_LEVELS.t_min, EDM_LEVELS.t_max).tolist()
+        later = path.time(karras(steps + 1, low, high)[1:steps]).tolist()
+        return [sampling.start.t, *later]
 
     def serves(self, steps: int) -> bool:
         """Whether the model can be sampled in so many steps."""

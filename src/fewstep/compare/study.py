@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 
 from fewstep.compare.report import write_report
+from fewstep.data import STANDARD
 from fewstep.devices import usable_device
-from fewstep.errors import UsageError, nearest
+from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.evaluation import Protocol, named_protocol
 from fewstep.files import write_json
 from fewstep.model import Model, load
@@ -28,7 +30,7 @@ from fewstep.recipes.places import DIGITS, IMAGES, SMALL, TOYS, Place
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Run
 from fewstep.training.train import train
-from fewstep.training.trainer import Diverged, Trainer
+from fewstep.training.trainer import Trainer
 
 CALIBRATION = 3.0
 """Seconds of steps by which a budget of time becomes a number of steps."""
@@ -154,18 +156,24 @@ class Study:
         for i, (seed, name) in enumerate(rounds):
             place = out / name / f"seed-{seed}"
             result = place / "result.json"
-            if not result.exists():
+            # What failed is tried again: memory or a disk may have been the reason.
+            if not result.exists() or "failed" in json.loads(result.read_text(encoding="utf-8")):
                 _say(f"[{i + 1}/{len(rounds)}] {name}, seed {seed}")
                 try:
                     found = _Entry(self, name, seed, teacher, protocol, place).run()
-                except (UsageError, Diverged, RuntimeError, ValueError) as error:
+                except (Interrupted, OSError):
+                    raise
+                except Exception as error:
                     found = {"failed": f"{type(error).__name__}: {error}"}
+                    (place / "failed.txt").write_text(traceback.format_exc(), encoding="utf-8")
                     _say(f"    failed: {found['failed'].splitlines()[0]}")
                 write_json(result, found)
             write_report(self, common, out)
         return out / "report.html"
 
     def _teacher(self) -> str:
+        if self.data in STANDARD and self.data not in SMALL:
+            raise UsageError(f"--data {self.data} has no recipes to compare; take {[*SMALL]}")
         teacher = self.teacher or self.place.teacher
         if teacher is None:
             raise UsageError(

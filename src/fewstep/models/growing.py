@@ -6,6 +6,8 @@ import copy
 from inspect import signature
 from typing import Any
 
+import torch
+
 from fewstep.core import UsageError
 from fewstep.models.denoiser import AbstractDenoiser, Denoiser
 from fewstep.models.nets import NETWORKS
@@ -53,7 +55,9 @@ def grown(
         raise UsageError(
             f"{type(net).__name__} has no input for a guidance scale; {', '.join(able)} have one"
         )
-    bigger = build_network({**spec, **new})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        bigger = build_network({**spec, **new})
     one = next(net.parameters())
     bigger.to(device=one.device, dtype=one.dtype).train(net.training)
     bigger.load_state_dict(net.state_dict(), strict=False)

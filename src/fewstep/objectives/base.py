@@ -67,15 +67,16 @@ class Objective(nn.Module, ABC):
 
     ``frozen`` names submodules that training never changes (teachers): checkpoints keep their
     hash only. ``forward_mode`` says that a loss takes directional derivatives of the student, by
-    ``derivative``, which the trainer chooses; it is None where they are differentiated again, and
-    forward mode is the only way. A method that couples samples names the ``batch_multiple`` that a
-    microbatch must have.
+    ``derivative``, which the trainer chooses; ``second_order``, that it differentiates them again,
+    for which forward mode is the only way. A method that couples samples names the
+    ``batch_multiple`` that a microbatch must have.
     """
 
     student: AbstractDenoiser
     frozen: tuple[str, ...] = ()
     forward_mode: bool = False
-    derivative: Derivative | None = None
+    derivative: Derivative
+    second_order: bool = False
     batch_multiple: int = 1
 
     @abstractmethod

@@ -69,7 +69,8 @@ class ContinuousConsistency(Objective):
         self.times = times
         self.weight = weight
         self.penalty = penalty
-        self.derivative = jvp if penalty is None else None
+        self.derivative = jvp
+        self.second_order = penalty is not None
         self.drop = drop
         self.sampling_times = dict(sampling_times or {})
 
@@ -90,11 +91,10 @@ class ContinuousConsistency(Objective):
             return self.student(x, at, torch.full_like(at, path.t_min), cond)
 
         primals, tangents = (x_t, t), (velocity, torch.ones_like(t))
-        if self.derivative is not None:
+        if self.penalty is None:
             value, derivative = self.derivative(f, primals, tangents)
             each = per_sample(derivative * value, batch.mask)
         else:
-            assert self.penalty is not None
             _, derivative = jvp(f, primals, tangents, differentiable=True)
             each = self.penalty(derivative, torch.zeros_like(derivative), batch.mask)
         weight = expand(self.weight(t), each)

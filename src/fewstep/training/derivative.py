@@ -22,13 +22,13 @@ TOLERANCE = 1e-3
 _HELP = "take --train.derivative difference, or a network without that operation"
 
 
-def chosen_derivative(objective: Objective, config: TrainConfig) -> Derivative | None:
+def chosen_derivative(objective: Objective, config: TrainConfig) -> Derivative:
     """What the settings ask for.
 
     Raises:
         UsageError: the loss differentiates the derivative again, and the settings do not allow it.
     """
-    if objective.derivative is None and (config.checkpointing or config.derivative != "forward"):
+    if objective.second_order and (config.checkpointing or config.derivative != "forward"):
         raise UsageError(
             f"{type(objective).__name__} with a penalty needs the gradient of a derivative, which "
             "only forward mode without --train.checkpointing gives; stop the gradient instead"

@@ -133,9 +133,11 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                 and config.evaluate_every
                 and step % config.evaluate_every == 0
             ):
+                training = trainer.objective.student.training
                 model = _model(run, trainer, _main(trainer))
                 if logger is not None:
                     logger.note(step, run.watch(model))
+                trainer.objective.student.train(training)
             if config.snapshot_every and due(config.snapshot_every):
                 snapshot(trainer, folder)
             if signum or due(config.save_every):
