@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from fewstep.compare.report import write_report
+from fewstep.data.toys import SAMPLERS
 from fewstep.devices import usable_device
 from fewstep.errors import UsageError, nearest
 from fewstep.evaluation import Protocol, named_protocol
@@ -110,7 +112,7 @@ class Study:
         """Where its recipes run."""
         if self.data == "digits":
             return DIGITS
-        return SMALL.get(self.data) or (TOYS if _toy(self.data) else IMAGES)
+        return SMALL.get(self.data) or (TOYS if self.data in SAMPLERS else IMAGES)
 
     def run(self, out: Path) -> Path:
         """Train and judge what is not done yet, and write the report.
@@ -126,7 +128,14 @@ class Study:
         record = out / "study.json"
         if record.exists() and json.loads(record.read_text(encoding="utf-8")) != told:
             raise UsageError(f"{out} holds another study; choose another --out")
+        if not record.exists() and out.is_dir() and any(out.iterdir()):
+            raise UsageError(f"{out} holds something else than a study; choose another --out")
         model = load(teacher)
+        if model.contract.sampling.kind != "ode":
+            raise UsageError(
+                f"{teacher} is a {model.contract.method} model; all methods start from a diffusion "
+                f"model, e.g. of fewstep train {self.place.named('edm')}"
+            )
         protocol = named_protocol(self.data, self.held_out, model.contract.data, self.n)
         out.mkdir(parents=True, exist_ok=True)
         write_json(record, told)
@@ -148,6 +157,11 @@ class Study:
         return out / "report.html"
 
     def _teacher(self) -> str:
+        if self.place is IMAGES and not Path(self.data).exists():
+            known = [DIGITS.data, *SMALL, *SAMPLERS]
+            raise UsageError(
+                f"no images at {self.data!r}, and no data of that name: {nearest(self.data, known)}"
+            )
         teacher = self.teacher or self.place.teacher
         if teacher is None:
             raise UsageError(
@@ -217,12 +231,10 @@ class _Entry:
         """A leg: its model, cost and log."""
         steps = self._steps(name, teacher, budget, folder)
         run = self._built(name, teacher, steps)
-        fewest: list[int] = []
+        quick = replace(self.protocol, draws=1, metrics=("fd",))
 
         def watch(model: Model) -> Mapping[str, float]:
-            fewest[:] = [len(model.times())]
-            quick = replace(self.protocol, draws=1, metrics=("fd",))
-            return {"fd": quick.judge(model, fewest[0])["fd"]}
+            return {"fd": quick.judge(model, len(model.times()))["fd"]}
 
         run = replace(run, finish=None, watch=watch)
         with _told_in(folder.with_suffix(".txt")):
@@ -306,12 +318,6 @@ def _spikes(rows: Sequence[Mapping[str, float]]) -> int:
     )
 
 
-def _toy(name: str) -> bool:
-    from fewstep.data.toys import SAMPLERS
-
-    return name in SAMPLERS
-
-
 @contextmanager
 def _told_in(file: Path) -> Iterator[None]:
     """A training's own lines go to a file."""
@@ -321,6 +327,4 @@ def _told_in(file: Path) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    import sys
-
     print(text, file=sys.stderr, flush=True)
