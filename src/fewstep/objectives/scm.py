@@ -188,5 +188,7 @@ class SCM(Objective):
         return Contract(
             method="sct" if self.teacher is None else "scd",
             data=data,
-            sampling=Sampling(start=start, kind="renoise", times=times, any_times=True),
+            sampling=Sampling(
+                start=start, kind="renoise", times=times, any_times=True, grid="uniform"
+            ),
         )

@@ -16,6 +16,7 @@ def digits_edm(
     width: int = 256,
     blocks: int = 4,
     dropout: float = 0.15,
+    fourier_scale: float = 0.1,
     train: TrainConfig = TrainConfig(  # noqa: B008
         steps=10_000, batch=256, lr=2e-3, schedule="linear", warmup=100, sample_every=2000
     ),
@@ -26,15 +27,29 @@ def digits_edm(
         width: channels of the residual MLP.
         blocks: its residual blocks.
         dropout: against learning the 1,200 digits by heart.
+        fourier_scale: spread of the time embedding's frequencies; methods that differentiate in
+            time need a network that is smooth in it.
         train: the trainer's settings.
     """
     from fewstep.recipes import parts, reports
 
     return parts.diffusion(
         "digits-edm",
-        {"width": width, "blocks": blocks, "dropout": dropout},
+        {
+            "width": width,
+            "blocks": blocks,
+            "dropout": dropout,
+            "fourier_scale": fourier_scale,
+        },
         parts.digits_data(),
-        parts.mlp(parts.digits_data(), width, blocks, dropout, seed=train.seed),
+        parts.mlp(
+            parts.digits_data(),
+            width,
+            blocks,
+            dropout,
+            fourier_scale=fourier_scale,
+            seed=train.seed,
+        ),
         train,
         sigma_data=SIGMA_DATA,
         averages=parts.ema(0.999),

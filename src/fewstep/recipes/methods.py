@@ -35,7 +35,7 @@ def cd(start: Any, *, points: int = 18) -> Objective:
         weight=lambda t, r: snr(student.path.snr(t)),
         distance=start.distance or l2,
         drop=start.drop,
-        times=start.two_steps(student.path),
+        times=start.sampling_times(student.path),
     )
 
 
@@ -60,7 +60,7 @@ def ct(start: Any, *, first: int = 10, last: int = 80) -> Objective:
         distance=start.distance or PseudoHuber(),
         index=DiscreteLogNormal(),
         drop=start.drop,
-        times=start.two_steps(student.path),
+        times=start.sampling_times(student.path),
     )
 
 
@@ -79,7 +79,7 @@ def ict(start: Any, *, first: int = 10, last: int = 1280) -> Objective:
         student,
         schedule=Doubling(start.train.steps, first, last),
         drop=start.drop,
-        sampling_times=start.two_steps(student.path),
+        sampling_times=start.sampling_times(student.path),
         **more,
     )
 
@@ -110,7 +110,7 @@ def ect(
         curriculum=Curriculum(_parts(start, stages), q),
         distance=start.distance or PseudoHuber(c),
         drop=start.drop,
-        sampling_times=start.two_steps(student.path),
+        sampling_times=start.sampling_times(student.path),
         **more,
     )
 
@@ -139,7 +139,7 @@ def tcm(
         curriculum=Curriculum(every, q, limit=limit, least=1e-6, start=stage * every),
         at=at,
         drop=start.drop,
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
@@ -215,7 +215,7 @@ def _scm(start: Any, teacher_on: Any, sigmas: Any, c: float, warmup: float) -> O
         warmup=round(warmup * start.train.steps),
         uncertainty=Uncertainty(),
         drop=start.drop,
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
@@ -242,7 +242,7 @@ def ctm(start: Any, *, points: int = 18, solver_steps: int = 17, rate: float = 0
         weight=karras_weight(start.sigma_data),
         rate=rate,
         distance=start.distance or l2,
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
@@ -298,7 +298,7 @@ def meanflow(
         times=TwoTimes(law, law, equal),
         weight=AdaptiveWeight(power, c),
         drop=start.drop,
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
@@ -326,7 +326,7 @@ def imm(
         a=a,
         b=b,
         drop=start.drop,
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 
@@ -383,7 +383,7 @@ def flowmap(
         c=c,
         ratio_max=ratio_max,
         warmup=round(warmup * start.train.steps),
-        sampling_times=start.two_steps(path),
+        sampling_times=start.sampling_times(path),
     )
 
 

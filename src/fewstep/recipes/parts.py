@@ -69,13 +69,23 @@ def image_data(data: str, resolution: int, labels: bool) -> Dataset:
     return open_images(Path(data), resolution, labels="auto" if labels else "none")
 
 
-def mlp(data: Dataset, width: int, blocks: int, dropout: float, *, seed: int) -> nn.Module:
+def mlp(
+    data: Dataset,
+    width: int,
+    blocks: int,
+    dropout: float,
+    *,
+    fourier_scale: float = 1.0,
+    seed: int,
+) -> nn.Module:
     """A residual MLP for the data, with seeded weights."""
     _at_least({"width": (width, 2), "blocks": (blocks, 1)})
     _probability("dropout", dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ResidualMLP(data.shape, width, blocks, data.labels, dropout=dropout)
+        return ResidualMLP(
+            data.shape, width, blocks, data.labels, fourier_scale=fourier_scale, dropout=dropout
+        )
 
 
 def ddpmpp(

@@ -201,6 +201,12 @@ def of(preset: Preset) -> Callable[..., Any]:
     return start
 
 
+_CONTINUOUS: dict[str, Any] = {"mean": -0.5, "std": 1.6, "train": {"lr": 1e-4}}
+"""Larger steps of a derivative's bootstrap diverge on networks of this size."""
+
+_TRAJECTORY: dict[str, Any] = {"points": 10, "solver_steps": 3, "rate": 0.99}
+"""With the published 17 solver steps an update costs ten times as much."""
+
 DIGITS = Place(
     named=lambda method: f"digits-{method}",
     start=digits,
@@ -209,7 +215,22 @@ DIGITS = Place(
     train=TrainConfig(
         steps=3000, batch=128, lr=1e-3, schedule="linear", warmup=100, sample_every=1000
     ),
-    settings={"cd": {"points": 10}, "ct": {"last": 40, "train": {"steps": 6000, "lr": 2e-3}}},
+    settings={
+        "cd": {"points": 10},
+        "ct": {"last": 40},
+        "ict": {"last": 40},
+        "ect": {"stages": 4, "train": {"clip": 10.0}},
+        "tcm": {"stage": 3, "train": {"clip": 10.0}},
+        "progressive": {"first": 8},
+        "sct": _CONTINUOUS,
+        "scd": _CONTINUOUS,
+        "ctm": _TRAJECTORY,
+        "pcm": {"points": 21},
+        "meanflow": {"mean": 0.5, "std": 1.8, "equal": 0.5, "power": 0.5},
+        "imm": {"k": 8.0},
+        "shortcut": {"sections": 16, "every": 4},
+        "flowmap": {"mean": 0.0, "std": 1.4, "lagrangian": True, "train": {"lr": 5e-4}},
+    },
 )
 
 TOYS = Place(
@@ -220,6 +241,16 @@ TOYS = Place(
     train=TrainConfig(
         steps=3000, batch=512, lr=1e-3, schedule="linear", warmup=100, sample_every=1000
     ),
+    settings={
+        "ict": {"last": 160},
+        "ect": {"stages": 6},
+        "tcm": {"stage": 5},
+        "ctm": _TRAJECTORY,
+        "meanflow": {"mean": 0.0, "std": 1.6, "equal": 0.5, "power": 0.0},
+        "imm": {"k": 8.0},
+        "shortcut": {"sections": 32, "every": 4},
+        "flowmap": {"mean": 0.0, "std": 1.4, "c": 1.0},
+    },
 )
 
 IMAGES = Place(
@@ -228,6 +259,7 @@ IMAGES = Place(
     data="a folder or zip of images",
     teacher=None,
     train=TrainConfig(steps=10_000, batch=64, lr=3e-4, schedule="linear", warmup=100, threads=0),
+    settings={"sct": {"train": {"lr": 1e-4}}, "scd": {"train": {"lr": 1e-4}}, "ctm": _TRAJECTORY},
 )
 
 SMALL = {
@@ -237,7 +269,13 @@ SMALL = {
         data=preset.data,
         teacher=None,
         train=preset.cd,
-        settings={"cd": {"points": preset.points}, "ct": {"train": {"steps": preset.ct.steps}}},
+        settings={
+            **DIGITS.settings,
+            "cd": {"points": preset.points},
+            "ect": {"stages": 4},
+            "tcm": {"stage": 3},
+            "flowmap": {"mean": 0.0, "std": 1.4, "lagrangian": True},
+        },
     )
     for preset in (FASHION_MNIST_SMALL, CIFAR10_SMALL)
 }

@@ -34,7 +34,8 @@ class Start:
         teacher: what is distilled, guided if it is to be; None where nothing is.
         model: the teacher as it was loaded, for reports.
         drop: label dropping.
-        middle: the noise level of the second call of a two-step sample.
+        middle: the noise level of the second call of a two-step sample; a quarter and four times
+            it are the others of a four-step one.
         distance: what discrete methods compare samples by, where not their own.
         train: the trainer's settings.
         averages: rules by name.
@@ -104,10 +105,11 @@ class Start:
             raise UsageError("this method distils: give a --teacher")
         return teacher.on(path)
 
-    def two_steps(self, path: Path) -> Mapping[int, Sequence[float]]:
-        """The times of a two-step sample on a path."""
-        middle = path.time(torch.tensor([self.middle], dtype=torch.float64))
-        return {2: (path.t_max, float(middle))}
+    def sampling_times(self, path: Path) -> Mapping[int, Sequence[float]]:
+        """The times of samples of two and of four steps on a path."""
+        levels = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64) * self.middle
+        high, middle, low = path.time(levels).tolist()
+        return {2: (path.t_max, middle), 4: (path.t_max, high, middle, low)}
 
     def run(self, recipe: str, arguments: Mapping[str, Any], objective: Objective) -> Run:
         """The run of an objective."""
