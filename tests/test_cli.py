@@ -79,7 +79,7 @@ recipes = sys.argv[1].split(",")
 for args in (
     [], ["--help"], ["help"], ["--version"], ["recipes"], ["recipes", "--help"],
     ["train"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"],
-    ["search", "--help"],
+    ["search", "--help"], ["compare", "--help"],
     *(["train", name, "--help"] for name in recipes),
     ["trian"], ["train", "toy-emd"], ["train", "toy-cd"], ["sample"], ["sample", "x", "-n", "0"],
 ):
@@ -101,7 +101,7 @@ def test_help_and_simple_mistakes_import_no_torch():
 def test_help_names_every_verb(args, capsys):
     outcome = fewstep(capsys, *args)
     assert (outcome.code, outcome.err) == (0, "")
-    for verb in ("recipes", "train", "sample", "evaluate"):
+    for verb in ("recipes", "train", "sample", "evaluate", "compare", "search"):
         assert f"fewstep {verb}" in outcome.out
 
 
@@ -133,6 +133,13 @@ def test_help_of_verbs(verb, capsys):
     outcome = fewstep(capsys, verb, "--help")
     assert (outcome.code, outcome.err) == (0, "")
     assert "MODEL" in outcome.out
+
+
+def test_help_of_compare(capsys):
+    outcome = fewstep(capsys, "compare", "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    for option in ("data", "methods", "budget", "seeds", "steps", "teacher", "held-out", "out"):
+        assert f"--{option}" in outcome.out
 
 
 # Recipes.

@@ -110,7 +110,8 @@ def test_forward_mode_refuses_checkpointing_and_apart_does_not():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_a_central_difference_is_of_second_order(dropout):
-    net, primals, tangents = case(dropout)
+    net, (x, t), tangents = case(dropout)
+    primals = (x, t + 1)  # times below 1 shorten the step
     torch.manual_seed(7)
     value, tangent = jvp(net, primals, tangents)
     errors = []
@@ -143,3 +144,13 @@ def test_autocast_gives_values_and_derivatives_its_precision(dtype):
     first.weight.grad = None
     expected[0].sum().backward()
     assert (half - first.weight.grad).norm() < 0.03 * half.norm()
+
+
+def test_differences_keep_times_above_0():
+    t = torch.tensor([1e-2, 1e-4, 3.0], dtype=D)
+    x = normal(3, 2)
+    value, tangent = finite_difference(1e-2)(
+        lambda x, t: x * t.log()[:, None], (x, t), (torch.zeros_like(x), torch.ones_like(t))
+    )
+    torch.testing.assert_close(tangent, x / t[:, None], rtol=1e-2, atol=0)
+    assert value.isfinite().all()

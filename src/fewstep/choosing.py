@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,6 +45,7 @@ def compare(
         out: the folder of runs and report; by default runs/compare-DATA.
     """
     from fewstep.compare import Budget, Study
+    from fewstep.training.train import Interrupted
     from fewstep.verbs import numbers
 
     study = Study(
@@ -58,7 +60,11 @@ def compare(
         held_out=held_out,
         n=n,
     )
-    page = study.run(out or Path("runs") / f"compare-{Path(data).stem}")
+    try:
+        page = study.run(out or Path("runs") / f"compare-{Path(data).stem}")
+    except Interrupted as stopped:
+        print(f"fewstep: {stopped}", file=sys.stderr)
+        raise SystemExit(128 + stopped.signum) from None
     print(f"wrote {page}, {page.with_name('report.json')}")
 
 

@@ -21,9 +21,16 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+MANY = 30
+"""More names than these are not all told in a message."""
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
-    """A hint for a message about an unknown name: the nearest known one, and all of them."""
+    """A hint for a message about an unknown name: the nearest known ones, or all if few."""
     names = list(known)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if len(names) > MANY:
+        near = difflib.get_close_matches(given, names, n=5, cutoff=0.3) or names[:5]
+        return f"{hint}known: {', '.join(near)} and {len(names) - len(near)} others"
     return f"{hint}known: {', '.join(names)}"

@@ -11,6 +11,8 @@ WIDTH, HEIGHT = 900, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 210, 16, 48
 COLOURS = ("#0969da", "#cf222e", "#1a7f37", "#8250df", "#bc4c00", "#bf3989", "#6e7781")
 DASHES = ("", "7 4", "2 3")
+NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
+"""What a file of its own needs, and a drawing in a page does not."""
 
 
 class Line(NamedTuple):
@@ -31,15 +33,16 @@ def chart(
     """The drawing.
 
     Args:
-        lines: with positive values; what is not finite is left out.
+        lines: what is not finite and positive is left out, here and of the levels.
         levels: horizontal lines by name.
         x_title: of the axis.
         y_title: of the axis.
         ticks: of the horizontal axis; by default round numbers.
     """
     lines = [Line(n, [p for p in pts if 0 < p[1] < math.inf]) for n, pts in lines]
-    xs = [x for line in lines for x, _ in line.points] or [0.0, 1.0]
-    ys = [y for line in lines for _, y in line.points] + [v for v in levels.values() if v > 0]
+    levels = {name: value for name, value in levels.items() if 0 < value < math.inf}
+    xs = [*(ticks or (x for line in lines for x, _ in line.points))] or [0.0, 1.0]
+    ys = [*(y for line in lines for _, y in line.points), *levels.values()] or [1.0]
     x_low, x_high = (min(xs), max(xs)) if ticks else (0.0, max(xs))
     y_low, y_high = math.log(min(ys) / 1.1), math.log(max(ys) * 1.1)
 
@@ -53,7 +56,7 @@ def chart(
 
     right = WIDTH - RIGHT
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'<svg{NAMESPACE} viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="system-ui, sans-serif" font-size="12" role="img">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
-from fewstep.compare.charts import Line, chart
+from fewstep.compare.charts import NAMESPACE, Line, chart
 from fewstep.files import whole_file, write_json
 from fewstep.recipes.methods import METHODS
 
@@ -132,9 +132,9 @@ def _page(study: Study, told: Mapping[str, Any], drawn: Mapping[str, str], out: 
         f"<p>{escape(_preface(study, told))}</p>",
         f'<div class="wide">{_table(study, told)}</div>',
         "<h2>Distance against steps</h2>",
-        drawn["steps"],
+        drawn["steps"].replace(NAMESPACE, ""),
         "<h2>Distance against training time</h2>",
-        drawn["time"],
+        drawn["time"].replace(NAMESPACE, ""),
         "<h2>Samples</h2>",
         *_grids(study, told, out),
         "<h2>Settings</h2>",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 
 from fewstep.compare.report import write_report
 from fewstep.data import STANDARD
+from fewstep.data.toys import SAMPLERS
 from fewstep.devices import usable_device
 from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.evaluation import Protocol, named_protocol
@@ -114,7 +116,7 @@ class Study:
         """Where its recipes run."""
         if self.data == "digits":
             return DIGITS
-        return SMALL.get(self.data) or (TOYS if _toy(self.data) else IMAGES)
+        return SMALL.get(self.data) or (TOYS if self.data in SAMPLERS else IMAGES)
 
     def run(self, out: Path) -> Path:
         """Train and judge what is not done yet, and write the report.
@@ -132,11 +134,13 @@ class Study:
         model = load(teacher)
         if model.contract.sampling.kind != "ode":
             raise UsageError(
-                f"{teacher} is a {model.contract.method} model; the teacher of a comparison is a "
-                "diffusion model, from which all methods start"
+                f"{teacher} is a {model.contract.method} model; all methods start from a diffusion "
+                f"model, e.g. of fewstep train {self.place.named('edm')}"
             )
         told = json.loads(json.dumps(asdict(self))) | {"weights": fingerprint(model.denoiser)}
         record = out / "study.json"
+        if not record.exists() and out.is_dir() and any(out.iterdir()):
+            raise UsageError(f"{out} holds something else than a study; choose another --out")
         before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else told
         changed = [
             f"{key}: was {before.get(key)!r}, now {value!r}"
@@ -145,7 +149,7 @@ class Study:
         ]
         if changed:
             raise UsageError(
-                f"{out} holds another study; choose another --out\n  " + "\n  ".join(changed)
+                f"{out} holds another study ({'; '.join(changed)}); choose another --out"
             )
         protocol = named_protocol(self.data, self.held_out, model.contract.data, self.n)
         out.mkdir(parents=True, exist_ok=True)
@@ -165,6 +169,7 @@ class Study:
                     raise
                 except Exception as error:
                     found = {"failed": f"{type(error).__name__}: {error}"}
+                    place.mkdir(parents=True, exist_ok=True)
                     (place / "failed.txt").write_text(traceback.format_exc(), encoding="utf-8")
                     _say(f"    failed: {found['failed'].splitlines()[0]}")
                 write_json(result, found)
@@ -174,6 +179,11 @@ class Study:
     def _teacher(self) -> str:
         if self.data in STANDARD and self.data not in SMALL:
             raise UsageError(f"--data {self.data} has no recipes to compare; take {[*SMALL]}")
+        if self.place is IMAGES and not Path(self.data).exists():
+            known = [DIGITS.data, *SMALL, *SAMPLERS]
+            raise UsageError(
+                f"no images at {self.data!r}, and no data of that name: {nearest(self.data, known)}"
+            )
         teacher = self.teacher or self.place.teacher
         if teacher is None:
             raise UsageError(
@@ -243,12 +253,10 @@ class _Entry:
         """A leg: its model, cost and log."""
         steps = self._steps(name, teacher, budget, folder)
         run = self._built(name, teacher, steps)
-        fewest: list[int] = []
+        quick = replace(self.protocol, draws=1, metrics=("fd",))
 
         def watch(model: Model) -> Mapping[str, float]:
-            fewest[:] = [len(model.times())]
-            quick = replace(self.protocol, draws=1, metrics=("fd",))
-            return {"fd": quick.judge(model, fewest[0])["fd"]}
+            return {"fd": quick.judge(model, len(model.times()))["fd"]}
 
         run = replace(run, finish=None, watch=watch)
         with _told_in(folder.with_suffix(".txt")):
@@ -336,12 +344,6 @@ def _spikes(rows: Sequence[Mapping[str, float]]) -> int:
     )
 
 
-def _toy(name: str) -> bool:
-    from fewstep.data.toys import SAMPLERS
-
-    return name in SAMPLERS
-
-
 @contextmanager
 def _told_in(file: Path) -> Iterator[None]:
     """A training's own lines go to a file."""
@@ -351,6 +353,4 @@ def _told_in(file: Path) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    import sys
-
     print(text, file=sys.stderr, flush=True)

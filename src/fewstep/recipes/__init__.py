@@ -82,7 +82,9 @@ def recipe(name: str) -> Recipe:
         UsageError: there is none; the message suggests the nearest.
     """
     if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}; {nearest(name, RECIPES)}")
+        raise UsageError(
+            f"unknown recipe {name!r}; {nearest(name, RECIPES)}; fewstep recipes lists them"
+        )
     return RECIPES[name]
 
 

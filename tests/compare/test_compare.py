@@ -1,0 +1,362 @@
+"""Comparing methods by the command line, on points: what is written, what is refused, resuming."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fewstep import evaluation
+from fewstep.cli import main
+from fewstep.compare import Budget, Study
+from fewstep.errors import UsageError
+from fewstep.recipes.methods import METHODS
+from fewstep.recipes.places import DIGITS, IMAGES, PLACES, TOYS
+from fewstep.training import feed
+from survive import living, logged, until
+from tiny import Outcome, fewstep, pictures, rows, trained
+
+METHODS_HERE = ("ect", "pcm", "tcm", "ict")
+"""Any number of steps; four only; two legs; a schedule that has no room in so few steps."""
+
+STEPS = ("1", "2", "4")
+
+
+@pytest.fixture(autouse=True)
+def one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "Protocol", partial(evaluation.Protocol, draws=1))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("compare") / "teacher", "toy-edm", steps=5)
+
+
+def command(teacher: Path, out: Path, methods: str, budget: str, *more: object) -> list[str]:
+    words = ["compare", "--data", "two-modes", "--teacher", teacher, "--methods", methods]
+    words += ["--budget", budget, "--seeds", 1, "-n", 32, "--out", out, *more]
+    return [str(word) for word in words]
+
+
+def read(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def study(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """A finished comparison with two seeds, and the data that it saw, in order."""
+    out, seen, own = tmp_path_factory.mktemp("study") / "out", [], feed.positions
+
+    def noted(seed: int, step: int, *more: int) -> np.ndarray:
+        found = own(seed, step, *more)
+        seen.append((seed, step, tuple(found)))
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(feed, "positions", noted)
+        patched.setattr(evaluation, "Protocol", partial(evaluation.Protocol, draws=1))
+        main(command(teacher, out, ",".join(METHODS_HERE), "1100samples", "--seeds", 2))
+    return out, seen
+
+
+# Budgets.
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "amount"),
+    [
+        ("60s", "seconds", 60.0),
+        (" 0.5s ", "seconds", 0.5),
+        ("20000samples", "samples", 20_000.0),
+        ("500 samples", "samples", 500.0),
+    ],
+)
+def test_a_budget(text, kind, amount):
+    assert Budget.of(text) == Budget(kind, amount)
+    assert Budget.of(text).share(0.5) == Budget(kind, amount / 2)
+
+
+@pytest.mark.parametrize("text", ["", "60", "s", "0s", "-1s", "1e9s", "60min", "60s!", "infs"])
+def test_no_budget(text):
+    with pytest.raises(UsageError, match="60s or 20000samples"):
+        Budget.of(text)
+
+
+# The report.
+
+
+def test_the_reports_shape(study):
+    told = read(study[0])
+    assert list(told["methods"]) == list(METHODS_HERE)
+    for name in ("ect", "pcm", "tcm"):
+        entry = told["methods"][name]
+        assert {"fd", "spread", "seconds", "samples", "nonfinite"} <= entry.keys()
+        assert entry["seeds"] == 2
+        assert "failed" not in entry
+        for column in ("fd", "spread", "swd", "nn"):
+            assert tuple(entry[column]) == STEPS
+        for n in STEPS:
+            served = name != "pcm" or n == "4"
+            assert (entry["fd"][n] is not None) == (entry["spread"][n] is not None) == served
+            assert not served or (entry["fd"][n] > 0 and entry["spread"][n] >= 0)
+        assert entry["seconds"] > 0
+        assert entry["nonfinite"] == 0
+        assert len(entry["curves"]) == 2
+        for curve in entry["curves"]:
+            assert curve == sorted(curve)
+            assert len(curve) >= 1
+    # Whole batches of 512; TCM's halves are rounded apart.
+    assert [told["methods"][name]["samples"] for name in ("ect", "pcm", "tcm")] == [1024] * 3
+    assert told["floor"]["fd"] > 0
+    assert told["teacher"]["fd"] > 0
+
+
+def test_a_method_without_the_counts_asked_for_has_no_number(teacher, tmp_path, capsys):
+    args = command(teacher, tmp_path, "progressive", "512samples", "--steps", "1,2")
+    assert fewstep(capsys, *args).code == 0
+    entry = read(tmp_path)["methods"]["progressive"]
+    assert entry["fd"] == entry["spread"] == {"1": None, "2": None}
+    assert entry["samples"] == 512
+    assert "progressive distillation" in (tmp_path / "report.html").read_text()
+
+
+def test_a_method_that_fails_is_told_and_the_others_go_on(study):
+    out, _ = study
+    entry = read(out)["methods"]["ict"]
+    assert entry["seeds"] == 0
+    assert len(entry["failed"]) == 2
+    assert all("UsageError: Doubling" in reason for reason in entry["failed"])
+    assert entry["fd"] == entry["spread"] == dict.fromkeys(STEPS)
+    assert entry["seconds"] is entry["samples"] is entry["nonfinite"] is None
+    assert "failed: UsageError: Doubling" in (out / "report.html").read_text()
+
+
+def test_the_page_needs_no_other_file(study):
+    out, _ = study
+    page = (out / "report.html").read_text()
+    assert "http" not in page
+    assert "<script" not in page
+    assert "<link" not in page
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    grids = {"teacher.png", *(str(p.relative_to(out)) for p in out.glob("*/seed-1/samples-*.png"))}
+    assert len(grids) == 1 + 3 + 1 + 3
+    assert len(sources) == len(grids)
+    for name in METHODS_HERE:
+        assert METHODS[name].title in page
+    for caption in ("ECT, 1 step", "ECT, 2 steps", "PCM, 4 steps", "TCM, 4 steps", "teacher, 35"):
+        assert f"<figcaption>{caption}" in page
+    assert "PCM, 1 step" not in page
+
+
+def test_all_methods_see_the_same_data(study):
+    _, seen = study
+    of = {(seed, step): index for seed, step, index in seen}
+    # By seed: ECT, PCM and TCM's second leg, whose first and second are half as long.
+    assert sorted(of) == [(seed, step) for seed in (1, 2) for step in (0, 1)]
+    assert len(seen) == 2 * (2 + 2 + 1 + 1)
+    assert all(of[seed, step] == index for seed, step, index in seen)
+    assert of[1, 0] != of[2, 0]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda p: p.data)
+def test_all_methods_of_a_place_have_the_same_batch(place):
+    batches = {(place.trainer(n).batch, place.trainer(n).accumulation) for n in METHODS}
+    assert len(batches) == 1
+
+
+def test_seeds_and_settings_are_the_studys(study, teacher):
+    out, _ = study
+    for seed in (1, 2):
+        run = json.loads((out / "ect" / f"seed-{seed}" / "run" / "run.json").read_text())["run"]
+        assert (run["train"]["seed"], run["train"]["steps"]) == (seed, 2)
+        assert run["arguments"]["teacher"] == str(teacher)
+    last = json.loads((out / "tcm" / "seed-1" / "run" / "run.json").read_text())["run"]
+    assert last["arguments"]["teacher"] == str(out / "tcm" / "seed-1" / "first")
+    legs = read(out)["methods"]["tcm"]["settings"]
+    assert [leg["recipe"] for leg in legs] == ["toy-ect", "toy-tcm"]
+    assert read(out)["methods"]["tcm"]["start"] == "ect"
+
+
+def test_seconds_become_steps_once_for_all_seeds(teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fewstep.compare.study.CALIBRATION", 0.05)
+    args = command(teacher, tmp_path, "ect", "0.05s", "--seeds", 2)
+    assert fewstep(capsys, *args).code == 0
+    rate = json.loads((tmp_path / "ect" / "ect.rate.json").read_text())["steps_per_second"]
+    ran = [rows(tmp_path / "ect" / f"seed-{seed}" / "run")[-1]["step"] for seed in (1, 2)]
+    assert ran == [max(1, round(0.05 * rate))] * 2
+
+
+# Going on, and not.
+
+
+def test_a_finished_study_is_not_trained_again(study, teacher, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(study[0], out)
+    monkeypatch.setattr("fewstep.compare.study.train", None)
+    args = command(teacher, out, ",".join(METHODS_HERE), "1100samples", "--seeds", 2)
+    outcome = fewstep(capsys, *args)
+    assert outcome.code == 0
+    # Only what failed is tried again.
+    assert all("ict" in told or "Doubling" in told for told in outcome.err.splitlines())
+    assert read(out) == read(study[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--budget", "1200samples"), ("--seeds", "3"), ("-n", "33"), ("--methods", "ect")],
+)
+def test_another_study_is_refused(option, value, study, teacher, capsys):
+    out, _ = study
+    args = command(teacher, out, ",".join(METHODS_HERE), "1100samples", "--seeds", 2)
+    before = (out / "report.json").read_bytes()
+    outcome = fewstep(capsys, *args, option, value)
+    refused(outcome, "holds another study", "another --out")
+    assert (out / "report.json").read_bytes() == before
+
+
+def test_what_is_no_study_is_left_alone(teacher, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    refused(fewstep(capsys, *command(teacher, tmp_path, "ect", "500samples")), "something else")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+SLOWLY = """
+import sys, time
+from functools import partial
+import torch
+from fewstep import evaluation
+from fewstep.cli import main
+
+torch.set_num_threads(1)
+own = evaluation.Protocol.judge
+evaluation.Protocol.judge = lambda self, *a: (time.sleep(0.15), own(self, *a))[1]
+evaluation.Protocol = partial(evaluation.Protocol, draws=1)
+main(sys.argv[1:])
+"""
+"""A comparison that gives a signal time to find it where it is meant to."""
+
+
+LONGER = ("ect,shortcut", "40000samples")
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(evaluation, "Protocol", partial(evaluation.Protocol, draws=1))
+        main(command(teacher, out, *LONGER))
+    return out
+
+
+@pytest.mark.parametrize("where", ["training", "judging"])
+def test_an_interrupted_study_ends_as_if_it_had_not_been(where, whole, teacher, tmp_path):
+    out = tmp_path / "out"
+    said, step = tmp_path / "said", rows(whole / "ect" / "seed-1" / "run")[-1]["step"]
+    first = command(teacher, out, *LONGER)
+
+    with said.open("w") as told:
+        child = subprocess.Popen([sys.executable, "-c", SLOWLY, *first], stdout=told, stderr=told)
+    with living(child.pid):
+        if where == "training":
+            until(lambda: logged(out / "ect" / "seed-1" / "run") >= step // 3)
+        else:
+            until((out / "ect" / "seed-1" / "samples-1.png").exists)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 130
+    text = said.read_text()
+    assert "interrupted" in text
+    assert "Traceback" not in text
+    if where == "training":
+        assert "the same command resumes" in text
+        assert 0 < rows(out / "ect" / "seed-1" / "run")[-1]["step"] < step
+    assert not (out / "ect" / "seed-1" / "result.json").exists()
+    main(first)
+    one, other = read(whole)["methods"], read(out)["methods"]
+    for name in ("ect", "shortcut"):
+        for column in ("fd", "swd", "nn", "spread", "samples", "nonfinite"):
+            assert one[name][column] == other[name][column], (name, column)
+        curves = [[fd for _, fd in told[name]["curves"][0]] for told in (one, other)]
+        assert curves[0] == curves[1]
+        assert len(curves[0]) >= 6
+
+
+# Refusals.
+
+
+def refused(outcome: Outcome, *parts: str) -> None:
+    """Exit code 2 and one line that says all of ``parts``."""
+    assert outcome.code == 2, outcome
+    assert outcome.err.startswith("fewstep: ")
+    assert outcome.err.count("\n") == 1
+    assert outcome.out == ""
+    for part in parts:
+        assert part in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"--methods": "ect,pmc"}, ["unknown method 'pmc'", "did you mean 'pcm'?"]),
+        ({"--methods": "ect,ect"}, ["once"]),
+        ({"--methods": ""}, ["unknown method ''"]),
+        ({"--budget": "soon"}, ["--budget", "60s or 20000samples"]),
+        ({"--seeds": "0"}, ["--seeds", "at least 1"]),
+        ({"--first-seed": "-1"}, ["--first-seed"]),
+        ({"-n": "1"}, ["-n at least 2"]),
+        ({"--steps": "0"}, ["--steps"]),
+        ({"--steps": "one"}, ["--steps", "'one'"]),
+        ({"--teacher": None}, ["needs --teacher", "fewstep train toy-edm"]),
+        ({"--teacher": "nowhere"}, ["no model 'nowhere'"]),
+        ({"--teacher": "digits-edm"}, ["the model draws (1, 8, 8)", "two-modes is (2,)"]),
+        ({"--data": "two-nodes"}, ["no images at 'two-nodes'", "did you mean 'two-modes'?"]),
+        (
+            {"--data": "digits", "--teacher": "digits-cd"},
+            ["a cd model", "fewstep train digits-edm"],
+        ),
+    ],
+)
+def test_bad_input(change, parts, teacher, tmp_path, capsys):
+    given = dict(
+        zip(*[iter(command(teacher, tmp_path / "out", "ect", "500samples")[1:])] * 2, strict=True)
+    )
+    given |= change
+    words = [word for pair in given.items() if pair[1] is not None for word in pair]
+    refused(fewstep(capsys, "compare", *words), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_need_their_resolution_and_held_out_ones(tmp_path, capsys):
+    images = pictures(tmp_path / "images")
+    edm = trained(tmp_path / "edm", "edm", data=images, steps=1, batch=4)
+    words = [
+        "compare",
+        "--data",
+        images,
+        "--teacher",
+        edm,
+        "--methods",
+        "ect",
+        "--out",
+        tmp_path / "out",
+    ]
+    refused(fewstep(capsys, *words), "--resolution")
+    refused(fewstep(capsys, *words, "--resolution", 16), "--held-out")
+
+
+def test_where_a_study_runs():
+    few = {"methods": ["cd"], "budget": Budget("samples", 1)}
+    for data, place in (("digits", DIGITS), ("moons", TOYS), ("./images", IMAGES)):
+        assert Study(data=data, **few).place is place
+    for place in PLACES[3:]:
+        assert Study(data=place.data, **few).place is place

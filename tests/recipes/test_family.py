@@ -1,0 +1,219 @@
+"""The family's recipes: every method at every place, from a tiny teacher to samples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fewstep as library
+from fewstep.errors import UsageError
+from fewstep.models import ConsistencyBoundary, Guided
+from fewstep.recipes import RECIPES, TrainConfig, parts
+from fewstep.recipes.family import recipe_of
+from fewstep.recipes.methods import METHODS, halving_stage
+from fewstep.recipes.places import DIGITS, IMAGES, PLACES, TOYS, Place
+from fewstep.training.checkpoints import fingerprint
+from fewstep.training.config import Run
+from fewstep.training.folder import describe
+from fewstep.training.train import train
+from tiny import fewstep, pictures, rows, settings, trained
+
+AT = {"digits": DIGITS, "toys": TOYS, "images": IMAGES}
+SHORT = {"ict": {"last": 20}, "ct": {"first": 2, "last": 4}, "ctm": {"solver_steps": 2}}
+"""Options without which a method's schedule has no room in a few steps."""
+
+BATCH = 8
+OLDER = {"cd", "ct"}
+"""Recipes of these methods are functions of their own; ``compare`` uses the family's."""
+
+
+@pytest.fixture(scope="module")
+def at(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Images, a diffusion model of each place, and what TCM starts from."""
+    root = tmp_path_factory.mktemp("family")
+    found = {"data": pictures(root / "images"), "root": root}
+    found["digits"] = trained(root / "digits", "digits-edm", steps=3)
+    found["toys"] = trained(root / "toys", "toy-edm", steps=3)
+    found["images"] = trained(root / "edm", "edm", data=found["data"], steps=3, batch=BATCH)
+    for place in AT:
+        train(built(place, "ect", found), root / f"{place}-ect")
+        found[f"{place}-ect"] = root / f"{place}-ect"
+    return found
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New weights of images are of a small network."""
+    own = parts.ddpmpp
+
+    def small(data: Any, *architecture: Any, seed: int) -> Any:
+        return own(data, 8, (1, 1), 1, (8,), 0.0, seed=seed)
+
+    monkeypatch.setattr(parts, "ddpmpp", small)
+
+
+def options(place: str, name: str, at: dict[str, Path]) -> dict[str, Any]:
+    after = METHODS[name].after
+    own: dict[str, Any] = {"teacher": str(at[place if after is None else f"{place}-{after}"])}
+    if place == "images":
+        own |= {"data": str(at["data"]), "resolution": 16}
+    return own | SHORT.get(name, {})
+
+
+def built(place: str, name: str, at: dict[str, Path], **own: Any) -> Run:
+    """A run of a few steps, without its report."""
+    steps = own.pop("steps", 3)
+    few = settings(steps=steps, batch=BATCH)
+    run = recipe_of(AT[place], name)(**{**options(place, name, at), **own}, train=few)
+    return replace(run, finish=None)
+
+
+everywhere = pytest.mark.parametrize("place", AT)
+methods = pytest.mark.parametrize("name", METHODS)
+
+
+@everywhere
+@methods
+def test_a_method_trains_samples_and_can_be_built_again(place, name, at, tmp_path):
+    run = built(place, name, at)
+    model = train(run, tmp_path / "run")
+    data = model.contract.data
+    assert (tuple(data.shape), data.labels) == (tuple(run.data.shape), run.data.labels)
+    served = [n for n in (1, 2, 4, 8) if model.serves(n)]
+    assert served
+    for n in served:
+        x = model.sample(3, steps=n, seed=1)
+        assert x.shape == (3, *data.shape)
+        assert x.isfinite().all()
+    assert [row["skipped"] for row in rows(tmp_path / "run") if "skipped" in row] == [0, 0, 0]
+
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["run"]["recipe"] == AT[place].named(name)
+    if METHODS[name].distils:
+        assert record["frozen"]
+    build = recipe_of(AT[place], name) if name in OLDER else RECIPES[record["run"]["recipe"]].build
+    again = build(**record["run"]["arguments"], train=TrainConfig(**record["run"]["train"]))
+    assert describe(again, torch.device("cpu"), record["frozen"])["run"] == record["run"]
+    other = train(replace(again, finish=None), tmp_path / "again")
+    loaded = library.load(tmp_path / "run", device="cpu")
+    assert fingerprint(loaded.denoiser) == fingerprint(other.denoiser)
+    assert loaded.contract == other.contract
+
+
+@everywhere
+@methods
+def test_a_student_starts_as_what_it_starts_from(place, name, at):
+    run = built(place, name, at)
+    student = run.objective.student.eval()
+    source = library.load(options(place, name, at)["teacher"], device="cpu").denoiser
+    weights = dict(student.named_parameters())
+    assert all(torch.equal(weights[k], v) for k, v in source.named_parameters())
+    assert (len(weights) > len(dict(source.named_parameters()))) == student.two_time
+    if any(isinstance(d.preconditioning, ConsistencyBoundary) for d in (student, source)):
+        return
+    path = student.path
+    reading = source.on(path)
+    generator = torch.Generator().manual_seed(0)
+    t = path.t_min + (path.t_max - path.t_min) * torch.linspace(0.1, 1, 5, dtype=torch.float64)
+    batch = run.data.batch(torch.arange(5).numpy())
+    x = path.perturb(batch.x0, torch.randn(batch.x0.shape, generator=generator), t)
+    with torch.no_grad():
+        own = student(x, t, t if student.two_time else None, batch.cond)
+        torch.testing.assert_close(own, reading(x, t, None, batch.cond), rtol=1e-5, atol=1e-6)
+        if student.two_time:
+            torch.testing.assert_close(student(x, t, t / 2, batch.cond), own, rtol=0, atol=0)
+
+
+@everywhere
+@methods
+def test_without_a_teacher(place, name, at, tmp_path):
+    if METHODS[name].scratch:
+        run = built(place, name, at, teacher="none")
+        assert run.note == ""
+        assert train(run, tmp_path / "run").sample(2).isfinite().all()
+        return
+    trained_by = AT[place].named(METHODS[name].after or "edm")
+    with pytest.raises(UsageError, match=f"needs a teacher.*fewstep train {trained_by}$"):
+        built(place, name, at, teacher="none")
+
+
+@methods
+def test_the_table_says_what_a_method_starts_from(name):
+    method, told = METHODS[name], {p: AT[p].told_teacher(name) for p in AT}
+    if method.after:
+        assert told == {p: f"a run of {AT[p].named(method.after)}" for p in AT}
+    else:
+        assert told["digits"] == "digits-edm"
+        assert (told["toys"] == "-") == method.scratch
+
+
+@everywhere
+def test_tcm_wants_the_model_of_its_first_stage(place, at):
+    with pytest.raises(UsageError, match=f"is a edm model.*fewstep train {AT[place].named('ect')}"):
+        built(place, "tcm", at, teacher=str(at[place]))
+
+
+@everywhere
+@pytest.mark.parametrize("name", ["pcm", "ict"])
+def test_a_few_step_model_is_no_teacher(place, name, at):
+    with pytest.raises(UsageError, match="a teacher is a diffusion model"):
+        built(place, name, at, teacher=str(at[f"{place}-ect"]))
+
+
+@methods
+def test_guidance_is_for_methods_that_distil(name, at):
+    if not METHODS[name].distils:
+        with pytest.raises(UsageError, match="leave out --guidance"):
+            built("images", name, at, guidance=2.0)
+        return
+    for scale in (1.0, 2.0):
+        objective = built("images", name, at, guidance=scale).objective
+        assert any(isinstance(m, Guided) for m in objective.modules()) == (scale != 1.0)
+
+
+def test_progressives_learning_rate_falls_in_each_stage(at, tmp_path):
+    run = built("toys", "progressive", at, first=4, steps=18)
+    assert run.config.decay_steps == halving_stage(18, 4) == 6
+    falling = replace(run, config=replace(run.config, schedule="linear"))
+    train(falling, tmp_path / "run")
+    rates = [row["lr"] for row in rows(tmp_path / "run")]
+    stage = [1e-3 * (1 - k / 6) for k in range(6)]
+    assert rates == pytest.approx(stage * 3)
+    assert library.load(tmp_path / "run", device="cpu").times() == [80.0]
+
+
+def test_a_decay_that_is_asked_for_is_kept(at):
+    few = settings(steps=18, decay_steps=5)
+    run = recipe_of(TOYS, "progressive")(**options("toys", "progressive", at), train=few)
+    assert run.config.decay_steps == 5
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda p: p.data)
+def test_every_method_has_its_recipe_at_every_place(place: Place):
+    for name in METHODS:
+        assert RECIPES[place.named(name)].method in {METHODS[name].title, name.upper()}
+
+
+@pytest.mark.parametrize("name", ["pcm", "meanflow"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_images_from_the_command_line(name, labels, at, tmp_path, capsys):
+    data = ("--data", at["data"], "--resolution", 16, *(() if labels else ("--no-labels",)))
+    few = ("--train.steps", 2, "--train.batch", BATCH, "--train.sample-every", 0)
+    teacher = at["images"]
+    if not labels:
+        teacher, small = tmp_path / "edm", ("--channels", 8, "--multipliers", 1, "--blocks", 1)
+        assert fewstep(capsys, "train", "edm", *data, *small, *few, "--out", teacher).code == 0
+    given = ("--teacher", teacher) if METHODS[name].distils else ()
+    out = tmp_path / "run"
+    outcome = fewstep(capsys, "train", name, *data, *given, *few, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert (f"teacher: {teacher}" in outcome.err) == bool(given)
+    model = library.load(out, device="cpu")
+    assert model.contract.data.labels == (2 if labels else 0)
+    drawn = fewstep(capsys, "sample", out, "-n", 3, "--out", tmp_path / "x.png")
+    assert drawn.code == 0, drawn.err
