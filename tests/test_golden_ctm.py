@@ -16,7 +16,8 @@ from fewstep.models import EDM, ConsistencyBoundary, Denoiser
 from fewstep.models.preconditioning import Preconditioning, Scalings
 from fewstep.objectives.ctm import ConsistencyTrajectory, Draws
 from fewstep.objectives.discrete import TeacherStep
-from fewstep.objectives.terms import karras_weight, l2
+from fewstep.objectives.distances import l2
+from fewstep.objectives.terms import karras_weight
 from fewstep.paths import VarianceExploding
 from fewstep.solvers import STEPS
 from fewstep.times import HalfHigh, KarrasUniform, karras

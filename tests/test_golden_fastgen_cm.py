@@ -16,9 +16,10 @@ from fewstep.core import Batch
 from fewstep.models import Guided, Switched
 from fewstep.objectives import ect, tcm
 from fewstep.objectives.discrete import Curriculum, PairWeight, inverse_gap
+from fewstep.objectives.distances import Distance, PseudoHuber, l2
 from fewstep.objectives.ect import EasyConsistency, SameNoise, TeacherStep
 from fewstep.objectives.tcm import TruncatedConsistency
-from fewstep.objectives.terms import Distance, PseudoHuber, karras_weight, l2
+from fewstep.objectives.terms import karras_weight
 from fewstep.paths import VarianceExploding
 from fewstep.solvers import STEPS
 from fewstep.training.averages import half_life

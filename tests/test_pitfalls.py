@@ -39,7 +39,8 @@ from fewstep.objectives.consistency import (
     TeacherStep,
 )
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import LPIPS, PseudoHuber, karras_weight, l2
+from fewstep.objectives.distances import LPIPS, PseudoHuber, l2
+from fewstep.objectives.terms import karras_weight
 from fewstep.paths import VarianceExploding, VariancePreserving
 from fewstep.recipes import recipe
 from fewstep.solvers import ddim, euler

@@ -28,7 +28,7 @@ from fewstep.model import Model
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.nets import DDPMpp
 from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
-from fewstep.objectives.terms import PseudoHuber
+from fewstep.objectives.distances import PseudoHuber
 from fewstep.training.averages import constant
 from fewstep.training.config import TrainConfig
 from fewstep.training.trainer import Trainer

@@ -17,7 +17,8 @@ from fewstep.objectives.consistency import (
     Scales,
     TeacherStep,
 )
-from fewstep.objectives.terms import LabelDrop, PseudoHuber, l1, l2
+from fewstep.objectives.distances import PseudoHuber, l1, l2
+from fewstep.objectives.terms import LabelDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

@@ -10,7 +10,7 @@ from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.consistency import Consistency, Fixed, TeacherStep
 from fewstep.objectives.consistency import Draws as DiscreteDraws
 from fewstep.objectives.consistency_continuous import ContinuousConsistency, Draws
-from fewstep.objectives.terms import l2
+from fewstep.objectives.distances import l2
 from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasUniform
 

@@ -10,8 +10,9 @@ from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.model import Model, load
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
 from fewstep.models.nets import ResidualMLP
+from fewstep.objectives.distances import PseudoHuber, l2
 from fewstep.objectives.ect import Curriculum, Draws, EasyConsistency, SameNoise, TeacherStep
-from fewstep.objectives.terms import LabelDrop, PseudoHuber, l2
+from fewstep.objectives.terms import LabelDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,
@@ -112,7 +113,9 @@ def test_training_is_biased_by_the_first_order_of_the_gap():
     assert slope(gaps, losses) == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("distance", [PseudoHuber(0.0), PseudoHuber(0.06), l2], ids=repr)
+@pytest.mark.parametrize(
+    "distance", [PseudoHuber(0.0), PseudoHuber(0.06), l2], ids=["norm", "huber", "l2"]
+)
 @pytest.mark.parametrize("make", [distilled, lambda s, **k: distilled(s, euler, **k), ect])
 def test_the_gradient_points_home(make, distance):
     for path in (VE, Linear(0.0, 0.9), Trig(0.0, 1.4)):

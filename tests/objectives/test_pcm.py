@@ -12,8 +12,9 @@ from fewstep.model import Model, SampleNoise
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, FeatureDiscriminator, Guided
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.discrete import SameNoise, TeacherStep
+from fewstep.objectives.distances import Huber, l1, l2
 from fewstep.objectives.pcm import Draws, PhasedConsistency
-from fewstep.objectives.terms import Huber, LabelDrop, l1, l2
+from fewstep.objectives.terms import LabelDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

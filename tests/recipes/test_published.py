@@ -16,7 +16,7 @@ from fewstep.errors import UsageError
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.nets import NETWORKS
 from fewstep.objectives.consistency import Consistency
-from fewstep.objectives.terms import l2
+from fewstep.objectives.distances import l2
 from fewstep.recipes import RECIPES, TrainConfig, parts
 from fewstep.recipes.presets import CIFAR10, PRESETS, Preset
 from fewstep.recipes.published import DEEP, EDM2_S, EDM2_TRAIN, PUBLISHED

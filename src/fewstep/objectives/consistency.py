@@ -32,15 +32,8 @@ from fewstep.objectives.discrete import (
     frozen_parts,
     renoise_contract,
 )
-from fewstep.objectives.terms import (
-    Distance,
-    LabelDrop,
-    conditions,
-    draw_noised,
-    follow,
-    frozen_copy,
-    l2,
-)
+from fewstep.objectives.distances import Distance, l2
+from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, follow, frozen_copy
 from fewstep.times import UniformIndex, karras
 
 __all__ = ["Consistency", "Draws", "Fixed", "Progressive", "SameNoise", "Scales", "TeacherStep"]

@@ -26,7 +26,8 @@ from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import Distance, Draws, LabelDrop, conditions, draw_noised
+from fewstep.objectives.distances import Distance
+from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised
 
 
 class ContinuousConsistency(Objective):

@@ -29,15 +29,14 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.distances import Distance, l2
 from fewstep.objectives.terms import (
-    Distance,
     SnrWeight,
     draw_noised,
     follow,
     frozen_copy,
     hinge_discriminator,
     hinge_generator,
-    l2,
     last_weight,
     on_path_of,
     weighed,

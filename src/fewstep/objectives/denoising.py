@@ -28,7 +28,8 @@ from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import Draws, LabelDrop, SnrWeight, conditions, draw_noised, l2
+from fewstep.objectives.distances import l2
+from fewstep.objectives.terms import Draws, LabelDrop, SnrWeight, conditions, draw_noised
 
 
 class Denoising(Objective):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, UsageError, expand, same_dropout
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.terms import Distance
+from fewstep.objectives.distances import Distance
 from fewstep.paths import Event, Path, Time
 from fewstep.solvers import Step, heun
 

@@ -38,7 +38,8 @@ from fewstep.objectives.discrete import (
     inverse_gap,
     renoise_contract,
 )
-from fewstep.objectives.terms import Distance, LabelDrop, PseudoHuber, conditions, draw_noised
+from fewstep.objectives.distances import Distance, PseudoHuber
+from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
 from fewstep.times import LogNormal
 
 __all__ = ["Curriculum", "Draws", "EasyConsistency", "SameNoise", "TeacherStep"]

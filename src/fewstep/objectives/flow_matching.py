@@ -15,7 +15,8 @@ from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import Batch, Rng, expand
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised, l2
+from fewstep.objectives.distances import l2
+from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised
 
 
 class FlowMatching(Objective):

@@ -28,9 +28,8 @@ from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, wid
 from fewstep.models import AbstractDenoiser, FeatureDiscriminator
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.discrete import SameNoise, TeacherStep
+from fewstep.objectives.distances import Distance, Huber
 from fewstep.objectives.terms import (
-    Distance,
-    Huber,
     LabelDrop,
     conditions,
     draw_noised,

@@ -25,7 +25,8 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, widest
 from fewstep.models import AbstractDenoiser, Guided
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, follow, frozen_copy, l2
+from fewstep.objectives.distances import l2
+from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, follow, frozen_copy
 from fewstep.paths import Event, Linear, Time
 
 

@@ -37,14 +37,8 @@ from fewstep.objectives.discrete import (
     inverse_gap,
     renoise_contract,
 )
-from fewstep.objectives.terms import (
-    Distance,
-    LabelDrop,
-    PseudoHuber,
-    conditions,
-    draw_noised,
-    frozen_copy,
-)
+from fewstep.objectives.distances import Distance, PseudoHuber
+from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, frozen_copy
 from fewstep.times import TruncatedLogStudent
 
 __all__ = ["Curriculum", "Draws", "SameNoise", "TeacherStep", "TruncatedConsistency"]

@@ -25,7 +25,8 @@ def cd(start: Any, *, points: int = 18) -> Objective:
         points: N of the Karras grid.
     """
     from fewstep.objectives.consistency import Consistency, TeacherStep
-    from fewstep.objectives.terms import karras_weight, l2
+    from fewstep.objectives.distances import l2
+    from fewstep.objectives.terms import karras_weight
     from fewstep.recipes import parts
 
     student = start.student(boundary=True)
@@ -49,7 +50,7 @@ def ct(start: Any, *, first: int = 10, last: int = 80) -> Objective:
         last: N at the last.
     """
     from fewstep.objectives.consistency import Consistency, SameNoise
-    from fewstep.objectives.terms import PseudoHuber
+    from fewstep.objectives.distances import PseudoHuber
     from fewstep.recipes import parts
     from fewstep.times import DiscreteLogNormal
 
@@ -104,8 +105,8 @@ def ect(
         c: of the pseudo-Huber distance of whole samples; 0 is the norm.
         edm_weight: weigh by 1/t^2 + 1/sigma_data^2 (ImageNet-64) instead of 1/(t - r).
     """
+    from fewstep.objectives.distances import PseudoHuber
     from fewstep.objectives.ect import Curriculum, EasyConsistency, SameNoise
-    from fewstep.objectives.terms import PseudoHuber
     from fewstep.paths import VarianceExploding
     from fewstep.times import LogNormal
 
@@ -142,8 +143,8 @@ def tcm(
         c: of the pseudo-Huber distance of whole samples; 0 is the norm.
         edm_weight: weigh by 1/t^2 + 1/sigma_data^2 (ImageNet-64) instead of 1/(t - r).
     """
+    from fewstep.objectives.distances import PseudoHuber
     from fewstep.objectives.tcm import Curriculum, SameNoise, TruncatedConsistency
-    from fewstep.objectives.terms import PseudoHuber
     from fewstep.paths import VarianceExploding
 
     path = VarianceExploding(0.0, start.source.path.t_max)

@@ -28,15 +28,8 @@ from fewstep.objectives.consistency import (
     TeacherStep,
 )
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import (
-    LPIPS,
-    Distance,
-    LabelDrop,
-    PseudoHuber,
-    karras_weight,
-    l1,
-    l2,
-)
+from fewstep.objectives.distances import LPIPS, Distance, PseudoHuber, l1, l2
+from fewstep.objectives.terms import LabelDrop, karras_weight
 from fewstep.times import DiscreteLogNormal, LogNormal, UniformIndex
 from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.config import Augment, Run, TrainConfig
