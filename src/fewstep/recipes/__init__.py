@@ -36,7 +36,7 @@ class Recipe:
 _IMAGES = "a folder or zip of images"
 
 RECIPES: dict[str, Recipe] = {
-    "digits-edm": Recipe(digits_edm, "EDM", "digits", "-", "5 min", "35 calls: fd 0.32"),
+    "digits-edm": Recipe(digits_edm, "EDM", "digits", "-", "5 min", "35 calls: fd 0.33"),
     "digits-cd": Recipe(digits_cd, "CD", "digits", "digits-edm", "2 min", "1 call: fd 0.32"),
     "digits-ct": Recipe(digits_ct, "CT", "digits", "-", "4 min", "1 call: fd 0.51"),
     "toy-edm": Recipe(toy_edm, "EDM", "2-D toys", "-", "1 min", "docs/results.md"),
