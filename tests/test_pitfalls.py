@@ -128,7 +128,7 @@ def test_options_and_names_of_the_page_exist():
     assert len(COMMANDS) >= 6
     known = {"out", "fresh", *signature(cli.sample).parameters, *signature(cli.evaluate).parameters}
     known |= {f"train.{f.name}" for f in fields(TrainConfig)}
-    for name in ("edm", "cd", "ct"):
+    for name in ("edm", "cd", "ct", "ect", "progressive"):
         known |= {*signature(recipe(name).build).parameters}
     ours = "\n".join(re.findall(r"^\|[^|]*\|([^|]*)\|", COMING_FROM, flags=re.MULTILINE))
     options = {o.replace("-", "_") for o in re.findall(r"`--([a-z][\w.-]*)", ours)}
