@@ -31,11 +31,16 @@ STEPS = 4
 
 
 class Critic(Objective):
-    """A generator that climbs a critic, and a critic that scores data above samples."""
+    """A generator that climbs a critic, and a critic that scores data above samples.
 
-    def __init__(self, student: AbstractDenoiser, critic: AbstractDenoiser) -> None:
+    ``split`` gives the critic two losses, one at a time, and the generator half the rate.
+    """
+
+    def __init__(
+        self, student: AbstractDenoiser, critic: AbstractDenoiser, split: bool = False
+    ) -> None:
         super().__init__()
-        self.student, self.critic = student, critic
+        self.student, self.critic, self.split = student, critic, split
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Tensor:
         return torch.randn(batch.x0.shape, generator=rng)
@@ -53,7 +58,19 @@ class Critic(Objective):
         fake = self._sample(batch, noise).detach()
         return Loss({"judge": self._score(fake) - self._score(batch.x0)})
 
+    def judge_fake(self, batch: Batch, noise: Tensor) -> Loss:
+        return Loss({"fake": self._score(self._sample(batch, noise).detach())})
+
+    def judge_real(self, batch: Batch, noise: Tensor) -> Loss:
+        return Loss({"real": -self._score(batch.x0)})
+
     def phases(self) -> Sequence[Phase]:
+        if self.split:
+            more = (self.judge_real,)
+            return (
+                Phase("critic", self.critic, self.draw, self.judge_fake, more=more),
+                Phase("student", self.student, self.draw, self.climb, rate=0.5),
+            )
         return (
             Phase("critic", self.critic, self.draw, self.judge),
             Phase("student", self.student, self.draw, self.climb),
@@ -79,8 +96,8 @@ def unet(seed: int) -> Denoiser:
 
 
 def objective(name: str) -> tuple[Objective, Arrays]:
-    if name == "critic":
-        return Critic(mlp(0), mlp(1)), toy("two-modes", 64)
+    if name in {"critic", "split"}:
+        return Critic(mlp(0), mlp(1), name == "split"), toy("two-modes", 64)
     if name == "progressive":  # a stage ends half the way
         distilled = ProgressiveDistillation(mlp(0), mlp(1), schedule=Halving(2, STEPS // 2))
         return distilled, toy("two-modes", 64)
@@ -90,11 +107,11 @@ def objective(name: str) -> tuple[Objective, Arrays]:
     return Consistency(student, SameNoise(student.path), schedule=Fixed(6, 0.9)), data
 
 
-NAMES = ("critic", "consistency", "progressive")
+NAMES = ("critic", "split", "consistency", "progressive")
 
 
 def settings(name: str, parallel: str, **given: object) -> TrainConfig:
-    optimizer = "adam" if name == "critic" else "radam"
+    optimizer = "adam" if name in {"critic", "split"} else "radam"
     common = {"steps": STEPS, "batch": 6, "accumulation": 2, "lr": 1e-2, "clip": 0.5}
     common |= {"optimizer": optimizer, "parallel": parallel}
     return TrainConfig(**(common | given))  # pyright: ignore

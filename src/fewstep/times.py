@@ -266,6 +266,34 @@ class KarrasUniform:
 
 
 @dataclass(frozen=True)
+class KarrasIndex:
+    """A point of Karras's grid, each between two indices as likely; counted from the data.
+
+    The defaults are the noise levels at which distribution matching compares scores (DMD); a score
+    of generated samples is learnt at all of them, ``KarrasIndex(0, 999)``.
+    """
+
+    first: int = 20
+    last: int = 980
+    points: int = 1000
+    t_min: float = 0.002
+    t_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.last < self.points:
+            raise UsageError(f"KarrasIndex: expected 0 <= first <= last < points, got {self}")
+
+    def grid(self) -> Tensor:
+        """All points, ascending."""
+        return karras(self.points, self.t_min, self.t_max).flip(0)
+
+    def __call__(self, b: int, rng: torch.Generator) -> Tensor:
+        """Times ``(b,)``."""
+        index = torch.randint(self.first, self.last + 1, (b,), generator=rng, device=rng.device)
+        return self.grid().to(rng.device, widest(rng.device))[index]
+
+
+@dataclass(frozen=True)
 class HalfHigh:
     """EDM's noise levels, and for the later half of a batch the upper 70 % of the path's times.
 

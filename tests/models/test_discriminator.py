@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fewstep.core import Batch, UsageError
-from fewstep.models import EDM, Denoiser, FeatureDiscriminator
+from fewstep.models import EDM, Denoiser, FeatureDiscriminator, Judge, features_of
 from fewstep.models.nets import DiT
 from oracles import normal
 from small_nets import NETWORKS, shaken
@@ -50,7 +50,9 @@ def test_features_are_what_the_blocks_answer_to_the_scaled_input():
     hook = network.blocks[1].register_forward_hook(lambda _, __, out: seen.append(out))
     network(c_in[:, None] * batch.x0, c_noise, None, batch.cond)
     hook.remove()
-    assert found.features(batch.x0, T, batch.cond)[1].equal(seen[0])
+    assert features_of(found.denoiser, batch.x0, T, batch.cond)[1].equal(seen[0])
+    (last,) = features_of(found.denoiser, batch.x0, T, batch.cond, at=(1,))
+    assert last.equal(seen[0])
 
 
 def test_hooks_are_gone_after_an_error():
@@ -70,3 +72,16 @@ def test_a_network_without_units_is_refused():
 
     with pytest.raises(UsageError, match="units"):
         FeatureDiscriminator(Denoiser(Bare(), EDM(sigma_data=0.5)), Batch(torch.zeros(1, 2)))
+
+
+def test_a_judge_holds_heads_only_and_judges_through_what_it_is_handed():
+    network = NETWORKS["mlp"]()
+    denoiser, batch = Denoiser(shaken(network), EDM(sigma_data=0.5)), example(network)
+    found = Judge(denoiser, batch, at=(1,), width=4)
+    assert {name.split(".")[0] for name, _ in found.named_parameters()} == {"heads"}
+    (logits,) = found(denoiser, batch.x0, T, batch.cond)
+    logits.sum().backward()
+    assert network.blocks[1].up.weight.grad.abs().sum() > 0
+    assert network.last.weight.grad is None
+    with pytest.raises(UsageError, match="units"):
+        Judge(denoiser, batch, at=(7,))

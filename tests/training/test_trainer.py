@@ -55,6 +55,8 @@ class Duel(Objective):
         student_due, head_due: when each is updated.
         bad: steps at which the gradient of ``bad_phase`` is not finite.
         stage_length: steps of a stage.
+        parts: losses of a phase, which add up to the same.
+        rate: of the student.
     """
 
     frozen = ("teacher",)
@@ -67,6 +69,8 @@ class Duel(Objective):
         bad: Sequence[int] = (),
         bad_phase: str = "student",
         stage_length: int = 10**9,
+        parts: int = 1,
+        rate: float = 1.0,
     ) -> None:
         super().__init__()
         self.student, self.teacher = Linear(0.3), Linear(0.7)
@@ -74,6 +78,7 @@ class Duel(Objective):
         nn.init.eye_(self.head.weight)
         self.due = {"student": student_due, "head": head_due}
         self.bad, self.bad_phase, self.stage_length = set(bad), bad_phase, stage_length
+        self.parts, self.rate = parts, rate
         self.draws: list[tuple[str, int, Tensor]] = []
         self.wanting: list[tuple[str, set[str]]] = []
         self.after: list[int] = []
@@ -92,15 +97,26 @@ class Duel(Objective):
             self.wanting.append((name, {k for k, p in self.named_parameters() if p.requires_grad}))
             t = torch.ones(len(batch))
             out = self.head(self.student(batch.x0 + draws.noise, t)) - self.teacher(batch.x0, t)
-            return Loss({name: draws.factor * (out**2).mean()}, {f"{name}_size": out.abs().mean()})
+            square = draws.factor * (out**2).mean() / self.parts
+            return Loss({name: square}, {f"{name}_size": out.abs().mean() / self.parts})
 
         return loss
 
     def phases(self) -> Sequence[Phase]:
-        modules = {"student": self.student, "head": self.head}
+        student, head = self._loss("student"), self._loss("head")
+        more = [student] * (self.parts - 1)
+        due = self.due
         return [
-            Phase(name, module, self._draw(name), self._loss(name), self.due[name])
-            for name, module in modules.items()
+            Phase(
+                "student",
+                self.student,
+                self._draw("student"),
+                student,
+                due["student"],
+                more,
+                self.rate,
+            ),
+            Phase("head", self.head, self._draw("head"), head, due["head"]),
         ]
 
     def after_step(self, step: int) -> None:
@@ -182,6 +198,24 @@ def test_phases_run_in_order_on_one_batch():
     assert t.data.asked == [positions(0, step, 4, N).tolist() for step in range(2)]
     # Each phase has noise of its own.
     assert not torch.equal(objective.draws[0][2], objective.draws[1][2])
+
+
+def test_several_losses_of_a_phase_are_their_sum():
+    whole, parted = (Duel(parts=n) for n in (1, 4))
+    logs, others = (advance(trainer(objective, accumulation=2), 3) for objective in (whole, parted))
+    for row, other in zip(logs, others, strict=True):
+        assert row == pytest.approx(other, rel=1e-6)
+    torch.testing.assert_close(whole.student.weight, parted.student.weight, rtol=1e-6, atol=0)
+    assert len(parted.draws) == len(whole.draws)
+
+
+def test_a_phase_has_its_own_share_of_the_learning_rate():
+    whole, half = Duel(), Duel(rate=0.5)
+    start = weights(whole.student)[0]
+    for objective in (whole, half):
+        advance(trainer(objective), 1)
+    moved, less = (objective.student.weight.detach() - start for objective in (whole, half))
+    torch.testing.assert_close(moved, 2 * less, rtol=1e-4, atol=0)
 
 
 # With what gradient.

@@ -9,7 +9,7 @@ from fewstep.models.denoiser import (
     Network,
     Switched,
 )
-from fewstep.models.discriminator import FeatureDiscriminator
+from fewstep.models.discriminator import FeatureDiscriminator, Judge, features_of
 from fewstep.models.growing import grown
 from fewstep.models.preconditioning import (
     EDM,
@@ -38,6 +38,7 @@ __all__ = [
     "FeatureDiscriminator",
     "Flow",
     "Guided",
+    "Judge",
     "Network",
     "NoisePrediction",
     "Preconditioning",
@@ -45,5 +46,6 @@ __all__ = [
     "Switched",
     "TrigFlow",
     "VPrediction",
+    "features_of",
     "grown",
 ]

@@ -1,4 +1,4 @@
-"""A discriminator on the features of a frozen diffusion model: one small head on each block."""
+"""Discriminators on the features of diffusion models: one small head on each block."""
 
 from __future__ import annotations
 
@@ -34,11 +34,81 @@ class Heads(nn.Module):
         return [head(f) for head, f in zip(self.heads, features, strict=True)]
 
 
-class FeatureDiscriminator(nn.Module):
-    """Heads on what the ``units`` of a denoiser's network answer; only ``heads`` is to be trained.
+class Judge(nn.Module):
+    """Heads on the features of the denoiser that is handed in at each call; it holds heads only.
 
-    The answers are caught by hooks, so any network that names its units will do, as it is: not
-    compiled, because compiled code does not look for hooks that come later.
+    So a denoiser that learns beside them (DMD2's) can be judged through, or a frozen one.
+
+    Args:
+        denoiser: whose features' sizes it is made for.
+        example: data, of which those are read.
+        axis: where the channels of a feature are; -1 for a transformer's tokens.
+        at: which units, counted as they run; none is all of them.
+        width: of the heads' hidden layer.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        example: Batch,
+        *,
+        axis: int = 1,
+        at: Sequence[int] = (),
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.axis, self.at = axis, tuple(at)
+        t = torch.full((len(example),), denoiser.path.t_max, device=example.x0.device)
+        with torch.no_grad():
+            found = features_of(denoiser, example.x0, t, example.cond, axis, at)
+        self.heads = Heads([f.shape[-1] for f in found], width).to(example.x0.device)
+
+    def forward(
+        self, denoiser: Denoiser, x: Event, t: Time, cond: Cond | None = None
+    ) -> list[Tensor]:
+        """The heads' logits of ``x`` at ``t``."""
+        return self.heads(features_of(denoiser, x, t, cond, self.axis, self.at))
+
+
+def features_of(
+    denoiser: Denoiser,
+    x: Event,
+    t: Time,
+    cond: Cond | None = None,
+    axis: int = 1,
+    at: Sequence[int] = (),
+) -> list[Tensor]:
+    """What the ``units`` of a denoiser's network answer, in the order they run, channels last.
+
+    They are caught by hooks, so any network that names its units will do, as it is: not compiled,
+    because compiled code does not look for hooks that come later.
+    """
+    found: list[Tensor] = []
+    kinds: tuple[type[nn.Module], ...] = getattr(denoiser.net, "units", ())
+    units = [m for m in denoiser.net.modules() if isinstance(m, kinds)]
+    if not units:
+        raise UsageError(
+            f"{type(denoiser.net).__name__} names no units to take features from; give the "
+            "class an attribute units = (BlockClass, ...)"
+        )
+    if at and not all(-len(units) <= i < len(units) for i in at):
+        raise UsageError(f"the network has {len(units)} units, got at={tuple(at)}")
+
+    def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
+        found.append(answer)
+
+    hooks = [unit.register_forward_hook(keep) for unit in units]
+    try:
+        denoiser.raw(x, t, None, cond)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    chosen = [found[i] for i in at] if at else found
+    return [f.movedim(axis, -1).to(x.dtype) for f in chosen]
+
+
+class FeatureDiscriminator(nn.Module):
+    """Heads on the features of a frozen denoiser, see :func:`features_of`; ``heads`` is to learn.
 
     Args:
         denoiser: frozen here; a diffusion model on the path of what is judged.
@@ -52,34 +122,13 @@ class FeatureDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.axis = axis
-        t = torch.full((len(example),), denoiser.path.t_max, device=example.x0.device)
-        with torch.no_grad():
-            features = self.features(example.x0, t, example.cond)
-        if not features:
-            raise UsageError(
-                f"{type(denoiser.net).__name__} names no units to take features from; give the "
-                "class an attribute units = (BlockClass, ...)"
-            )
-        self.heads = Heads([f.shape[-1] for f in features], width).to(example.x0.device)
+        self.judge = Judge(denoiser, example, axis=axis, width=width)
 
-    def features(self, x: Event, t: Time, cond: Cond | None = None) -> list[Tensor]:
-        """What each unit answers, in the order in which they run, channels last."""
-        found: list[Tensor] = []
-        kinds: tuple[type[nn.Module], ...] = getattr(self.denoiser.net, "units", ())
-        units = [m for m in self.denoiser.net.modules() if isinstance(m, kinds)]
-
-        def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
-            found.append(answer)
-
-        hooks = [unit.register_forward_hook(keep) for unit in units]
-        try:
-            self.denoiser.raw(x, t, None, cond)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [f.movedim(self.axis, -1).to(x.dtype) for f in found]
+    @property
+    def heads(self) -> nn.Module:
+        """What is to learn."""
+        return self.judge.heads
 
     def forward(self, x: Event, t: Time, cond: Cond | None = None) -> list[Tensor]:
         """The heads' logits of ``x`` at ``t``."""
-        return self.heads(self.features(x, t, cond))
+        return self.judge(self.denoiser, x, t, cond)

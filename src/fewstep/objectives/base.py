@@ -53,6 +53,9 @@ class Phase:
         draw: ``(batch, step, rng) -> draws``.
         loss: ``(batch, draws) -> Loss``.
         due: whether the phase runs at a step.
+        more: further losses of the same draws, added to the first; each is back-propagated before
+            the next is computed, so that memory holds one of them at a time.
+        rate: its learning rate is so many times the run's.
     """
 
     name: str
@@ -60,6 +63,13 @@ class Phase:
     draw: Callable[[Batch, int, Rng], Any]
     loss: Callable[[Batch, Any], Loss]
     due: Callable[[int], bool] = always
+    more: Sequence[Callable[[Batch, Any], Loss]] = ()
+    rate: float = 1.0
+
+    @property
+    def losses(self) -> Sequence[Callable[[Batch, Any], Loss]]:
+        """All of them, in order."""
+        return self.loss, *self.more
 
 
 class Objective(nn.Module, ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Batch, Cond, Rng, UsageError, expand, local
+from fewstep.core import Batch, Cond, Rng, UsageError, expand, local, per_sample
 from fewstep.models import AbstractDenoiser, Denoiser
 from fewstep.paths import Event, Time, Trig
 
@@ -186,7 +186,57 @@ def on_path_of(student: AbstractDenoiser, teacher: AbstractDenoiser) -> Abstract
     return teacher.eval().requires_grad_(False)
 
 
+# Distribution matching (Yin et al. 2024): down the KL divergence of samples from a teacher.
+
+
+def matching_gradient(
+    x: Event, real: Event, fake: Event, mask: Tensor | None = None, floor: float = 0.0
+) -> Event:
+    """(fake - real) / mean|x - real| for each sample; not-a-number is 0. No gradient goes through.
+
+    Args:
+        x: generated samples, clean.
+        real: the teacher's answers to them, noised; guided if it is to be.
+        fake: the answers of a denoiser that learnt on generated samples.
+        mask: of ragged data.
+        floor: of the mean.
+    """
+    x, real, fake = x.detach(), real.detach(), fake.detach()
+    size = per_sample((x - real).abs(), mask).clamp(min=floor)
+    return ((fake - real) / expand(size, x)).nan_to_num(0.0, 0.0, 0.0)
+
+
+def surrogate(x: Event, gradient: Event, mask: Tensor | None = None) -> Tensor:
+    """Half the mean square of x - sg(x - gradient), ``(b,)``: of this gradient over its size."""
+    return per_sample((x - (x - gradient).detach()) ** 2, mask) / 2
+
+
+def lag(x: Event, real: Event, fake: Event) -> Tensor:
+    """<x - fake, real - fake> / |real - fake|^2 over the batch.
+
+    It is 0 on average for the best denoiser of generated samples, whose errors no function of what
+    it saw predicts; a critic that has fallen behind its generator is away from 0.
+    """
+    gap = real - fake
+    return ((x - fake) * gap).sum() / gap.square().sum().clamp(min=1e-12)
+
+
 # Adversarial terms. Logits are of any shape; each term is a mean over all of them.
+
+
+def softplus_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E log(1 + e^-real) + E log(1 + e^fake)."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def softplus_generator(fake: Tensor) -> Tensor:
+    """E log(1 + e^-fake), which does not saturate (Goodfellow et al. 2014)."""
+    return F.softplus(-fake).mean()
+
+
+def over_heads(term: Callable[..., Tensor], *logits: Sequence[Tensor]) -> Tensor:
+    """The mean of a term over the heads of a discriminator."""
+    return torch.stack([term(*each) for each in zip(*logits, strict=True)]).mean()
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

@@ -114,14 +114,14 @@ class Strategy(ABC):
     """How the losses of phases are computed on this process."""
 
     @abstractmethod
-    def microbatch(self, phase: Phase, last: bool) -> Any:
-        """A context in which the score that it gives is called and back-propagated.
+    def microbatch(self, phase: Phase, loss: Score, last: bool) -> Any:
+        """A context in which the score that it gives, one of a phase's losses, is back-propagated.
 
-        Gradients are synchronised in the ``last`` microbatch of an update.
+        Gradients are synchronised in the ``last`` microbatch of an update, or in :meth:`rest`.
         """
 
-    def rest(self) -> None:
-        """Make ``parameters()`` those that optimisers and averages hold."""
+    def rest(self, phase: Phase) -> None:
+        """Make ``parameters()``, and their gradients, those that the optimiser steps on."""
         return
 
 
@@ -129,9 +129,9 @@ class Alone(Strategy):
     """One process."""
 
     @contextmanager
-    def microbatch(self, phase: Phase, last: bool) -> Iterator[Score]:
-        """The phase's own loss."""
-        yield phase.loss
+    def microbatch(self, phase: Phase, loss: Score, last: bool) -> Iterator[Score]:
+        """The loss itself."""
+        yield loss
 
 
 class _Shim(nn.Module):
@@ -151,25 +151,40 @@ class _Shim(nn.Module):
 
 
 class Replicated(Strategy):
-    """DDP: every process holds everything; gradients are averaged."""
+    """DDP: every process holds everything; gradients are averaged.
+
+    DDP waits for every parameter in one backward pass, so it cannot serve a phase of several
+    losses: that one's gradients are averaged at the end.
+    """
 
     def __init__(self, phases: Sequence[Phase]) -> None:
         self.wrapped: dict[str, nn.parallel.DistributedDataParallel] = {}
-        for phase in phases:
+        for phase in (p for p in phases if not p.more):
             phase.module.requires_grad_(True)  # DDP hooks what is trainable when it is made
             self.wrapped[phase.name] = nn.parallel.DistributedDataParallel(
                 _Shim(phase), broadcast_buffers=False
             )
 
     @contextmanager
-    def microbatch(self, phase: Phase, last: bool) -> Iterator[Score]:
-        """The loss through DDP."""
+    def microbatch(self, phase: Phase, loss: Score, last: bool) -> Iterator[Score]:
+        """The loss through DDP, or one of several losses."""
+        if phase.more:
+            yield loss
+            return
         wrapped = self.wrapped[phase.name]
         if last:
             yield wrapped
         else:
             with wrapped.no_sync():
                 yield wrapped
+
+    def rest(self, phase: Phase) -> None:
+        """Average what DDP did not."""
+        if phase.more:
+            for p in phase.module.parameters():
+                if p.grad is not None:
+                    dist.all_reduce(p.grad)
+                    p.grad /= dist.get_world_size()
 
 
 class Sharded(Strategy):
@@ -194,13 +209,16 @@ class Sharded(Strategy):
                 register_fsdp_forward_method(root, "features")
 
     @contextmanager
-    def microbatch(self, phase: Phase, last: bool) -> Iterator[Score]:
-        """The phase's own loss; what it calls gathers and scatters itself."""
-        for root in self.roots:
-            root.set_requires_gradient_sync(last)
-        yield phase.loss
+    def microbatch(self, phase: Phase, loss: Score, last: bool) -> Iterator[Score]:
+        """The loss itself; what it calls gathers and scatters itself.
 
-    def rest(self) -> None:
+        A block that one of several losses does not reach would keep what it had not sent yet.
+        """
+        for root in self.roots:
+            root.set_requires_gradient_sync(last or bool(phase.more))
+        yield loss
+
+    def rest(self, phase: Phase) -> None:
         """Networks whose answer was not back-propagated are still gathered."""
         for root in self.roots:
             for module in root.modules():

@@ -150,15 +150,17 @@ class Trainer:
                 draws = phase.draw(batch, self.step, rng)
                 # Dropout has no generator of its own: torch's default ones are seeded alike.
                 torch.manual_seed(entropy(config.seed, self.step, phase.name, shard))
-                with self.strategy.microbatch(phase, shard == self.shards[-1]) as score:
-                    with self._autocast():
-                        loss = score(batch, draws)
-                    total = loss.total() / shards
-                    (total * scale.value).backward()
-                logs["loss"] += total.detach()
-                for name, value in {**loss.terms, **loss.logs}.items():
-                    logs[name] = logs.get(name, 0.0) + value.detach() / shards
-        self.strategy.rest()
+                for part in phase.losses:
+                    with self.strategy.microbatch(phase, part, shard == self.shards[-1]) as score:
+                        with self._autocast():
+                            loss = score(batch, draws)
+                        total = loss.total() / shards
+                        (total * scale.value).backward()
+                    logs["loss"] += total.detach()
+                    for name, value in {**loss.terms, **loss.logs}.items():
+                        logs[name] = logs.get(name, 0.0) + value.detach() / shards
+                    del loss, total
+        self.strategy.rest(phase)
         parameters = [*phase.module.parameters()]
         scale.undo(parameters)
         total_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -169,7 +171,7 @@ class Trainer:
         good = scale.adapt(bool(norm.isfinite())) and self.spikes[phase.name].allow(norm)
         if good:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * phase.rate
             optimizer.step()
             for module in phase.module.modules():
                 # EDM2 forces its weights onto spheres; in forward passes that would change them.

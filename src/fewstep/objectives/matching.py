@@ -1,0 +1,129 @@
+"""How a generator makes samples while it learns: as users will make them.
+
+What the methods of distribution matching share beside terms: a student of few fixed times, which
+starts from noise alone, and the statistics that show a collapse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.contract import Contract, DataSpec, Sampling, Start
+from fewstep.core import Batch, Cond, Rng, UsageError, widest
+from fewstep.models import AbstractDenoiser
+from fewstep.objectives.distances import l2
+from fewstep.paths import Event, Path, Time
+
+Times = Callable[[int, torch.Generator], Tensor]
+"""(b, rng) -> times ``(b,)``."""
+
+CHANNELS = 4
+"""Of so many, at most, statistics are logged one by one."""
+
+
+class Made(NamedTuple):
+    """Draws of samples: unit noise before each call, ``(calls, b, *event)``; the call to learn.
+
+    ``call`` is a scalar, in [0, calls), and common to all processes.
+    """
+
+    noise: Tensor
+    call: Tensor
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """A generator's calls.
+
+    Every call's answer is a sample. One call is drawn, and only through it a gradient goes; what
+    it is asked is made by the calls before it, from noise and noise again (backward simulation,
+    Yin et al. 2024b), so that in training as in sampling it sees the student's own answers. With
+    ``inputs="noised"`` it is asked data with noise instead, and noise alone at the first call.
+
+    Args:
+        times: descending; the first is where noise is all there is.
+        inputs: of the calls after the first.
+    """
+
+    times: tuple[float, ...]
+    inputs: Literal["simulated", "noised"] = "simulated"
+
+    def __post_init__(self) -> None:
+        if not self.times or not all(a > b for a, b in pairwise([*self.times, 0.0])):
+            raise UsageError(f"expected one or more descending times above 0, got {self.times}")
+
+    def draw(self, batch: Batch, rng: Rng) -> Made:
+        """Which call, and the noise before each."""
+        calls, device = len(self.times), rng.device
+        call = torch.randint(calls, (), generator=rng.common, device=device)
+        shape = (calls, *batch.x0.shape)
+        return Made(torch.randn(shape, generator=rng, device=device, dtype=batch.x0.dtype), call)
+
+    def asked(
+        self, student: AbstractDenoiser, batch: Batch, draws: Made, cond: Cond
+    ) -> tuple[Event, Time]:
+        """What the drawn call is asked, and its time; without gradient."""
+        path, call = student.path, int(draws.call)
+        times = torch.tensor(self.times, dtype=widest(batch.x0.device), device=batch.x0.device)
+        each = times[:, None].expand(-1, len(batch))
+        if call and self.inputs == "noised":
+            return path.perturb(batch.x0, draws.noise[call], each[call]), each[call]
+        x = draws.noise[0] * path.coefficients(times[:1]).sigma.to(draws.noise.dtype)
+        with torch.no_grad():
+            for i in range(call):
+                answer = answered(student, x, each[i], cond)
+                x = path.renoise(answer, draws.noise[i + 1], each[i + 1])
+        return x, each[call]
+
+    def __call__(self, student: AbstractDenoiser, batch: Batch, draws: Made, cond: Cond) -> Event:
+        """Samples, with gradient through the drawn call."""
+        x, t = self.asked(student, batch, draws, cond)
+        return answered(student, x, t, cond)
+
+    def contract(self, method: str, path: Path, data: DataSpec) -> Contract:
+        """All of the calls, or the first few of them; no other times."""
+        first = torch.tensor([self.times[0]], dtype=torch.float64)
+        sampling = Sampling(
+            start=Start(t=self.times[0], std=float(path.coefficients(first).sigma)),
+            kind="renoise",
+            times={n: self.times[:n] for n in range(1, len(self.times) + 1)},
+        )
+        return Contract(method=method, data=data, sampling=sampling)
+
+
+def answered(student: AbstractDenoiser, x: Event, t: Time, cond: Cond) -> Event:
+    """A student's sample: its answer, or its jump to ``t_min`` if it reads a second time."""
+    end = torch.full_like(t, student.path.t_min)
+    return (student.jump if student.two_time else student)(x, t, end, cond)
+
+
+def denoising_error(
+    denoiser: AbstractDenoiser, x: Event, noise: Event, t: Time, cond: Cond, mask: Tensor | None
+) -> Tensor:
+    """Mean square of D(x_t, t) - x, ``(b,)``; ``x`` is a target and gets no gradient."""
+    x = x.detach()
+    return l2(denoiser(denoiser.path.perturb(x, noise, t), t, None, cond), x, mask)
+
+
+@torch.no_grad()
+def statistics(x: Event, batch: Batch) -> dict[str, Tensor]:
+    """What a collapse shows in: how bright generated samples are, how much they vary.
+
+    ``brightness`` is their mean less the data's; ``spread`` the standard deviation over samples,
+    as a share of the data's. Then mean and standard deviation of each channel.
+    """
+    axes = [i for i in range(x.ndim) if i != 1]
+    means, stds = x.mean(axes), x.std(axes)
+    found = {
+        "brightness": x.mean() - batch.x0.mean(),
+        "spread": x.std(0).mean() / batch.x0.std(0).mean().clamp(min=1e-12),
+    }
+    for i in range(min(len(means), CHANNELS)):
+        found |= {f"mean/{i}": means[i], f"std/{i}": stds[i]}
+    return found
