@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Batch, Cond, UsageError
+from fewstep.core import Batch, Cond, UsageError, local
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.nets.blocks import label_of, zero
+from fewstep.models.lora import LowRank
 from fewstep.paths import Event, Time
+
+
+class _Enough(Exception):
+    """All features are there; what is left of the network is of no use."""
 
 
 class Heads(nn.Module):
@@ -65,7 +71,7 @@ class Judge(nn.Module):
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: Denoiser | LowRank,
         example: Batch,
         *,
         axis: int = 1,
@@ -82,14 +88,14 @@ class Judge(nn.Module):
         self.heads = Heads(channels, width, classes).to(example.x0.device)
 
     def forward(
-        self, denoiser: Denoiser, x: Event, t: Time, cond: Cond | None = None
+        self, denoiser: Denoiser | LowRank, x: Event, t: Time, cond: Cond | None = None
     ) -> list[Tensor]:
         """The heads' logits of ``x`` at ``t``."""
         return self.heads(features_of(denoiser, x, t, cond, self.axis, self.at), cond)
 
 
 def features_of(
-    denoiser: Denoiser,
+    denoiser: Denoiser | LowRank,
     x: Event,
     t: Time,
     cond: Cond | None = None,
@@ -99,7 +105,8 @@ def features_of(
     """What the ``units`` of a denoiser's network answer, in the order they run, channels last.
 
     They are caught by hooks, so any network that names its units will do, as it is: not compiled,
-    because compiled code does not look for hooks that come later.
+    because compiled code does not look for hooks that come later. Nothing is computed after the
+    last of them, unless the network is sharded: shards are put back at its end.
     """
     found: list[Tensor] = []
     kinds: tuple[type[nn.Module], ...] = getattr(denoiser.net, "units", ())
@@ -112,16 +119,22 @@ def features_of(
     if at and not all(-len(units) <= i < len(units) for i in at):
         raise UsageError(f"the network has {len(units)} units, got at={tuple(at)}")
 
+    sharded = any(local(p) is not p for p in denoiser.net.parameters())
+    wanted = 1 + max(i % len(units) for i in at or range(len(units)))
+
     def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
         found.append(answer)
+        if len(found) == wanted and not sharded:
+            raise _Enough
 
     hooks = [unit.register_forward_hook(keep) for unit in units]
     try:
-        denoiser.raw(x, t, None, cond)
+        with suppress(_Enough):
+            denoiser.raw(x, t, None, cond)
     finally:
         for hook in hooks:
             hook.remove()
-    chosen = [found[i] for i in at] if at else found
+    chosen = [found[i % len(units)] for i in at] if at else found
     return [f.movedim(axis, -1).to(x.dtype) for f in chosen]
 
 
