@@ -27,9 +27,11 @@ from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.dmd import DMD
 from fewstep.objectives.ect import EasyConsistency
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
+from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import unweighted
@@ -94,6 +96,19 @@ def clean(seed: int) -> Denoiser:
     return Denoiser(network(seed), EDM(sigma_data=0.5, path=VarianceExploding(0.0, 80.0)))
 
 
+def matching() -> Objective:
+    student, teacher, fake = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(3))
+    return DMD(
+        student,
+        teacher,
+        fake,
+        generate=FewSteps((80.0,)),
+        weight=unweighted,
+        regression=0.0,
+        critic_updates=2,
+    )
+
+
 def easy() -> Objective:
     student = clean(0)
     return EasyConsistency(student, SameNoise(student.path), curriculum=Curriculum(3))
@@ -138,6 +153,7 @@ OBJECTIVES = {
     "continuous cd": lambda: continuous(True),
     "continuous ct": lambda: continuous(False),
     "progressive": progressive,
+    "dmd": matching,
     "sct": of_family("sct"),
     "scd": of_family("scd"),
     "ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9),
@@ -218,6 +234,7 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "cd with target": {"target"},
         "ct": {"target"},
         "ctm": {"target"},
+        "dmd": {"fake"},
         "shortcut": {"target"},
         "scd": {"uncertainty"},
         "sct": {"uncertainty"},
