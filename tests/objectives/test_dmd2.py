@@ -203,6 +203,7 @@ def test_gradient_through_the_best_judge(path):
     x_t = path.perturb(x, noise, t).requires_grad_()
     log_p, log_q = (judge.log_density(law, x_t, t) for law in (DATA, made))
     (s_r,), (s_f,) = (torch.autograd.grad(v.sum(), x_t, retain_graph=True) for v in (log_p, log_q))
+    log_p, log_q = log_p.detach(), log_q.detach()
     alpha = path.coefficients(t).alpha
     g = expand(0.5 * alpha / (1 + (log_p - log_q).exp()), x) * (s_f - s_r)
     loss = objective.loss(batch, draws)
