@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.core import Batch, UsageError, local
-from fewstep.models import Denoiser
+from fewstep.models import Denoiser, LowRank
 from fewstep.objectives.base import Loss, Phase
 
 Score = Callable[[Batch, Any], Loss]
@@ -197,6 +197,12 @@ class Sharded(Strategy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        modules = [*modules]
+        if any(isinstance(m, LowRank) for module in modules for m in module.modules()):
+            raise UsageError(
+                "a denoiser of low-rank adapters shares its weights with another one, and shared "
+                "weights cannot be sharded twice; take --train.parallel ddp, or a whole copy"
+            )
         # It warns of answers that are views, in case somebody writes into them; nobody does.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(device.type, (size,))
@@ -229,11 +235,12 @@ class Sharded(Strategy):
 def networks(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """Every module that is called as a whole: a denoiser's network, or a module without one."""
     seen: set[int] = set()
+    kinds = (Denoiser, LowRank)
 
     def inside(module: nn.Module) -> Iterator[nn.Module]:
-        if isinstance(module, Denoiser):
+        if isinstance(module, kinds):
             yield module.net
-        elif not any(isinstance(m, Denoiser) for m in module.modules()):
+        elif not any(isinstance(m, kinds) for m in module.modules()):
             if any(True for _ in module.parameters()):
                 yield module
         elif any(True for _ in module.parameters(recurse=False)):
