@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -21,20 +22,21 @@ from fewstep.data import Arrays, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow, Judge
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.dmd import DMD
+from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.ect import EasyConsistency
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
 from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
-from fewstep.objectives.terms import unweighted
+from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
@@ -141,6 +143,21 @@ def of_family(name: str, **options) -> Callable[[], Objective]:
     return build
 
 
+def matched(judged: Literal["fake", "teacher"]) -> Objective:
+    student, teacher, fake = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(3))
+    return DMD2(
+        student,
+        teacher,
+        fake,
+        generate=FewSteps((80.0, 1.0)),
+        weight=karras_weight(0.5),
+        critic_updates=3,
+        judge=Judge(fake, toy("two-modes", 64).batch(torch.arange(2)), width=4),
+        judged=judged,
+        penalty=1.0,
+    )
+
+
 OBJECTIVES = {
     "denoising": denoising,
     "flow matching": flow_matching,
@@ -162,6 +179,8 @@ OBJECTIVES = {
     "imm": of_family("imm"),
     "shortcut": of_family("shortcut", rate=0.9),
     "flowmap": of_family("flowmap"),
+    "dmd2": lambda: matched("fake"),
+    "dmd2 on the teacher": lambda: matched("teacher"),
 }
 
 

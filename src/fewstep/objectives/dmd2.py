@@ -64,10 +64,9 @@ class DMD2(Objective):
     """Distribution matching; with a ``judge``, adversarial terms beside it.
 
     Args:
-        student: the generator.
+        student, generate: the generator, and its calls.
         teacher: a denoiser of the same path, guided if its guided samples are to be matched.
         fake: a one-time denoiser of the same path. It and the student start as the teacher.
-        generate: the student's calls.
         weight: of the fake denoiser's error; on noise levels ``karras_weight(sigma_data)``.
         times, critic_times: laws of the times of comparison, and of those at which fake learns.
         critic_updates: K; 5 on ImageNet, 10 for Stable Diffusion 1.5.
@@ -114,9 +113,8 @@ class DMD2(Objective):
             given = f"critic_updates={critic_updates}, weights {weights} and judged={judged!r}"
             raise UsageError(f"expected 1 or more, 0 or more, and fake or teacher, got {given}")
         self.student, self.teacher = student, on_path_of(student, teacher)
-        self.critic: Any = nn.ModuleDict(
-            {"fake": fake} | ({} if judge is None else {"judge": judge})
-        )
+        heads = {} if judge is None else {"judge": judge}
+        self.critic: Any = nn.ModuleDict({"fake": fake, **heads})
         self.generate, self.weight, self.judged = generate, weight, judged
         self.times, self.critic_times, self.adversarial_times = laws
         self.due = every(critic_updates)
@@ -181,14 +179,14 @@ class DMD2(Objective):
         return Loss(terms, {"realism/real": first, "realism/fake": other})
 
     def _logits(
-        self, x: Event, noised: Noised | None, cond: Cond, more: Tensor | float = 0.0
+        self, x: Event, at: Noised | None, cond: Cond, add: Tensor | int = 0
     ) -> list[Tensor]:
-        assert noised is not None
+        assert at is not None
         denoiser = self.teacher if self.judged == "teacher" else self.critic["fake"]
         if isinstance(denoiser, Guided | Autoguided):
             denoiser = denoiser.denoiser
-        x_t = self.student.path.perturb(x, noised.noise, noised.t) + more
-        return self.critic["judge"](denoiser, x_t, noised.t, cond)
+        x_t = self.student.path.perturb(x, at.noise, at.t) + add
+        return self.critic["judge"](denoiser, x_t, at.t, cond)
 
     def phases(self) -> Sequence[Phase]:
         """The generator's update at every K-th step, then the critic's at every one."""
