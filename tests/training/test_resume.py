@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.data import Arrays, toy
+from fewstep.data import Dataset, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
@@ -34,6 +34,7 @@ from fewstep.objectives.ect import EasyConsistency
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
 from fewstep.objectives.matching import FewSteps
+from fewstep.objectives.kd import KnowledgeDistillation
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import karras_weight, unweighted
@@ -45,7 +46,7 @@ from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
 from fewstep.training.train import train
-from tiny import build, fewstep, settings, timeless, trained, tree
+from tiny import WithPairs, build, fewstep, settings, timeless, trained, tree
 
 STEPS = 10
 
@@ -122,6 +123,11 @@ def truncated() -> Objective:
     return TruncatedConsistency(student, clean(0), SameNoise(student.path), curriculum=curriculum)
 
 
+def knowledge_distillation() -> Objective:
+    student = Denoiser(network(0), EDM(sigma_data=0.5))
+    return KnowledgeDistillation(student, states=(80.0,))
+
+
 def of_family(name: str, **options) -> Callable[[], Objective]:
     """As its recipe builds it."""
 
@@ -181,13 +187,14 @@ OBJECTIVES = {
     "flowmap": of_family("flowmap"),
     "dmd2": lambda: matched("fake"),
     "dmd2 on the teacher": lambda: matched("teacher"),
+    "kd": knowledge_distillation,
 }
 
 
 class Signalling:
     """Points; the ``at``-th access sends this process a signal, or fails like a crash."""
 
-    def __init__(self, data: Arrays, at: int, signum: int | None) -> None:
+    def __init__(self, data: Dataset, at: int, signum: int | None) -> None:
         self.data, self.at, self.signum, self.count = data, at, signum, 0
         self.shape, self.labels, self.image = data.shape, data.labels, data.image
 
@@ -210,7 +217,7 @@ def run_of(objective: str, optimizer: str, at: int = 0, signum: int | None = Non
         recipe="test",
         arguments={"objective": objective},
         objective=OBJECTIVES[objective](),
-        data=Signalling(toy("two-modes", 64), at, signum),
+        data=Signalling(WithPairs(toy("two-modes", 64)), at, signum),
         config=settings(
             steps=STEPS, optimizer=optimizer, schedule="cosine", warmup=3, save_every=4
         ),
