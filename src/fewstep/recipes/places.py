@@ -210,6 +210,8 @@ _CONTINUOUS: dict[str, Any] = {"mean": -0.5, "std": 1.6, "train": {"lr": 1e-4}}
 _TRAJECTORY: dict[str, Any] = {"points": 10, "solver_steps": 3, "rate": 0.99}
 """With the published 17 solver steps an update costs ten times as much."""
 
+_MATCHING: dict[str, Any] = {"train": {"lr": 3e-4, "schedule": "constant"}}
+
 DIGITS = Place(
     named=lambda method: f"digits-{method}",
     start=digits,
