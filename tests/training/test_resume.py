@@ -17,22 +17,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewstep.core import Batch
 from fewstep.data import Arrays, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow, Judge
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.diff_instruct import DiffInstruct
 from fewstep.objectives.ect import EasyConsistency
+from fewstep.objectives.f_distill import FDistill
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
+from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
-from fewstep.objectives.terms import unweighted
+from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
@@ -105,6 +109,31 @@ def truncated() -> Objective:
     return TruncatedConsistency(student, clean(0), SameNoise(student.path), curriculum=curriculum)
 
 
+def apart(seed: int) -> Denoiser:
+    denoiser = Denoiser(network(seed), EDM(sigma_data=0.5))
+    torch.nn.init.normal_(denoiser.net.last_weight)  # fresh ones all answer the same
+    return denoiser
+
+
+def f_distill() -> Objective:
+    fake = apart(2)
+    return FDistill(
+        apart(0),
+        apart(1),
+        fake,
+        Judge(fake, Batch(torch.zeros(2, 2)), width=4),
+        generate=FewSteps((80.0, 1.0)),
+        weight=karras_weight(0.5),
+        critic_updates=1,
+        rate=0.5,
+    )
+
+
+def diff_instruct() -> Objective:
+    generate, weight = FewSteps((1.0,)), karras_weight(0.5)
+    return DiffInstruct(apart(0), apart(1), apart(2), generate=generate, weight=weight)
+
+
 def of_family(name: str, **options) -> Callable[[], Objective]:
     """As its recipe builds it."""
 
@@ -146,6 +175,8 @@ OBJECTIVES = {
     "imm": of_family("imm"),
     "shortcut": of_family("shortcut", rate=0.9),
     "flowmap": of_family("flowmap"),
+    "f-distill": f_distill,
+    "diff-instruct": diff_instruct,
 }
 
 
@@ -222,6 +253,8 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "scd": {"uncertainty"},
         "sct": {"uncertainty"},
         "progressive": {"previous", "intervals", "reached"},
+        "f-distill": {"critic", "factors"},
+        "diff-instruct": {"fake"},
     }
     assert kept == {"student"} | beside.get(objective, set())
 
