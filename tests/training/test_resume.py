@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewstep.core import Batch
 from fewstep.data import Dataset, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
@@ -28,13 +29,15 @@ from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.diff_instruct import DiffInstruct
 from fewstep.objectives.dmd import DMD
 from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.ect import EasyConsistency
+from fewstep.objectives.f_distill import FDistill
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
-from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.kd import KnowledgeDistillation
+from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import karras_weight, unweighted
@@ -128,6 +131,31 @@ def knowledge_distillation() -> Objective:
     return KnowledgeDistillation(student, states=(80.0,))
 
 
+def apart(seed: int) -> Denoiser:
+    denoiser = Denoiser(network(seed), EDM(sigma_data=0.5))
+    torch.nn.init.normal_(denoiser.net.last_weight)  # fresh ones all answer the same
+    return denoiser
+
+
+def f_distill() -> Objective:
+    fake = apart(2)
+    return FDistill(
+        apart(0),
+        apart(1),
+        fake,
+        Judge(fake, Batch(torch.zeros(2, 2)), width=4),
+        generate=FewSteps((80.0, 1.0)),
+        weight=karras_weight(0.5),
+        critic_updates=1,
+        rate=0.5,
+    )
+
+
+def diff_instruct() -> Objective:
+    generate, weight = FewSteps((1.0,)), karras_weight(0.5)
+    return DiffInstruct(apart(0), apart(1), apart(2), generate=generate, weight=weight)
+
+
 def of_family(name: str, **options) -> Callable[[], Objective]:
     """As its recipe builds it."""
 
@@ -188,6 +216,8 @@ OBJECTIVES = {
     "dmd2": lambda: matched("fake"),
     "dmd2 on the teacher": lambda: matched("teacher"),
     "kd": knowledge_distillation,
+    "f-distill": f_distill,
+    "diff-instruct": diff_instruct,
 }
 
 
@@ -265,6 +295,8 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "scd": {"uncertainty"},
         "sct": {"uncertainty"},
         "progressive": {"previous", "intervals", "reached"},
+        "f-distill": {"critic", "factors"},
+        "diff-instruct": {"fake"},
     }
     assert kept == {"student"} | beside.get(objective, set())
 

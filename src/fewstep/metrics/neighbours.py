@@ -9,7 +9,6 @@ from torch import Tensor
 from fewstep.core import UsageError
 from fewstep.metrics.features import blocks, row_pair
 
-
 CANDIDATES = 8
 """Of a sample's nearest neighbours in single precision, the nearest in double is taken."""
 

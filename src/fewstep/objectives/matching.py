@@ -18,6 +18,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.distances import l2
+from fewstep.objectives.terms import draw_noised
 from fewstep.paths import Event, Path, Time, VarianceExploding
 from fewstep.times import KarrasIndex, LogNormal
 
@@ -116,6 +117,20 @@ def check_critic(student: AbstractDenoiser, fake: AbstractDenoiser, *laws: Times
             f"{levels[0]} draws noise levels, which are no times of {path}; give all laws of times "
             "for it, e.g. fewstep.times.OnPath(path, KarrasIndex())"
         )
+
+
+class Compared(NamedTuple):
+    """Draws of samples, then time ``(b,)`` and unit noise at which they are denoised."""
+
+    made: Made
+    t: Tensor
+    noise: Tensor
+
+
+def draw_compared(batch: Batch, generate: FewSteps, times: Times, rng: Rng) -> Compared:
+    """Samples' own noise, then a time and noise for each."""
+    made, t = generate.draw(batch, rng), times(len(batch), rng)
+    return Compared(made, *draw_noised(batch, t, None, rng)[:2])
 
 
 def answered(student: AbstractDenoiser, x: Event, t: Time, cond: Cond) -> Event:
