@@ -596,14 +596,14 @@ def test_what_it_refuses():
     student, linear = Generator(VE), Generator(Linear())
     uniform = {name: Uniform() for name in ("times", "critic_times", "adversarial_times")}
     cases = [
-        (lambda: dmd2(student, None, GaussianDenoiser(Linear())), "fake must be .* VarianceExp"),
-        (lambda: dmd2(student, None, GaussianFlowMap(VE)), "fake must be a one-time .* 2 time"),
+        (lambda: dmd2(student, None, GaussianDenoiser(Linear())), "fake .* VarianceExp"),
+        (lambda: dmd2(student, None, GaussianFlowMap(VE)), "fake .* one-time .* 2 time"),
         (lambda: dmd2(student, GaussianDenoiser(Linear())), "the teacher lives on Linear"),
-        (lambda: dmd2(linear, times=KarrasIndex()), "KarrasIndex draws noise levels"),
-        (lambda: dmd2(linear, critic_times=KarrasIndex()), "KarrasIndex draws noise levels"),
+        (lambda: dmd2(linear, times=KarrasIndex()), "KarrasIndex.* draws noise levels"),
+        (lambda: dmd2(linear, critic_times=KarrasIndex()), "KarrasIndex.* draws noise levels"),
         (
             lambda: dmd2(linear, judge=Feels(), adversarial_times=KarrasIndex()),
-            "KarrasIndex draws noise levels",
+            "KarrasIndex.* draws noise levels",
         ),
         (lambda: dmd2(student, critic_updates=0), "critic_updates=0"),
         (lambda: dmd2(student, adversarial=-1.0), "-1.0"),

@@ -242,6 +242,8 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "scd": {"uncertainty"},
         "sct": {"uncertainty"},
         "progressive": {"previous", "intervals", "reached"},
+        "dmd2": {"critic"},
+        "dmd2 on the teacher": {"critic"},
     }
     assert kept == {"student"} | beside.get(objective, set())
 
