@@ -297,7 +297,7 @@ def test_as_it_is():
     draws = drawn(objective, batch, critic=True)
     x = objective.generate(objective.student, batch, draws.made, {})
     objective.judge_loss(batch, draws)
-    for (_, seen, t, _), sample in zip(judge.asked, (x, batch.x0), strict=True):
+    for (_, seen, t, _), sample in zip(judge.asked, (batch.x0, x), strict=True):
         assert seen.equal(sample)
         assert t.equal(full(0.002, sample))
 
