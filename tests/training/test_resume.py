@@ -33,8 +33,8 @@ from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.ect import EasyConsistency
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
-from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.kd import KnowledgeDistillation
+from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import karras_weight, unweighted
