@@ -14,6 +14,7 @@ from fewstep.objectives.matching import FewSteps, Made
 from fewstep.objectives.terms import karras_weight, matching_gradient
 from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasIndex, karras
+from golden_dmd2_gan import GAN_CALLS
 from golden_sets import Case, check, closed_form, networks, noise_levels
 
 Values = Iterator[tuple[str, Tensor]]
@@ -133,4 +134,4 @@ CALLS = {
 
 
 def test_golden_dmd2(record_property) -> None:
-    check("dmd2", CALLS, record_property)
+    check("dmd2", CALLS | GAN_CALLS, record_property)

@@ -297,6 +297,8 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "progressive": {"previous", "intervals", "reached"},
         "f-distill": {"critic", "factors"},
         "diff-instruct": {"fake"},
+        "dmd2": {"critic"},
+        "dmd2 on the teacher": {"critic"},
     }
     assert kept == {"student"} | beside.get(objective, set())
 
