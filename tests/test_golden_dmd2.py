@@ -14,6 +14,7 @@ from fewstep.objectives.matching import FewSteps, Made
 from fewstep.objectives.terms import karras_weight, matching_gradient
 from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasIndex, karras
+from golden_dmd2_gan import GAN_CALLS
 from golden_sets import Case, check, closed_form, networks, noise_levels
 
 Values = Iterator[tuple[str, Tensor]]
@@ -129,6 +130,7 @@ CALLS = {
     "EDMGuidance.__init__": drawn_steps,
     "EDMGuidance.compute_distribution_matching_loss": distribution_matching,
     "EDMGuidance.compute_loss_fake": fake_loss,
+    **GAN_CALLS,
 }
 
 
