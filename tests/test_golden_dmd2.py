@@ -130,6 +130,7 @@ CALLS = {
     "EDMGuidance.__init__": drawn_steps,
     "EDMGuidance.compute_distribution_matching_loss": distribution_matching,
     "EDMGuidance.compute_loss_fake": fake_loss,
+    **GAN_CALLS,
 }
 
 

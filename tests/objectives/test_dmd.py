@@ -581,8 +581,8 @@ OTHER = VarianceExploding(0.1, 9.0)
     ("change", "says"),
     [
         ({"generate": FewSteps((80.0, 1.0))}, "makes one call"),
-        ({"fake": GaussianDenoiser(OTHER)}, "the fake must be"),
-        ({"fake": GaussianFlowMap(VE)}, "the fake must be"),
+        ({"fake": GaussianDenoiser(OTHER)}, "the fake denoiser must be"),
+        ({"fake": GaussianFlowMap(VE)}, "the fake denoiser must be"),
         ({"teacher": GaussianDenoiser(OTHER)}, "the teacher lives on"),
         ({"regression": -1.0}, "regression >= 0"),
         ({"regression": math.nan}, "regression >= 0"),
