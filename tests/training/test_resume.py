@@ -21,7 +21,7 @@ from fewstep.data import Arrays, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow, Judge
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
@@ -31,12 +31,14 @@ from fewstep.objectives.ect import EasyConsistency
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
+from fewstep.objectives.rcm import RCM
+from fewstep.objectives.sid import SiD
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import unweighted
-from fewstep.paths import Linear, VarianceExploding
+from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
-from fewstep.times import KarrasUniform, LogNormal
+from fewstep.times import KarrasUniform, LogNormal, OnPath, ShiftedFlow
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
@@ -105,6 +107,21 @@ def truncated() -> Objective:
     return TruncatedConsistency(student, clean(0), SameNoise(student.path), curriculum=curriculum)
 
 
+def scored(judged: bool) -> Objective:
+    student, teacher, fake = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(3))
+    judge = Judge(fake, toy("two-modes", 64).batch([0, 1]), width=4) if judged else None
+    return SiD(student, teacher, fake, judge=judge, critic_updates=1 + judged)
+
+
+def score_regularised() -> Objective:
+    path = Trig(t_max=1.56)
+    student, teacher, fake = (
+        Denoiser(network(seed), EDM(sigma_data=0.5)).on(path) for seed in range(3)
+    )
+    times, matching = OnPath(path, LogNormal()), OnPath(path, ShiftedFlow())
+    return RCM(student, teacher, fake, times=times, matching_times=matching, warmup=3, every=2)
+
+
 def of_family(name: str, **options) -> Callable[[], Objective]:
     """As its recipe builds it."""
 
@@ -146,6 +163,9 @@ OBJECTIVES = {
     "imm": of_family("imm"),
     "shortcut": of_family("shortcut", rate=0.9),
     "flowmap": of_family("flowmap"),
+    "sid": lambda: scored(False),
+    "sida": lambda: scored(True),
+    "rcm": score_regularised,
 }
 
 
