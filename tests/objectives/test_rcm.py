@@ -27,6 +27,7 @@ from oracles import (
     GaussianFlowMap,
     Offset,
     Watched,
+    four_points,
     full,
     normal,
 )
@@ -111,18 +112,17 @@ def test_both_gradients_point_home(wrong):
 
 @pytest.mark.parametrize("wrong", [0.0, 0.2, -0.2])
 def test_the_critic_learns_the_samples(wrong):
-    # One call of noise: samples are N(-0.2, (0.4 * 0.5)^2).
-    student = Affine(PATH)
-    _, draws = given(2, b=4096, calls=1)
+    # One call of noise: samples are N(-0.2, (0.4 * 0.5)^2), and four points are a quadratic's law.
     fake = Offset(GaussianDenoiser(PATH, Gaussian(-0.2, 0.2)), wrong)
-    at = draws._replace(times=full(0.6, draws.times.T).expand(2, -1))
-    loss = rcm(student, fake=fake).critic_loss(Batch(draws.noise), at).total()
+    noises, t = torch.stack(four_points(Gaussian(0.0, 1.0), 2)), full(0.6, torch.zeros(4))
+    times = torch.stack([full(PATH.t_max, t), t])
+    draws = Draws(t, noises[0], t, torch.zeros(()), times, noises)
+    loss = rcm(Affine(PATH), fake=fake).critic_loss(Batch(noises[0]), draws).total()
+    signal, noise = (0.2 * math.cos(0.6)) ** 2, (0.5 * math.sin(0.6)) ** 2
+    wanted = (0.2**2 * noise / (signal + noise) + wrong**2) / math.sin(0.6) ** 2
+    assert loss.item() == pytest.approx(wanted)
     (slope,) = torch.autograd.grad(loss, fake.offset)
-    left = (0.2 * 0.5 * math.sin(0.6)) ** 2 / (
-        (0.2 * math.cos(0.6)) ** 2 + (0.5 * math.sin(0.6)) ** 2
-    )
-    assert loss.item() == pytest.approx((left + wrong**2) / math.sin(0.6) ** 2, rel=0.05, abs=1e-3)
-    assert slope * wrong > 0 if wrong else slope.abs() < 0.05
+    assert slope * wrong > 0 if wrong else slope.abs() < 1e-12
 
 
 # The first loss.
@@ -224,7 +224,7 @@ def test_the_denominator_has_a_floor():
 def test_samples_are_made_as_users_make_them():
     student = Watched(networks(1)[0])
     student.denoiser = Offset(student.denoiser, 0.1)
-    batch, draws = given(2, b=5, calls=3)
+    _, draws = given(2, b=5, calls=3)
     objective = rcm(student)
     x, x_t = objective.simulate(draws, {})
     (x_0, t_0, *_), (x_1, t_1, *_), (x_2, t_2, *_) = student.seen
@@ -327,7 +327,7 @@ def test_a_step_is_of_the_student_or_of_its_critic():
     [(100, 0, 0, 0), (100, 25, 0.25, 0), (100, 100, 1, 0.01), (0, 0, 1, 0.01)],
 )
 def test_warm_up(warmup, step, r, weight):
-    objective = rcm(networks(1)[0], warmup=warmup)
+    objective = rcm(*networks(), warmup=warmup)
     draws = objective.draw(Batch(normal(4, 2)), step, Rng(0, step, "student"))
     assert draws.r.tolist() == [r] * 4
     assert draws.weight == weight
