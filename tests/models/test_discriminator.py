@@ -55,6 +55,23 @@ def test_features_are_what_the_blocks_answer_to_the_scaled_input():
     assert last.equal(seen[0])
 
 
+@pytest.mark.parametrize(("at", "ran"), [((1,), 2), ((0, -3), 8), ((), 10), ((-1,), 10)])
+def test_nothing_runs_after_the_last_feature(at, ran):
+    network = shaken(NETWORKS["ddpmpp"]()).eval()
+    denoiser, batch = Denoiser(network, EDM(sigma_data=0.5)), example(network)
+    calls = []
+    for m in network.modules():
+        if isinstance(m, network.units) or m is network.last:
+            m.register_forward_hook(lambda m, *_: calls.append(m))
+    every = features_of(denoiser, batch.x0, T, batch.cond)
+    calls.clear()
+    some = features_of(denoiser, batch.x0, T, batch.cond, at=at)
+    assert len(every) == 10
+    assert len(calls) == ran
+    assert network.last not in calls
+    assert all(f.equal(every[i]) for f, i in zip(some, at, strict=False))
+
+
 def test_hooks_are_gone_after_an_error():
     network = NETWORKS["mlp"]()
     found = judge(network)

@@ -11,6 +11,7 @@ from fewstep.models.denoiser import (
 )
 from fewstep.models.discriminator import FeatureDiscriminator, Judge, features_of
 from fewstep.models.growing import grown
+from fewstep.models.lora import LowRank
 from fewstep.models.preconditioning import (
     EDM,
     PRECONDITIONINGS,
@@ -39,6 +40,7 @@ __all__ = [
     "Flow",
     "Guided",
     "Judge",
+    "LowRank",
     "Network",
     "NoisePrediction",
     "Preconditioning",

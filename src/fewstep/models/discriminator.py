@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Batch, Cond, UsageError
+from fewstep.core import Batch, Cond, UsageError, local
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.nets.blocks import label_of, zero
+from fewstep.models.lora import LowRank
 from fewstep.paths import Event, Time
+
+
+class _Enough(Exception):
+    """All features are there; what is left of the network is of no use."""
 
 
 class Heads(nn.Module):
     """Logits from features whose channels come last.
 
+    With classes, the hidden layer's product with a vector of the label is added to each logit
+    (projection, Miyato & Koyama 2018); at first it adds nothing.
+
     Args:
         channels: of each feature.
         width: of the hidden layer.
+        classes: number of labels; 0 for none. Label ``classes`` is null.
     """
 
-    def __init__(self, channels: Sequence[int], width: int) -> None:
+    def __init__(self, channels: Sequence[int], width: int, classes: int = 0) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -28,10 +39,20 @@ class Heads(nn.Module):
             )
             for c in channels
         )
+        labels = [zero(nn.Embedding(classes + 1, width)) for _ in channels if classes]
+        self.labels = nn.ModuleList(labels)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], cond: Cond | None = None) -> list[Tensor]:
         """One tensor a head, with a logit for each position of its feature."""
-        return [head(f) for head, f in zip(self.heads, features, strict=True)]
+        if not self.labels:
+            return [head(f) for head, f in zip(self.heads, features, strict=True)]
+        label, logits = label_of(cond), []
+        for head, vectors, f in zip(self.heads, self.labels, features, strict=True):
+            assert isinstance(head, nn.Sequential)
+            hidden, vector = head[:-1](f), vectors(label)
+            vector = vector.reshape(len(vector), *[1] * (hidden.ndim - 2), -1)
+            logits.append(head[-1](hidden) + (hidden * vector).sum(-1, keepdim=True))
+        return logits
 
 
 class Judge(nn.Module):
@@ -45,33 +66,36 @@ class Judge(nn.Module):
         axis: where the channels of a feature are; -1 for a transformer's tokens.
         at: which units, counted as they run; none is all of them.
         width: of the heads' hidden layer.
+        classes: number of labels that the heads are told; see :class:`Heads`.
     """
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: Denoiser | LowRank,
         example: Batch,
         *,
         axis: int = 1,
         at: Sequence[int] = (),
         width: int = 64,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.axis, self.at = axis, tuple(at)
         t = torch.full((len(example),), denoiser.path.t_max, device=example.x0.device)
         with torch.no_grad():
             found = features_of(denoiser, example.x0, t, example.cond, axis, at)
-        self.heads = Heads([f.shape[-1] for f in found], width).to(example.x0.device)
+        channels = [f.shape[-1] for f in found]
+        self.heads = Heads(channels, width, classes).to(example.x0.device)
 
     def forward(
-        self, denoiser: Denoiser, x: Event, t: Time, cond: Cond | None = None
+        self, denoiser: Denoiser | LowRank, x: Event, t: Time, cond: Cond | None = None
     ) -> list[Tensor]:
         """The heads' logits of ``x`` at ``t``."""
-        return self.heads(features_of(denoiser, x, t, cond, self.axis, self.at))
+        return self.heads(features_of(denoiser, x, t, cond, self.axis, self.at), cond)
 
 
 def features_of(
-    denoiser: Denoiser,
+    denoiser: Denoiser | LowRank,
     x: Event,
     t: Time,
     cond: Cond | None = None,
@@ -81,7 +105,8 @@ def features_of(
     """What the ``units`` of a denoiser's network answer, in the order they run, channels last.
 
     They are caught by hooks, so any network that names its units will do, as it is: not compiled,
-    because compiled code does not look for hooks that come later.
+    because compiled code does not look for hooks that come later. Nothing is computed after the
+    last of them, unless the network is sharded: shards are put back at its end.
     """
     found: list[Tensor] = []
     kinds: tuple[type[nn.Module], ...] = getattr(denoiser.net, "units", ())
@@ -94,16 +119,22 @@ def features_of(
     if at and not all(-len(units) <= i < len(units) for i in at):
         raise UsageError(f"the network has {len(units)} units, got at={tuple(at)}")
 
+    sharded = any(local(p) is not p for p in denoiser.net.parameters())
+    wanted = 1 + max(i % len(units) for i in at or range(len(units)))
+
     def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
         found.append(answer)
+        if len(found) == wanted and not sharded:
+            raise _Enough
 
     hooks = [unit.register_forward_hook(keep) for unit in units]
     try:
-        denoiser.raw(x, t, None, cond)
+        with suppress(_Enough):
+            denoiser.raw(x, t, None, cond)
     finally:
         for hook in hooks:
             hook.remove()
-    chosen = [found[i] for i in at] if at else found
+    chosen = [found[i % len(units)] for i in at] if at else found
     return [f.movedim(axis, -1).to(x.dtype) for f in chosen]
 
 
@@ -115,19 +146,30 @@ class FeatureDiscriminator(nn.Module):
         example: data, of which the features' sizes are read.
         axis: where the channels of a feature are; -1 for a transformer's tokens.
         width: of the heads' hidden layer.
+        classes: number of labels that the heads are told; see :class:`Heads`.
     """
 
     def __init__(
-        self, denoiser: Denoiser, example: Batch, *, axis: int = 1, width: int = 64
+        self,
+        denoiser: Denoiser,
+        example: Batch,
+        *,
+        axis: int = 1,
+        width: int = 64,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.judge = Judge(denoiser, example, axis=axis, width=width)
+        self.judge = Judge(denoiser, example, axis=axis, width=width, classes=classes)
 
     @property
     def heads(self) -> nn.Module:
-        """What is to learn."""
+        """What is to learn: from features and conditions to logits."""
         return self.judge.heads
+
+    def features(self, x: Event, t: Time, cond: Cond | None = None) -> list[Tensor]:
+        """What the heads read of ``x`` at ``t``."""
+        return features_of(self.denoiser, x, t, cond, self.judge.axis)
 
     def forward(self, x: Event, t: Time, cond: Cond | None = None) -> list[Tensor]:
         """The heads' logits of ``x`` at ``t``."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.core import Batch, UsageError, local
-from fewstep.models import Denoiser
+from fewstep.models import Denoiser, LowRank
 from fewstep.objectives.base import Loss, Phase
 
 Score = Callable[[Batch, Any], Loss]
@@ -81,9 +81,8 @@ class World:
 ALONE = World()
 
 
-@contextmanager
-def joined() -> Iterator[World]:
-    """Join the processes that the environment speaks of, if it does.
+def announced() -> World:
+    """This process among those that the environment speaks of, which need not have met.
 
     Raises:
         UsageError: its variables contradict each other.
@@ -95,17 +94,30 @@ def joined() -> Iterator[World]:
         raise UsageError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers, got {given}") from error
     if not 0 <= rank < size or (size > 1 and None in (given["RANK"], given["WORLD_SIZE"])):
         raise UsageError(f"RANK must lie in [0, WORLD_SIZE), got {given}; start with torchrun")
-    if size == 1:
+    return World(rank, size, local)
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the processes that the environment speaks of, if it does.
+
+    Raises:
+        UsageError: its variables contradict each other, or do not say where to meet.
+    """
+    world = announced()
+    if world.size == 1:
         yield ALONE
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise UsageError(f"WORLD_SIZE is {size}, but {missing} are not set; start with torchrun")
+        raise UsageError(
+            f"WORLD_SIZE is {world.size}, but {missing} are not set; start with torchrun"
+        )
     if torch.cuda.is_available():
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(world.local)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield World(rank, size, local)
+        yield world
     finally:
         dist.destroy_process_group()
 
@@ -197,6 +209,12 @@ class Sharded(Strategy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        modules = [*modules]
+        if any(isinstance(m, LowRank) for module in modules for m in module.modules()):
+            raise UsageError(
+                "a denoiser of low-rank adapters shares its weights with another one, and shared "
+                "weights cannot be sharded twice; take --train.parallel ddp, or a whole copy"
+            )
         # It warns of answers that are views, in case somebody writes into them; nobody does.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(device.type, (size,))
@@ -229,11 +247,12 @@ class Sharded(Strategy):
 def networks(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """Every module that is called as a whole: a denoiser's network, or a module without one."""
     seen: set[int] = set()
+    kinds = (Denoiser, LowRank)
 
     def inside(module: nn.Module) -> Iterator[nn.Module]:
-        if isinstance(module, Denoiser):
+        if isinstance(module, kinds):
             yield module.net
-        elif not any(isinstance(m, Denoiser) for m in module.modules()):
+        elif not any(isinstance(m, kinds) for m in module.modules()):
             if any(True for _ in module.parameters()):
                 yield module
         elif any(True for _ in module.parameters(recurse=False)):
