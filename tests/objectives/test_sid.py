@@ -16,8 +16,8 @@ from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.matching import FewSteps, Made
 from fewstep.objectives.sid import HIGHEST, Draws, SiD
 from fewstep.objectives.terms import unweighted
-from fewstep.paths import VarianceExploding
-from fewstep.times import KarrasUniform, LogNormal, Uniform
+from fewstep.paths import Linear, VarianceExploding
+from fewstep.times import KarrasUniform, LogNormal, OnPath, Uniform
 from fewstep.training.trainer import Trainer, training
 from oracles import (
     PATHS_AT_REST,
@@ -103,10 +103,12 @@ def law(student: Affine) -> Gaussian:
 
 def sid(student, teacher=None, fake=None, **options) -> SiD:
     path = student.path
-    generate = FewSteps((start(path),))
+    own = {"generate": FewSteps((start(path),))}
+    if path != VE:
+        own |= {"times": OnPath(path, KarrasUniform()), "critic_times": OnPath(path, LogNormal())}
     teacher = teacher or GaussianDenoiser(path, DATA)
     fake = fake or GaussianDenoiser(path, law(student))
-    return SiD(student, teacher, fake, **{"generate": generate, **options})
+    return SiD(student, teacher, fake, **{**own, **options})
 
 
 def given(path, *event: int, b: int = 16, t: float | None = None) -> tuple[Batch, Draws]:
@@ -467,8 +469,8 @@ def test_a_trainer_takes_it(judged):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"fake": GaussianDenoiser(VarianceExploding(0.01, 80.0))}, "student's path"),
-        ({"fake": GaussianFlowMap(VE)}, "two-time"),
+        ({"fake": GaussianDenoiser(VarianceExploding(0.01, 80.0))}, "student's Variance"),
+        ({"fake": GaussianFlowMap(VE)}, r"2 time\(s\)"),
         ({"teacher": GaussianDenoiser(VarianceExploding(0.01, 80.0))}, "on the student's path"),
         ({"critic_updates": 0}, "at least 1, got 0"),
         ({"judge": Said(1.0)}, "GaussianDenoiser is no Denoiser"),
@@ -477,6 +479,13 @@ def test_a_trainer_takes_it(judged):
 def test_refusals(change, match):
     with pytest.raises(UsageError, match=match):
         sid(Affine(VE), **change)
+
+
+def test_noise_levels_are_refused_where_they_are_no_times():
+    levels = {"times": KarrasUniform(), "critic_times": LogNormal()}
+    for name, law in levels.items():
+        with pytest.raises(UsageError, match=f"{type(law).__name__}.* no times of Linear"):
+            sid(Affine(Linear()), **{name: law})
 
 
 def test_every_law_may_be_another():
