@@ -105,7 +105,7 @@ class RCM(Objective):
         derivative: Derivative = jvp,
     ) -> None:
         super().__init__()
-        path = self.path = student.path
+        path = student.path
         if not isinstance(path, Trig) or path.t_min or student.two_time:
             raise UsageError(
                 f"rCM's student is a one-time network on the Trig path from 0, got one of "
@@ -116,12 +116,12 @@ class RCM(Objective):
             raise UsageError(
                 f"expected warmup >= 0, every >= 2 and calls >= 1, got {warmup}, {every}, {calls}"
             )
-        self.student, self.fake, self.teacher = student, fake, on_path_of(student, teacher)
+        self.path, self.student, self.fake = path, student, fake
+        self.teacher = on_path_of(student, teacher)
         self.times, self.matching_times = times, matching_times
-        self.weight, self.rate = weight, rate
+        self.weight, self.rate, self.derivative = weight, rate, derivative
         self.warmup, self.every, self.calls = warmup, every, calls
         self.sampling_times = dict(sampling_times or {})
-        self.derivative = derivative
 
     def _student_is_due(self, step: int) -> bool:
         return step < self.warmup or (step - self.warmup) % self.every == 0
