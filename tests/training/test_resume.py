@@ -39,12 +39,14 @@ from fewstep.objectives.ict import Doubling, ImprovedConsistency
 from fewstep.objectives.kd import KnowledgeDistillation
 from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
+from fewstep.objectives.rcm import RCM
+from fewstep.objectives.sid import SiD
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import karras_weight, unweighted
-from fewstep.paths import Linear, VarianceExploding
+from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
-from fewstep.times import KarrasUniform, LogNormal
+from fewstep.times import KarrasUniform, LogNormal, OnPath, ShiftedFlow
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
@@ -124,6 +126,21 @@ def truncated() -> Objective:
     student = clean(0)
     curriculum = Curriculum(3, least=1e-6, start=6)
     return TruncatedConsistency(student, clean(0), SameNoise(student.path), curriculum=curriculum)
+
+
+def scored(judged: bool) -> Objective:
+    student, teacher, fake = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(3))
+    judge = Judge(fake, toy("two-modes", 64).batch([0, 1]), width=4) if judged else None
+    return SiD(student, teacher, fake, judge=judge, critic_updates=1 + judged)
+
+
+def score_regularised() -> Objective:
+    path = Trig(t_max=1.56)
+    student, teacher, fake = (
+        Denoiser(network(seed), EDM(sigma_data=0.5)).on(path) for seed in range(3)
+    )
+    times, matching = OnPath(path, LogNormal()), OnPath(path, ShiftedFlow())
+    return RCM(student, teacher, fake, times=times, matching_times=matching, warmup=3, every=2)
 
 
 def knowledge_distillation() -> Objective:
@@ -218,6 +235,9 @@ OBJECTIVES = {
     "kd": knowledge_distillation,
     "f-distill": f_distill,
     "diff-instruct": diff_instruct,
+    "sid": lambda: scored(False),
+    "sida": lambda: scored(True),
+    "rcm": score_regularised,
 }
 
 

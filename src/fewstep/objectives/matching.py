@@ -20,7 +20,7 @@ from fewstep.models import AbstractDenoiser
 from fewstep.objectives.distances import l2
 from fewstep.objectives.terms import draw_noised
 from fewstep.paths import Event, Path, Time, VarianceExploding
-from fewstep.times import KarrasIndex, LogNormal
+from fewstep.times import KarrasIndex, KarrasUniform, LogNormal
 
 Times = Callable[[int, torch.Generator], Tensor]
 """(b, rng) -> times ``(b,)``."""
@@ -111,7 +111,7 @@ def check_critic(student: AbstractDenoiser, fake: AbstractDenoiser, *laws: Times
             f"the fake denoiser must be a one-time network on the student's {path}, got one of "
             f"{1 + fake.two_time} time(s) on {fake.path}; give a copy of the teacher"
         )
-    levels = [law for law in laws if isinstance(law, KarrasIndex | LogNormal)]
+    levels = [law for law in laws if isinstance(law, KarrasIndex | KarrasUniform | LogNormal)]
     if levels and not isinstance(path, VarianceExploding):
         raise UsageError(
             f"{levels[0]} draws noise levels, which are no times of {path}; give all laws of times "
