@@ -386,11 +386,11 @@ def test_adversaries_learn_by_heads_on_features_of_the_fake_network(at):
 def test_draws():
     objective = SiD(*networks(3))
     batch = Batch(normal(5000, 2).float())
-    draws = objective.draw(batch, 3, Rng(0, 3, "generator"))
-    again = objective.draw(batch, 3, Rng(0, 3, "generator"))
+    draws = objective.draw(batch, 3, Rng(0, 3, "student"))
+    again = objective.draw(batch, 3, Rng(0, 3, "student"))
     assert all(a.equal(b) for a, b in zip(draws[1:], again[1:], strict=True))
     assert draws.made.noise.equal(again.made.noise)
-    assert not draws.noise.equal(objective.draw(batch, 4, Rng(0, 4, "generator")).noise)
+    assert not draws.noise.equal(objective.draw(batch, 4, Rng(0, 4, "student")).noise)
     assert not draws.noise.equal(draws.made.noise[0])
     assert draws.made.noise.shape == (1, 5000, 2)
     assert draws.t.dtype == D
@@ -411,7 +411,7 @@ def test_draws():
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_critic_goes_first_and_at_every_step(k):
     critic, generator = SiD(*networks(3), critic_updates=k).phases()
-    assert (critic.name, generator.name) == ("critic", "generator")
+    assert (critic.name, generator.name) == ("critic", "student")
     assert [critic.due(i) for i in range(6)] == [True] * 6
     assert [generator.due(i) for i in range(6)] == [i % k == 0 for i in range(6)]
 
@@ -491,7 +491,7 @@ def test_noise_levels_are_refused_where_they_are_no_times():
 def test_every_law_may_be_another():
     objective = sid(Affine(VE), times=Uniform(1.0, 2.0), critic_times=LogNormal(3.0, 0.0))
     batch = Batch(normal(50, 2))
-    t = objective.draw(batch, 0, Rng(0, 0, "generator")).t
+    t = objective.draw(batch, 0, Rng(0, 0, "student")).t
     assert 1 <= t.min() <= t.max() <= 2
     t = objective.draw_critic(batch, 0, Rng(0, 0, "critic")).t
     torch.testing.assert_close(t, full(math.exp(3.0), batch.x0))

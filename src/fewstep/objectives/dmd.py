@@ -174,7 +174,7 @@ class DMD(Objective):
         more = (self.regression_loss,) if self.regression else ()
         due = every(self.critic_updates)
         return (
-            Phase("generator", self.student, self.draw, self.loss, due, more),
+            Phase("student", self.student, self.draw, self.loss, due, more),
             Phase("critic", self.fake, self.draw_critic, self.critic_loss),
         )
 

@@ -155,10 +155,11 @@ def statistics(x: Event, batch: Batch) -> dict[str, Tensor]:
     as a share of the data's. Then mean and standard deviation of each channel.
     """
     axes = [i for i in range(x.ndim) if i != 1]
-    means, stds = x.mean(axes), x.std(axes)
+    means, stds = x.mean(axes), x.std(axes, correction=0)
     found = {
         "brightness": x.mean() - batch.x0.mean(),
-        "spread": x.std(0).mean() / batch.x0.std(0).mean().clamp(min=1e-12),
+        "spread": x.std(0, correction=0).mean()
+        / batch.x0.std(0, correction=0).mean().clamp(min=1e-12),
     }
     for i in range(min(len(means), CHANNELS)):
         found |= {f"mean/{i}": means[i], f"std/{i}": stds[i]}

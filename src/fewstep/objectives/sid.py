@@ -192,7 +192,7 @@ class SiD(Objective):
             module, more = nn.ModuleList([self.fake, self.judge]), (self.judge_loss,)
         return (
             Phase("critic", module, self.draw_critic, self.critic_loss, more=more),
-            Phase("generator", self.student, self.draw, self.loss, every(self.critic_updates)),
+            Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
         )
 
     def contract(self, data: DataSpec) -> Contract:

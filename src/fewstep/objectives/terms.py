@@ -211,6 +211,7 @@ def surrogate(x: Event, gradient: Event, mask: Tensor | None = None) -> Tensor:
     return per_sample((x - (x - gradient).detach()) ** 2, mask) / 2
 
 
+@torch.no_grad()
 def lag(x: Event, real: Event, fake: Event) -> Tensor:
     """<x - fake, real - fake> / |real - fake|^2 over the batch.
 
