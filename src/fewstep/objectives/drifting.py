@@ -108,7 +108,7 @@ class Drifting(Objective):
     def _features(self, x: Event) -> list[Tensor]:
         """Each ``(groups, positions, group, channels)``."""
         found = x.flatten(1) if self.features is None else self.features(x)
-        found = [found] if isinstance(found, Tensor) else found
+        found = [f.to(x.dtype) for f in ([found] if isinstance(found, Tensor) else found)]
         shapes = [(-1, self.batch_multiple, f[0, ..., 0].numel(), f.shape[-1]) for f in found]
         return [f.reshape(shape).transpose(1, 2) for f, shape in zip(found, shapes, strict=True)]
 
@@ -128,7 +128,8 @@ def drifted(
     """Where samples drift to, in units of ``unit``; ``unit``; mean square drifts, by temperature.
 
     Args:
-        x, data: ``(g, p, n, d)``, samples and data at p positions.
+        x: samples at p positions, ``(g, p, n, d)``.
+        data: alike.
         label: ``(g, n)``, of both.
         temperatures: R.
     """
@@ -143,7 +144,8 @@ def drifted(
     distance.diagonal(dim1=2, dim2=3).add_(100)
     there, sizes = x / unit, []
     for temperature in temperatures:
-        drift = pulls(distance, meets, temperature) @ targets / unit
+        with torch.autocast(x.device.type, enabled=False):  # large weights that sum to 0
+            drift = pulls(distance, meets, temperature) @ targets / unit
         sizes.append(drift.square().mean())
         there = there + drift / sizes[-1].clamp(min=1e-8).sqrt()
     return there, unit, sizes
