@@ -17,19 +17,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewstep.core import Batch
 from fewstep.data import Arrays, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, FeatureDiscriminator, Flow
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.drifting import Drifting
 from fewstep.objectives.ect import EasyConsistency
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
+from fewstep.objectives.ladd import LADD
+from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import unweighted
@@ -105,6 +109,19 @@ def truncated() -> Objective:
     return TruncatedConsistency(student, clean(0), SameNoise(student.path), curriculum=curriculum)
 
 
+def adversarial() -> Objective:
+    student, teacher = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(2))
+    judge = FeatureDiscriminator(teacher, Batch(torch.zeros(1, 2)), width=4)
+    generate = FewSteps((80.0, 1.0), inputs="noised")
+    times = {"times": LogNormal(1.0, 1.0), "teacher_times": KarrasUniform()}
+    return LADD(student, judge, generate=generate, teacher=teacher, penalty=0.1, **times)
+
+
+def drifting() -> Objective:
+    student = Denoiser(network(0), EDM(sigma_data=0.5))
+    return Drifting(student, generate=FewSteps((80.0,)), group=4)
+
+
 def of_family(name: str, **options) -> Callable[[], Objective]:
     """As its recipe builds it."""
 
@@ -146,6 +163,8 @@ OBJECTIVES = {
     "imm": of_family("imm"),
     "shortcut": of_family("shortcut", rate=0.9),
     "flowmap": of_family("flowmap"),
+    "ladd": adversarial,
+    "drifting": drifting,
 }
 
 
