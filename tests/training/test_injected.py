@@ -27,7 +27,9 @@ from fewstep.training.trainer import Diverged, Trainer
 from survive import Told, born, differing, ended, run_of, tensors, trainer_of, trains
 from tiny import fewstep, settings, timeless, tree
 
-# Numbers that are none.
+# Numbers that are none. Of several phases one may be spoilt without the others.
+
+ONE_PHASE = [name for name, make in OBJECTIVES.items() if len(make().phases()) == 1]
 
 
 def trainer(objective: Objective, data=None, **changed) -> Trainer:
@@ -63,7 +65,7 @@ def moves(t: Trainer) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ONE_PHASE)
 def test_one_bad_sample_spoils_its_steps_only(objective, value):
     def spoil(count, batch):
         x0 = batch.x0.clone()
@@ -79,7 +81,7 @@ def test_one_bad_sample_spoils_its_steps_only(objective, value):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("optimizer", ["adam", "radam"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ONE_PHASE)
 def test_a_bad_loss_is_skipped(objective, optimizer, value):
     learnt = OBJECTIVES[objective]()
     loss, phases, bad = learnt.loss, learnt.phases, [False]

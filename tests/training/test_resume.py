@@ -241,6 +241,7 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "scd": {"uncertainty"},
         "sct": {"uncertainty"},
         "progressive": {"previous", "intervals", "reached"},
+        "ladd": {"judge"},
     }
     assert kept == {"student"} | beside.get(objective, set())
 

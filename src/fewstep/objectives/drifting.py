@@ -50,7 +50,8 @@ class Drifting(Objective):
         student: the generator; any start will do.
         generate: the time of its only call, e.g. ``FewSteps((80.0,))``.
         group: samples that meet, all of them if they have no labels that the student reads.
-        temperatures: R, in mean distances.
+        temperatures: R, in mean distances; the paper's, for features. In the plane a student whose
+            samples all begin in one place stays there with them, and learns with (0.2, 0.5, 1).
         features: frozen; events to one tensor or several, ``(b, *positions, channels)``. None
             takes the samples themselves, which suits few dimensions.
     """
