@@ -17,9 +17,10 @@ itself, moved: $L = \mathrm{mean}\, (x - \mathrm{sg}[x + V])^2$. As the official
   these are added up. Both means are over the whole microbatch, all labels and positions, though the
   code's comments say otherwise.
 
-So the loss lies between the number of temperatures and its square wherever the student is, and says
-nothing of its progress; the logs ``drift/R``, mean squares before that division, do. Neither is 0
-for samples of the right law, only their expected drift is: the steps' size is the learning rate's.
+So the loss is about as large wherever the student is, at most the square of the number of
+temperatures, and says nothing of its progress; the logs ``drift/R``, mean squares before that
+division, do. Neither is 0 for samples of the right law, only their expected drift is: the steps'
+size is the learning rate's.
 
 On features, each position is a problem of its own, and several features are added up. The official
 code's guidance (data of all labels that repel) and its bank of samples are not here: a sample meets
