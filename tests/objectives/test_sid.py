@@ -459,7 +459,7 @@ def test_a_trainer_takes_it(judged):
     before = {k: v.clone() for k, v in objective.state_dict().items()}
     trainer = Trainer(objective, toy("two-modes", 64), settings(steps=2), {}, CPU)
     rows = [trainer.advance() for _ in range(2)]
-    assert {"identity", "fisher", "lag", "denoising", "grad_norm/generator"} <= {*rows[0]}
+    assert {"identity", "fisher", "lag", "denoising", "grad_norm/student"} <= {*rows[0]}
     assert ("discriminator" in rows[1], "adversarial" in rows[0]) == (judged, judged)
     assert "identity" not in rows[1]
     moved = {k.split(".")[0] for k, v in objective.state_dict().items() if not v.equal(before[k])}

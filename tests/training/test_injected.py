@@ -27,7 +27,9 @@ from fewstep.training.trainer import Diverged, Trainer
 from survive import Told, born, differing, ended, run_of, tensors, trainer_of, trains
 from tiny import fewstep, settings, timeless, tree
 
-# Numbers that are none.
+# Numbers that are none. Of several phases one may be spoilt without the others.
+
+ONE_PHASE = [name for name, make in OBJECTIVES.items() if len(make().phases()) == 1]
 
 ONE_PHASE = [name for name, make in OBJECTIVES.items() if len(make().phases()) == 1]
 """The others have losses that read no data, and one update goes on where another is skipped."""

@@ -23,7 +23,7 @@ from fewstep.data import Dataset, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow, Judge
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, FeatureDiscriminator, Flow, Judge
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
@@ -32,11 +32,13 @@ from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.diff_instruct import DiffInstruct
 from fewstep.objectives.dmd import DMD
 from fewstep.objectives.dmd2 import DMD2
+from fewstep.objectives.drifting import Drifting
 from fewstep.objectives.ect import EasyConsistency
 from fewstep.objectives.f_distill import FDistill
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
 from fewstep.objectives.kd import KnowledgeDistillation
+from fewstep.objectives.ladd import LADD
 from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.rcm import RCM
@@ -171,6 +173,17 @@ def f_distill() -> Objective:
 def diff_instruct() -> Objective:
     generate, weight = FewSteps((1.0,)), karras_weight(0.5)
     return DiffInstruct(apart(0), apart(1), apart(2), generate=generate, weight=weight)
+def adversarial() -> Objective:
+    student, teacher = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(2))
+    judge = FeatureDiscriminator(teacher, Batch(torch.zeros(1, 2)), width=4)
+    generate = FewSteps((80.0, 1.0), inputs="noised")
+    times = {"times": LogNormal(1.0, 1.0), "teacher_times": KarrasUniform()}
+    return LADD(student, judge, generate=generate, teacher=teacher, penalty=0.1, **times)
+
+
+def drifting() -> Objective:
+    student = Denoiser(network(0), EDM(sigma_data=0.5))
+    return Drifting(student, generate=FewSteps((80.0,)), group=4)
 
 
 def of_family(name: str, **options) -> Callable[[], Objective]:
@@ -238,6 +251,8 @@ OBJECTIVES = {
     "sid": lambda: scored(False),
     "sida": lambda: scored(True),
     "rcm": score_regularised,
+    "ladd": adversarial,
+    "drifting": drifting,
 }
 
 
@@ -319,6 +334,7 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "diff-instruct": {"fake"},
         "dmd2": {"critic"},
         "dmd2 on the teacher": {"critic"},
+        "ladd": {"judge"},
     }
     assert kept == {"student"} | beside.get(objective, set())
 
