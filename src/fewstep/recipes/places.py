@@ -210,7 +210,8 @@ _CONTINUOUS: dict[str, Any] = {"mean": -0.5, "std": 1.6, "train": {"lr": 1e-4}}
 _TRAJECTORY: dict[str, Any] = {"points": 10, "solver_steps": 3, "rate": 0.99}
 """With the published 17 solver steps an update costs ten times as much."""
 
-_MATCHING: dict[str, Any] = {"train": {"lr": 3e-4, "schedule": "constant"}}
+_LEVELS: dict[str, Any] = {"level": 2.5, "highest": 10.0, "train": {"batch": 64}}
+"""In minutes a generator does not learn to start from almost nothing but noise."""
 
 DIGITS = Place(
     named=lambda method: f"digits-{method}",
@@ -233,8 +234,23 @@ DIGITS = Place(
         "pcm": {"points": 21},
         "meanflow": {"mean": 0.5, "std": 1.8, "equal": 0.5, "power": 0.5},
         "imm": {"k": 8.0},
-        "shortcut": {"sections": 16, "every": 4},
+        "shortcut": {"sections": 16, "every": 4, "rate": 0.99},
         "flowmap": {"mean": 0.0, "std": 1.4, "lagrangian": True, "train": {"lr": 5e-4}},
+        "dmd": _LEVELS,
+        "dmd2": {**_LEVELS, "critic_updates": 2},
+        "f-distill": {**_LEVELS, "critic_updates": 2},
+        "sid": {"critic_updates": 2, "train": {"lr": 2e-4}},
+        "sida": {"critic_updates": 2, "train": {"lr": 2e-4}},
+        "diff-instruct": {"train": {"lr": 3e-4}},
+        "ladd": {
+            "level": 2.5,
+            "mean": 0.0,
+            "penalty": 1e-2,
+            "heads_rate": 5.0,
+            "train": {"lr": 1e-4, "clip": 10.0},
+        },
+        "rcm": {**_CONTINUOUS, "critic_updates": 1},
+        "drifting": {"r": (0.2, 0.5, 1.0)},
     },
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from fewstep.models import (
     AbstractDenoiser,
     ConsistencyBoundary,
     Denoiser,
+    FeatureDiscriminator,
     Judge,
     LowRank,
     grown,
@@ -152,6 +154,13 @@ class Start:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             return Judge(denoiser, self.data.batch([0, 1]), at=(count // 2,))
+
+    def discriminator(self, path: Path) -> FeatureDiscriminator:
+        """Heads on all features of the teacher, without guidance, told the label."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            frozen = copy.deepcopy(self.source.on(path))
+            return FeatureDiscriminator(frozen, self.data.batch([0, 1]), classes=self.data.labels)
 
     def with_pairs(self, folder: str) -> Start:
         """The same, with data that brings pairs of its teacher along; an empty name has none.
