@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -88,7 +89,8 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
 def dry(run: Run) -> str:
     """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
     device = usable_device(run.config.device)
-    trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
+    config = replace(run.config, compile=False)
+    trainer = Trainer(run.objective, run.data, config, run.averages, device)
     return plan(run, describe(run, device, trainer.fingerprints), trainer)
 
 

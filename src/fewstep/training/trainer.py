@@ -152,7 +152,7 @@ class Trainer:
                 torch.manual_seed(entropy(config.seed, self.step, phase.name, shard))
                 for part in phase.losses:
                     with self.strategy.microbatch(phase, part, shard == self.shards[-1]) as score:
-                        with self._autocast():
+                        with self.autocast():
                             loss = score(batch, draws)
                         total = loss.total() / shards
                         (total * scale.value).backward()
@@ -181,7 +181,8 @@ class Trainer:
         optimizer.zero_grad()
         return good
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The precision in which losses are computed."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
