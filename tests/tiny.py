@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from fewstep.cli import main
+from fewstep.core import Batch
+from fewstep.data import Arrays, Indices
 from fewstep.recipes import RECIPES, TrainConfig
 from fewstep.training.config import Run
 from fewstep.training.train import train
@@ -57,6 +59,22 @@ def settings(**changed: Any) -> TrainConfig:
     """Few steps on small batches, without pictures."""
     values = {"steps": 20, "batch": 16, "sample_every": 0, "log_every": 1, "lr": 1e-3}
     return TrainConfig(**{**values, **changed})
+
+
+class WithPairs:
+    """Points, and beside each of them something in the place of a teacher's pair."""
+
+    def __init__(self, data: Arrays) -> None:
+        self.data = data
+        self.shape, self.labels, self.image = data.shape, data.labels, data.image
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, indices: Indices) -> Batch:
+        batch = self.data.batch(indices)
+        aux = {"pair_noise": batch.x0.flip(1), "pair_x": 2 * batch.x0}
+        return dataclasses.replace(batch, aux=aux)
 
 
 def build(recipe: str, *, data: Path | None = None, teacher: Path | None = None, **train: Any):

@@ -33,7 +33,7 @@ def compare(
 
     Args:
         data: digits, a toy's name, fashion-mnist, cifar10, or a folder or zip of images.
-        methods: names, with commas between them.
+        methods: names, with commas between them; dmd2+adversarial=0 changes a method's options.
         budget: of each method and seed: seconds of training (60s) or samples seen (20000samples).
         seeds: trainings of each method.
         first_seed: of the first of them.

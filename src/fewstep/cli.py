@@ -15,8 +15,9 @@ import tyro
 from fewstep.choosing import compare, search
 from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.files import TEMPORARY
+from fewstep.preparing import pairs, prepare
 from fewstep.recipes import RECIPES, recipe
-from fewstep.verbs import average, bench, evaluate, prepare, sample
+from fewstep.verbs import average, bench, evaluate, sample
 
 USAGE = """\
 fewstep: generative models that need one to four network calls
@@ -30,6 +31,7 @@ fewstep: generative models that need one to four network calls
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
   fewstep bench                                 what the library costs on this machine
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
+  fewstep data pairs MODEL -n N --out DIR       noise and what a diffusion model makes of it
 
 MODEL is a model folder, a run folder, or a bundled name: digits-cd, digits-edm.
 Every verb explains itself with --help. --debug shows the traceback of an error.
@@ -162,9 +164,10 @@ def _train(args: list[str]) -> None:
 
 
 def _data(args: list[str]) -> None:
-    verbs = {"prepare": prepare}
+    verbs = {"prepare": prepare, "pairs": pairs}
     if not args or args[0] in {"-h", "--help"}:
         print("usage: fewstep data prepare SOURCE --out FILE --resolution N; --help explains it")
+        print("       fewstep data pairs TEACHER -n N --out DIR; --help explains it")
     elif args[0] in verbs:
         _call(f"fewstep data {args[0]}", verbs[args[0]], args[1:])
     else:

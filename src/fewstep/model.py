@@ -166,8 +166,8 @@ class Model:
             raise UsageError("a seed must be 0 or more")
         grid = self._given_times(times) if times is not None else self.times(steps)
         own = [i if seeds is None else s for s, i in pairs]
-        conditions = {**(cond or {}), **self._labels(label, own)}
-        denoiser = self._guided(guidance, conditions)
+        conditions = {**(cond or {}), **self.labelled(label, own)}
+        denoiser = self.guided(guidance, conditions)
         gamma = self._gamma(gamma)
         parts = []
         for start in range(0, len(pairs), batch):
@@ -231,9 +231,10 @@ class Model:
             raise UsageError(f"gamma must be in [0, 1], got {gamma}")
         return gamma
 
-    def _labels(
+    def labelled(
         self, label: int | Sequence[int] | Tensor | None, own: Sequence[int]
     ) -> dict[str, Tensor]:
+        """The label condition of samples, if the model has labels; by default ``own`` modulo k."""
         classes, n = self.contract.data.labels, len(own)
         if classes == 0:
             if label is not None:
@@ -253,7 +254,8 @@ class Model:
             raise UsageError(f"label must be {allowed}; got {label!r}")
         return {"label": given.long()}
 
-    def _guided(self, guidance: float | None, cond: Cond) -> AbstractDenoiser:
+    def guided(self, guidance: float | None, cond: Cond) -> AbstractDenoiser:
+        """The denoiser, guided at that scale."""
         allowed = self.contract.sampling.guidance
         if guidance is None or guidance == 1.0:
             return self.denoiser

@@ -322,6 +322,18 @@ class OnPath:
 
 
 @dataclass(frozen=True)
+class ShiftedFlow:
+    """sigma/alpha at uniform times of rectified flow, shifted: rCM's noise levels of samples."""
+
+    by: float = 5.0
+
+    def __call__(self, b: int, rng: torch.Generator) -> Tensor:
+        """Noise levels ``(b,)``."""
+        t = _rand(b, rng)
+        return self.by * t / (1 - t)
+
+
+@dataclass(frozen=True)
 class UniformIndex:
     """Index of an interval of an n-point grid, each as likely (Song et al. 2023)."""
 

@@ -129,6 +129,16 @@ def test_a_method_without_the_counts_asked_for_has_no_number(teacher, tmp_path, 
     assert "progressive distillation" in (tmp_path / "report.html").read_text()
 
 
+def test_a_method_runs_beside_itself_with_other_options(teacher, tmp_path, capsys):
+    args = command(teacher, tmp_path, "pcm,pcm+phases=2", "512samples")
+    assert fewstep(capsys, *args).code == 0
+    told = read(tmp_path)["methods"]
+    assert [told["pcm"]["fd"][n] is None for n in STEPS] == [True, True, False]
+    assert [told["pcm+phases=2"]["fd"][n] is None for n in STEPS] == [True, False, True]
+    assert told["pcm+phases=2"]["settings"][0]["phases"] == 2
+    assert "<td>PCM, phases 2</td>" in (tmp_path / "report.html").read_text()
+
+
 def test_a_method_that_fails_is_told_and_the_others_go_on(study):
     out, _ = study
     entry = read(out)["methods"]["ict"]
@@ -188,7 +198,7 @@ def test_seeds_and_settings_are_the_studys(study, teacher):
 
 
 def test_seconds_become_steps_once_for_all_seeds(teacher, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fewstep.compare.study.CALIBRATION", 0.05)
+    monkeypatch.setattr("fewstep.compare.entry.CALIBRATION", 0.05)
     args = command(teacher, tmp_path, "ect", "0.05s", "--seeds", 2)
     assert fewstep(capsys, *args).code == 0
     rate = json.loads((tmp_path / "ect" / "ect.rate.json").read_text())["steps_per_second"]
@@ -202,7 +212,7 @@ def test_seconds_become_steps_once_for_all_seeds(teacher, tmp_path, capsys, monk
 def test_a_finished_study_is_not_trained_again(study, teacher, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(study[0], out)
-    monkeypatch.setattr("fewstep.compare.study.train", None)
+    monkeypatch.setattr("fewstep.compare.entry.train", None)
     args = command(teacher, out, ",".join(METHODS_HERE), "1100samples", "--seeds", 2)
     outcome = fewstep(capsys, *args)
     assert outcome.code == 0
@@ -310,6 +320,10 @@ def refused(outcome: Outcome, *parts: str) -> None:
         ({"--methods": "ect,pmc"}, ["unknown method 'pmc'", "did you mean 'pcm'?"]),
         ({"--methods": "ect,ect"}, ["once"]),
         ({"--methods": ""}, ["unknown method ''"]),
+        ({"--methods": "ect+stages"}, ["METHOD+NAME=VALUE", "'ect+stages'"]),
+        ({"--methods": "ect+stage=2"}, ["ect has no option 'stage'", "did you mean 'stages'?"]),
+        ({"--methods": "ect+stages=two"}, ["ect: stages cannot be 'two'"]),
+        ({"--methods": "ect+teacher=x"}, ["ect has no option 'teacher'"]),
         ({"--budget": "soon"}, ["--budget", "60s or 20000samples"]),
         ({"--seeds": "0"}, ["--seeds", "at least 1"]),
         ({"--first-seed": "-1"}, ["--first-seed"]),

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fewstep.compare import Budget, Study
+from fewstep.compare.entry import Entrant, Entry
 from fewstep.compare.report import write_report
-from fewstep.compare.study import _Entry
 from fewstep.errors import UsageError
 from fewstep.evaluation import named_protocol
 from fewstep.model import load
@@ -34,9 +34,9 @@ def test_methods_are_told_of_labels_as_the_teacher_is(tmp_path):
     teacher = trained(tmp_path / "edm", "edm", data=bare, steps=2)
     held_out = str(pictures(tmp_path / "held-out", 6, seed=1))
     made = load(teacher, device="cpu").contract.data
-    entry = _Entry(
+    entry = Entry(
         study(data=str(images), resolution=16, teacher=str(teacher), held_out=held_out),
-        "ct",
+        Entrant.of("ct"),
         1,
         str(teacher),
         named_protocol(str(images), held_out, made, 6),

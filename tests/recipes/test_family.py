@@ -15,8 +15,9 @@ from fewstep.errors import UsageError
 from fewstep.models import ConsistencyBoundary, Guided
 from fewstep.recipes import RECIPES, TrainConfig, parts
 from fewstep.recipes.family import recipe_of
-from fewstep.recipes.methods import METHODS, halving_stage
+from fewstep.recipes.methods import METHODS
 from fewstep.recipes.places import DIGITS, IMAGES, PLACES, TOYS, Place
+from fewstep.recipes.trajectories import halving_stage
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Run
 from fewstep.training.folder import describe

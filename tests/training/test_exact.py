@@ -22,7 +22,7 @@ from fewstep.training.distribution import ALONE
 from fewstep.training.feed import Feed
 from fewstep.training.trainer import Trainer
 from survive import CPU, differing, tensors
-from tiny import settings
+from tiny import WithPairs, settings
 
 STEPS = 12
 POINTS = (1, 3, 6, 8, 11)
@@ -32,7 +32,7 @@ def trainer(objective: Callable[[], Objective], **changed) -> Trainer:
     values = {"steps": STEPS, "batch": 8, "warmup": 3, "schedule": "cosine", "clip": 1.0}
     rules = {"main": constant(0.8), "slow": warmed(0.99)}
     config = settings(**{**values, **changed})
-    return Trainer(objective(), toy("two-modes", 64), config, rules, CPU)
+    return Trainer(objective(), WithPairs(toy("two-modes", 64)), config, rules, CPU)
 
 
 def goes_on(t: Trainer) -> list[dict[str, float]]:

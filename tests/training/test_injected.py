@@ -29,6 +29,9 @@ from tiny import fewstep, settings, timeless, tree
 
 # Numbers that are none.
 
+ONE_PHASE = [name for name, make in OBJECTIVES.items() if len(make().phases()) == 1]
+"""The others have losses that read no data, and one update goes on where another is skipped."""
+
 
 def trainer(objective: Objective, data=None, **changed) -> Trainer:
     run = Run(
@@ -63,7 +66,7 @@ def moves(t: Trainer) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ONE_PHASE)
 def test_one_bad_sample_spoils_its_steps_only(objective, value):
     def spoil(count, batch):
         x0 = batch.x0.clone()
@@ -79,7 +82,7 @@ def test_one_bad_sample_spoils_its_steps_only(objective, value):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("optimizer", ["adam", "radam"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ONE_PHASE)
 def test_a_bad_loss_is_skipped(objective, optimizer, value):
     learnt = OBJECTIVES[objective]()
     loss, phases, bad = learnt.loss, learnt.phases, [False]

@@ -12,27 +12,32 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.data import Arrays, toy
+from fewstep.data import Dataset, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow, Judge
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.dmd import DMD
+from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.ect import EasyConsistency
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
+from fewstep.objectives.matching import FewSteps
+from fewstep.objectives.kd import KnowledgeDistillation
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
-from fewstep.objectives.terms import unweighted
+from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
@@ -41,7 +46,7 @@ from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
 from fewstep.training.train import train
-from tiny import build, fewstep, settings, timeless, trained, tree
+from tiny import WithPairs, build, fewstep, settings, timeless, trained, tree
 
 STEPS = 10
 
@@ -94,6 +99,19 @@ def clean(seed: int) -> Denoiser:
     return Denoiser(network(seed), EDM(sigma_data=0.5, path=VarianceExploding(0.0, 80.0)))
 
 
+def matching() -> Objective:
+    student, teacher, fake = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(3))
+    return DMD(
+        student,
+        teacher,
+        fake,
+        generate=FewSteps((80.0,)),
+        weight=unweighted,
+        regression=0.0,
+        critic_updates=2,
+    )
+
+
 def easy() -> Objective:
     student = clean(0)
     return EasyConsistency(student, SameNoise(student.path), curriculum=Curriculum(3))
@@ -103,6 +121,11 @@ def truncated() -> Objective:
     student = clean(0)
     curriculum = Curriculum(3, least=1e-6, start=6)
     return TruncatedConsistency(student, clean(0), SameNoise(student.path), curriculum=curriculum)
+
+
+def knowledge_distillation() -> Objective:
+    student = Denoiser(network(0), EDM(sigma_data=0.5))
+    return KnowledgeDistillation(student, states=(80.0,))
 
 
 def of_family(name: str, **options) -> Callable[[], Objective]:
@@ -126,6 +149,21 @@ def of_family(name: str, **options) -> Callable[[], Objective]:
     return build
 
 
+def matched(judged: Literal["fake", "teacher"]) -> Objective:
+    student, teacher, fake = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(3))
+    return DMD2(
+        student,
+        teacher,
+        fake,
+        generate=FewSteps((80.0, 1.0)),
+        weight=karras_weight(0.5),
+        critic_updates=3,
+        judge=Judge(fake, toy("two-modes", 64).batch(torch.arange(2)), width=4),
+        judged=judged,
+        penalty=1.0,
+    )
+
+
 OBJECTIVES = {
     "denoising": denoising,
     "flow matching": flow_matching,
@@ -138,6 +176,7 @@ OBJECTIVES = {
     "continuous cd": lambda: continuous(True),
     "continuous ct": lambda: continuous(False),
     "progressive": progressive,
+    "dmd": matching,
     "sct": of_family("sct"),
     "scd": of_family("scd"),
     "ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9),
@@ -146,13 +185,16 @@ OBJECTIVES = {
     "imm": of_family("imm"),
     "shortcut": of_family("shortcut", rate=0.9),
     "flowmap": of_family("flowmap"),
+    "dmd2": lambda: matched("fake"),
+    "dmd2 on the teacher": lambda: matched("teacher"),
+    "kd": knowledge_distillation,
 }
 
 
 class Signalling:
     """Points; the ``at``-th access sends this process a signal, or fails like a crash."""
 
-    def __init__(self, data: Arrays, at: int, signum: int | None) -> None:
+    def __init__(self, data: Dataset, at: int, signum: int | None) -> None:
         self.data, self.at, self.signum, self.count = data, at, signum, 0
         self.shape, self.labels, self.image = data.shape, data.labels, data.image
 
@@ -175,7 +217,7 @@ def run_of(objective: str, optimizer: str, at: int = 0, signum: int | None = Non
         recipe="test",
         arguments={"objective": objective},
         objective=OBJECTIVES[objective](),
-        data=Signalling(toy("two-modes", 64), at, signum),
+        data=Signalling(WithPairs(toy("two-modes", 64)), at, signum),
         config=settings(
             steps=STEPS, optimizer=optimizer, schedule="cosine", warmup=3, save_every=4
         ),
@@ -218,6 +260,7 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "cd with target": {"target"},
         "ct": {"target"},
         "ctm": {"target"},
+        "dmd": {"fake"},
         "shortcut": {"target"},
         "scd": {"uncertainty"},
         "sct": {"uncertainty"},

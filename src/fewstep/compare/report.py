@@ -11,6 +11,7 @@ from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from fewstep.compare.charts import NAMESPACE, Line, chart
+from fewstep.compare.entry import Entrant
 from fewstep.files import whole_file, write_json
 from fewstep.recipes.methods import METHODS
 
@@ -60,7 +61,10 @@ def _method(study: Study, name: str, out: Path) -> dict[str, Any]:
     failed = [row["failed"] for row in found if "failed" in row]
     if not found:
         return {}
-    entry: dict[str, Any] = {"start": METHODS[name].after or "teacher", "seeds": len(good)}
+    entry: dict[str, Any] = {
+        "start": METHODS[Entrant.of(name).method].after or "teacher",
+        "seeds": len(good),
+    }
     if failed:
         entry["failed"] = failed
     if not good:
@@ -139,7 +143,7 @@ def _page(study: Study, told: Mapping[str, Any], drawn: Mapping[str, str], out: 
         *_grids(study, told, out),
         "<h2>Settings</h2>",
         *(
-            f"<details><summary>{escape(METHODS[name].title)}</summary>"
+            f"<details><summary>{escape(Entrant.of(name).title)}</summary>"
             f"<pre>{escape(json.dumps(entry['settings'], indent=1))}</pre></details>"
             for name, entry in told["methods"].items()
             if "settings" in entry
@@ -179,7 +183,7 @@ def _table(study: Study, told: Mapping[str, Any]) -> str:
     rows = []
     for name, entry in told["methods"].items():
         part = f" ({entry['seeds']} of {study.seeds})" if entry["seeds"] < study.seeds else ""
-        cells = [f"<td>{escape(METHODS[name].title)}{part}</td>"]
+        cells = [f"<td>{escape(Entrant.of(name).title)}{part}</td>"]
         cells.append(f"<td>{escape(entry['start'])}</td>")
         if not entry["seeds"]:
             span = len(heads) - 2
@@ -217,7 +221,7 @@ def _grids(study: Study, told: Mapping[str, Any], out: Path) -> list[str]:
         for n in study.steps:
             file = out / name / f"seed-{study.first_seed}" / f"samples-{n}.png"
             if entry["fd"][str(n)] is not None:
-                caption = f"{METHODS[name].title}, {n} step{'s' * (n > 1)}"
+                caption = f"{Entrant.of(name).title}, {n} step{'s' * (n > 1)}"
                 shown.append(_figure(file, caption))
     return ['<div class="grids">', *shown, "</div>"]
 

@@ -5,43 +5,25 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from inspect import signature
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
+from fewstep.compare.entry import Entrant, Entry
 from fewstep.compare.report import write_report
 from fewstep.data import STANDARD
 from fewstep.data.toys import SAMPLERS
-from fewstep.devices import usable_device
 from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.evaluation import Protocol, named_protocol
 from fewstep.files import write_json
 from fewstep.model import Model, load
 from fewstep.pictures import picture
-from fewstep.recipes.family import recipe_of
-from fewstep.recipes.methods import METHODS
 from fewstep.recipes.places import DIGITS, IMAGES, SMALL, TOYS, Place
 from fewstep.training.checkpoints import fingerprint
-from fewstep.training.config import Run
-from fewstep.training.train import train
-from fewstep.training.trainer import Trainer
-
-CALIBRATION = 3.0
-"""Seconds of steps by which a budget of time becomes a number of steps."""
-
-CURVE = 6
-"""Points of the distance against training time."""
-
-SPIKE = 10.0
-"""A gradient norm so many times the median of the 100 before it."""
 
 TEACHER_STEPS = 18
 
@@ -77,7 +59,7 @@ class Study:
 
     Args:
         data: digits, a toy's name, fashion-mnist, cifar10, or a folder or zip of images.
-        methods: names of ``METHODS``.
+        methods: names of ``METHODS``, each perhaps with options, see :class:`Entrant`.
         budget: of each method and seed.
         seeds: how many trainings of each.
         first_seed: of the first one; settings are chosen on others than are reported.
@@ -100,9 +82,8 @@ class Study:
     n: int = 2000
 
     def __post_init__(self) -> None:
-        for name in self.methods:
-            if name not in METHODS:
-                raise UsageError(f"unknown method {name!r}; {nearest(name, METHODS)}")
+        for text in self.methods:
+            Entrant.of(text).values(self.place)
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise UsageError(f"--methods must name one or more methods once, got {self.methods}")
         if min(self.seeds, self.n - 1, *self.steps) < 1 or self.first_seed < 0:
@@ -164,7 +145,9 @@ class Study:
             if not result.exists() or "failed" in json.loads(result.read_text(encoding="utf-8")):
                 _say(f"[{i + 1}/{len(rounds)}] {name}, seed {seed}")
                 try:
-                    found = _Entry(self, name, seed, teacher, protocol, place).run()
+                    found = Entry(
+                        self, Entrant.of(name), seed, teacher, protocol, place
+                    ).run()
                 except (Interrupted, OSError):
                     raise
                 except Exception as error:
@@ -212,144 +195,6 @@ class Study:
             picture(model.sample(32, steps=TEACHER_STEPS, seed=0), out / "teacher.png", 8)
             write_json(place, found)
         return json.loads(place.read_text(encoding="utf-8"))
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One method with one seed."""
-
-    study: Study
-    name: str
-    seed: int
-    teacher: str
-    protocol: Protocol
-    folder: Path
-
-    def run(self) -> dict[str, Any]:
-        """Train, judge."""
-        after, budget = METHODS[self.name].after, self.study.budget
-        start, legs = self.teacher, []
-        if after is not None:
-            legs.append(self._trained(after, start, budget.share(0.5), self.folder / "first"))
-            start, budget = str(self.folder / "first"), budget.share(0.5)
-        legs.append(self._trained(self.name, start, budget, self.folder / "run"))
-        model = legs[-1].pop("model")
-        found: dict[str, dict[str, float | None]] = {}
-        for steps in self.study.steps:
-            row = self.protocol.judge(model, steps) if model.serves(steps) else {}
-            for key in ("fd", "swd", "nn", "images_per_second"):
-                found.setdefault(key, {})[str(steps)] = row.get(key)
-            if row:
-                x = model.sample(32, steps=steps, seed=0)
-                picture(x, self.folder / f"samples-{steps}.png", 8)
-        sums = {
-            k: sum(leg[k] for leg in legs) for k in ("seconds", "samples", "nonfinite", "spikes")
-        }
-        before = sum(leg["seconds"] for leg in legs[:-1])
-        curve = [[before + at, fd] for at, fd in legs[-1]["curve"]]
-        return {**found, **sums, "curve": curve, "settings": [leg["settings"] for leg in legs]}
-
-    def _trained(self, name: str, teacher: str, budget: Budget, folder: Path) -> dict[str, Any]:
-        """A leg: its model, cost and log."""
-        steps = self._steps(name, teacher, budget, folder)
-        run = self._built(name, teacher, steps)
-        quick = replace(self.protocol, draws=1, metrics=("fd",))
-
-        def watch(model: Model) -> Mapping[str, float]:
-            return {"fd": quick.judge(model, len(model.times()))["fd"]}
-
-        run = replace(run, finish=None, watch=watch)
-        with _told_in(folder.with_suffix(".txt")):
-            model = train(run, folder)
-        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        rate = median(row["steps_per_second"] for row in rows if "steps_per_second" in row)
-        samples = steps * run.config.batch * run.config.accumulation
-        return {
-            "model": model,
-            "seconds": steps / rate,
-            "samples": samples,
-            "nonfinite": max(row.get("skipped", 0.0) for row in rows),
-            "spikes": _spikes(rows),
-            "curve": [[row["step"] / rate, row["eval/fd"]] for row in rows if "eval/fd" in row],
-            "settings": {
-                "recipe": run.recipe,
-                **run.arguments,
-                "train": {
-                    k: getattr(run.config, k)
-                    for k in (
-                        "steps",
-                        "batch",
-                        "lr",
-                        "schedule",
-                        "warmup",
-                        "optimizer",
-                        "precision",
-                    )
-                },
-            },
-        }
-
-    def _built(self, name: str, teacher: str, steps: int) -> Run:
-        place = self.study.place
-        build = recipe_of(place, name)
-        known = {
-            "teacher": teacher,
-            "data": self.study.data,
-            "resolution": self.study.resolution,
-            # As the teacher, whatever the data has.
-            "labels": "label" in self.protocol.train.cond,
-        }
-        own = {k: v for k, v in known.items() if k in signature(build).parameters}
-        settings = replace(
-            place.trainer(name),
-            steps=steps,
-            seed=self.seed,
-            sample_every=0,
-            log_every=max(1, steps // 200),
-            evaluate_every=max(1, steps // CURVE),
-            save_every=max(1, steps // 4),
-            keep=1,
-        )
-        return build(**own, train=settings)
-
-    def _steps(self, name: str, teacher: str, budget: Budget, folder: Path) -> int:
-        """Steps of a budget; what was measured once is kept, so that all seeds are alike."""
-        batch = self.study.place.trainer(name)
-        if budget.kind == "samples":
-            return max(1, round(budget.amount / (batch.batch * batch.accumulation)))
-        kept = self.folder.parent / f"{name}.rate.json"
-        if not kept.exists():
-            run = self._built(name, teacher, 1000)
-            device = usable_device(run.config.device)
-            trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
-            write_json(kept, {"steps_per_second": _rate(trainer.advance)})
-        return max(1, round(json.loads(kept.read_text())["steps_per_second"] * budget.amount))
-
-
-def _rate(advance: Callable[[], Any]) -> float:
-    for _ in range(3):
-        advance()
-    steps, began = 0, time.perf_counter()
-    while (passed := time.perf_counter() - began) < CALIBRATION or steps < 5:
-        advance()
-        steps += 1
-    return steps / passed
-
-
-def _spikes(rows: Sequence[Mapping[str, float]]) -> int:
-    """Logged gradient norms far above those before them."""
-    norms = [row["grad_norm/student"] for row in rows if "grad_norm/student" in row]
-    return sum(
-        norm > SPIKE * median(norms[max(0, i - 100) : i]) for i, norm in enumerate(norms) if i >= 10
-    )
-
-
-@contextmanager
-def _told_in(file: Path) -> Iterator[None]:
-    """A training's own lines go to a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream, redirect_stderr(stream):
-        yield
 
 
 def _say(text: str) -> None:

@@ -15,6 +15,7 @@ from fewstep.data.digits import digits
 from fewstep.data.images import ImageFolder
 from fewstep.data.opening import open_images
 from fewstep.data.order import positions
+from fewstep.data.pairs import Paired, Pairs
 from fewstep.data.prepare import prepare
 from fewstep.data.prepared import Prepared
 from fewstep.data.standard import STANDARD, cifar10, fashion_mnist, mnist
@@ -39,6 +40,8 @@ __all__ = [
     "ImageFolder",
     "Indices",
     "Mixture",
+    "Paired",
+    "Pairs",
     "Prepared",
     "checkerboard",
     "cifar10",

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fewstep.bars import bar
 from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile, Crop, check_arguments, is_grey, square
 from fewstep.data.labels import Labels
@@ -131,7 +128,7 @@ def _decoded_to(
     raw: Path, source: Source, decode: Callable[[Item], Found], workers: int, *, skip: bool
 ) -> _Outcome:
     outcome = _Outcome(source.class_names)
-    with raw.open("wb") as file, _bar(source.total) as advance:
+    with raw.open("wb") as file, bar("preparing", "images", source.total) as advance:
         for item, found in _in_order(decode, source.items, workers):
             try:
                 if isinstance(found, BadFile):
@@ -152,7 +149,7 @@ def _decoded_to(
                 outcome.count += 1
                 outcome.grey &= grey
                 file.write(pixels.tobytes())
-            advance()
+            advance(1)
     return outcome
 
 
@@ -189,27 +186,3 @@ def _name(given: Sequence[str]) -> str:
     """What the source is called, without its place."""
     names = [one if one.startswith(HUB) else Path(one).resolve().name for one in given]
     return printable(names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}")
-
-
-@contextmanager
-def _bar(total: int | None) -> Iterator[Callable[[], None]]:
-    """Progress on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    columns = (
-        TextColumn("preparing"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.fields[all]}"),
-        TextColumn("{task.fields[rate]} images/s  left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total, all="?" if total is None else total, rate="-")
-
-        def advance() -> None:
-            bar.advance(task)
-            speed = bar.tasks[0].speed
-            bar.update(task, rate="-" if speed is None else f"{speed:,.0f}")
-
-        yield advance

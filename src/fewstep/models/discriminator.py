@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Cond, UsageError, local
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.nets.blocks import label_of, zero
 from fewstep.models.lora import LowRank
 from fewstep.paths import Event, Time
 
@@ -21,12 +22,16 @@ class _Enough(Exception):
 class Heads(nn.Module):
     """Logits from features whose channels come last.
 
+    With classes, the hidden layer's product with a vector of the label is added to each logit
+    (projection, Miyato & Koyama 2018); at first it adds nothing.
+
     Args:
         channels: of each feature.
         width: of the hidden layer.
+        classes: number of labels; 0 for none. Label ``classes`` is null.
     """
 
-    def __init__(self, channels: Sequence[int], width: int) -> None:
+    def __init__(self, channels: Sequence[int], width: int, classes: int = 0) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -34,10 +39,20 @@ class Heads(nn.Module):
             )
             for c in channels
         )
+        labels = [zero(nn.Embedding(classes + 1, width)) for _ in channels if classes]
+        self.labels = nn.ModuleList(labels)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], cond: Cond | None = None) -> list[Tensor]:
         """One tensor a head, with a logit for each position of its feature."""
-        return [head(f) for head, f in zip(self.heads, features, strict=True)]
+        if not self.labels:
+            return [head(f) for head, f in zip(self.heads, features, strict=True)]
+        label, logits = label_of(cond), []
+        for head, vectors, f in zip(self.heads, self.labels, features, strict=True):
+            assert isinstance(head, nn.Sequential)
+            hidden, vector = head[:-1](f), vectors(label)
+            vector = vector.reshape(len(vector), *[1] * (hidden.ndim - 2), -1)
+            logits.append(head[-1](hidden) + (hidden * vector).sum(-1, keepdim=True))
+        return logits
 
 
 class Judge(nn.Module):
@@ -51,6 +66,7 @@ class Judge(nn.Module):
         axis: where the channels of a feature are; -1 for a transformer's tokens.
         at: which units, counted as they run; none is all of them.
         width: of the heads' hidden layer.
+        classes: number of labels that the heads are told; see :class:`Heads`.
     """
 
     def __init__(
@@ -61,19 +77,21 @@ class Judge(nn.Module):
         axis: int = 1,
         at: Sequence[int] = (),
         width: int = 64,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.axis, self.at = axis, tuple(at)
         t = torch.full((len(example),), denoiser.path.t_max, device=example.x0.device)
         with torch.no_grad():
             found = features_of(denoiser, example.x0, t, example.cond, axis, at)
-        self.heads = Heads([f.shape[-1] for f in found], width).to(example.x0.device)
+        channels = [f.shape[-1] for f in found]
+        self.heads = Heads(channels, width, classes).to(example.x0.device)
 
     def forward(
         self, denoiser: Denoiser | LowRank, x: Event, t: Time, cond: Cond | None = None
     ) -> list[Tensor]:
         """The heads' logits of ``x`` at ``t``."""
-        return self.heads(features_of(denoiser, x, t, cond, self.axis, self.at))
+        return self.heads(features_of(denoiser, x, t, cond, self.axis, self.at), cond)
 
 
 def features_of(
@@ -128,19 +146,30 @@ class FeatureDiscriminator(nn.Module):
         example: data, of which the features' sizes are read.
         axis: where the channels of a feature are; -1 for a transformer's tokens.
         width: of the heads' hidden layer.
+        classes: number of labels that the heads are told; see :class:`Heads`.
     """
 
     def __init__(
-        self, denoiser: Denoiser, example: Batch, *, axis: int = 1, width: int = 64
+        self,
+        denoiser: Denoiser,
+        example: Batch,
+        *,
+        axis: int = 1,
+        width: int = 64,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.judge = Judge(denoiser, example, axis=axis, width=width)
+        self.judge = Judge(denoiser, example, axis=axis, width=width, classes=classes)
 
     @property
     def heads(self) -> nn.Module:
-        """What is to learn."""
+        """What is to learn: from features and conditions to logits."""
         return self.judge.heads
+
+    def features(self, x: Event, t: Time, cond: Cond | None = None) -> list[Tensor]:
+        """What the heads read of ``x`` at ``t``."""
+        return features_of(self.denoiser, x, t, cond, self.judge.axis)
 
     def forward(self, x: Event, t: Time, cond: Cond | None = None) -> list[Tensor]:
         """The heads' logits of ``x`` at ``t``."""

@@ -18,7 +18,8 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.distances import l2
-from fewstep.paths import Event, Path, Time
+from fewstep.paths import Event, Path, Time, VarianceExploding
+from fewstep.times import KarrasIndex, LogNormal
 
 Times = Callable[[int, torch.Generator], Tensor]
 """(b, rng) -> times ``(b,)``."""
@@ -95,6 +96,26 @@ class FewSteps:
             times={n: self.times[:n] for n in range(1, len(self.times) + 1)},
         )
         return Contract(method=method, data=data, sampling=sampling)
+
+
+def check_critic(student: AbstractDenoiser, fake: AbstractDenoiser, *laws: Times) -> None:
+    """That ``fake`` can learn what the student makes, at times that are some of its path.
+
+    Raises:
+        UsageError: it cannot, or ``laws`` draw noise levels where these are no times.
+    """
+    path = student.path
+    if fake.path != path or fake.two_time:
+        raise UsageError(
+            f"the fake denoiser must be a one-time network on the student's {path}, got one of "
+            f"{1 + fake.two_time} time(s) on {fake.path}; give a copy of the teacher"
+        )
+    levels = [law for law in laws if isinstance(law, KarrasIndex | LogNormal)]
+    if levels and not isinstance(path, VarianceExploding):
+        raise UsageError(
+            f"{levels[0]} draws noise levels, which are no times of {path}; give all laws of times "
+            "for it, e.g. fewstep.times.OnPath(path, KarrasIndex())"
+        )
 
 
 def answered(student: AbstractDenoiser, x: Event, t: Time, cond: Cond) -> Event:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_type_hints
 
-from fewstep.recipes.methods import METHODS, halving_stage
+from fewstep.recipes.methods import METHODS
 from fewstep.recipes.places import Place
+from fewstep.recipes.trajectories import halving_stage
 from fewstep.training.config import Run, TrainConfig
 
 FIXED = ("method", "recipe", "train")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.recipes.methods import DistanceName
+from fewstep.recipes.trajectories import DistanceName
 from fewstep.training.config import TrainConfig
 
 

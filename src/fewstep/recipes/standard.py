@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fewstep.recipes.methods import DistanceName
 from fewstep.recipes.presets import Preset
+from fewstep.recipes.trajectories import DistanceName
 from fewstep.training.config import Run, TrainConfig
 
 

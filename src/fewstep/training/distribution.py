@@ -81,9 +81,8 @@ class World:
 ALONE = World()
 
 
-@contextmanager
-def joined() -> Iterator[World]:
-    """Join the processes that the environment speaks of, if it does.
+def announced() -> World:
+    """This process among those that the environment speaks of, which need not have met.
 
     Raises:
         UsageError: its variables contradict each other.
@@ -95,17 +94,30 @@ def joined() -> Iterator[World]:
         raise UsageError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers, got {given}") from error
     if not 0 <= rank < size or (size > 1 and None in (given["RANK"], given["WORLD_SIZE"])):
         raise UsageError(f"RANK must lie in [0, WORLD_SIZE), got {given}; start with torchrun")
-    if size == 1:
+    return World(rank, size, local)
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the processes that the environment speaks of, if it does.
+
+    Raises:
+        UsageError: its variables contradict each other, or do not say where to meet.
+    """
+    world = announced()
+    if world.size == 1:
         yield ALONE
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise UsageError(f"WORLD_SIZE is {size}, but {missing} are not set; start with torchrun")
+        raise UsageError(
+            f"WORLD_SIZE is {world.size}, but {missing} are not set; start with torchrun"
+        )
     if torch.cuda.is_available():
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(world.local)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield World(rank, size, local)
+        yield world
     finally:
         dist.destroy_process_group()
 

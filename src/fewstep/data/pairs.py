@@ -1,0 +1,289 @@
+"""Noise and what a diffusion model makes of it, as ``fewstep data pairs`` writes it.
+
+A folder of shards, safetensors files that are mapped, not read: float32 ``noise`` ``(m, *event)``,
+of standard deviation 1; ``x`` ``(m, *event)``, where the model's ODE ends, not limited to the
+data's range; int64 ``label`` ``(m,)`` of a model with labels; and ``path`` ``(m, k, *event)``, the
+states at k times between, if they were asked for. ``pairs.json`` says how they were made; it has
+the sha256 of every shard once all are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fewstep.core import Batch, UsageError
+from fewstep.data.arrays import Indices
+from fewstep.files import sha256
+
+if TYPE_CHECKING:
+    from fewstep.data import Dataset
+
+RECORD = "pairs.json"
+AGAIN = "repeat the command that made it, fewstep data pairs: it keeps what is whole"
+
+
+class About(BaseModel):
+    """How pairs were made.
+
+    Args:
+        format: of the folder.
+        teacher: sha256 of the model's weights, ``training.checkpoints.fingerprint`` of its bare
+            denoiser.
+        path: the path it lives on.
+        start: time and standard deviation of the noise.
+        solver: of its ODE.
+        steps: times at which the solver stops; the last answer is the sample.
+        grid: the rule of these times.
+        guidance: scale of classifier-free guidance; 1 is none.
+        seed: pair i is a function of (seed, i), as samples are.
+        label: of all pairs; None is the index modulo ``labels``.
+        n: pairs.
+        shard_size: pairs in each shard but the last.
+        shape: of an event.
+        labels: number of classes, 0 without labels.
+        range: of the model's data, None if unbounded.
+        path_times: descending times of ``path``.
+        sha256: of each shard by name, once all are there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    teacher: str
+    path: str
+    start: tuple[float, float]
+    solver: str
+    steps: int = Field(ge=1)
+    grid: str
+    guidance: float
+    seed: int = Field(ge=0)
+    label: int | None
+    n: int = Field(ge=1)
+    shard_size: int = Field(ge=1)
+    shape: tuple[int, ...] = Field(min_length=1)
+    labels: int = Field(ge=0)
+    range: tuple[float, float] | None
+    path_times: tuple[float, ...]
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """All but the outcome, as JSON has it."""
+        return self.model_dump(mode="json", exclude={"sha256"})
+
+    def shards(self) -> list[range]:
+        """The indices of each shard."""
+        return [
+            range(i, min(i + self.shard_size, self.n)) for i in range(0, self.n, self.shard_size)
+        ]
+
+    def stamp(self, shard: int) -> str:
+        """What shard ``shard`` of these settings is known by."""
+        return sha256(json.dumps([shard, self.settings()], sort_keys=True).encode())
+
+    def shapes(self, count: int) -> dict[str, list[int]]:
+        """The tensors of a shard of ``count`` pairs."""
+        event = list(self.shape)
+        found = {"noise": [count, *event], "x": [count, *event]}
+        found |= {"label": [count]} if self.labels else {}
+        k = len(self.path_times)
+        return found | ({"path": [count, k, *event]} if k else {})
+
+
+def name_of(shard: int) -> str:
+    """The file of a shard."""
+    return f"pairs-{shard:05d}.safetensors"
+
+
+def packed(tensors: Mapping[str, Tensor], about: About, shard: int) -> bytes:
+    """A shard as it lies on the disk; the same tensors give the same bytes."""
+    # One key only: safetensors does not keep the order of several.
+    told = json.dumps([about.stamp(shard), _digest(tensors)])
+    return save(dict(tensors), {"pairs": told})
+
+
+def opened(path: Path, about: About, shard: int, *, verify: bool = False) -> dict[str, Tensor]:
+    """A shard's tensors, mapped.
+
+    Raises:
+        UsageError: it is missing, cut short or another one; with ``verify``, changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            stamp, digest = json.loads(file.metadata()["pairs"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); {AGAIN}") from error
+    shapes = about.shapes(len(about.shards()[shard]))
+    if stamp != about.stamp(shard) or shapes != {
+        name: list(value.shape) for name, value in tensors.items()
+    }:
+        raise UsageError(f"{path} is no shard of these pairs; {AGAIN}")
+    if verify and digest != _digest(tensors):
+        raise UsageError(f"{path} does not match its sha256; {AGAIN}")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def read_record(folder: Path) -> About:
+    """What ``pairs.json`` says.
+
+    Raises:
+        UsageError: it is missing or of another kind.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise UsageError(f"{folder} holds no pairs; make them with fewstep data pairs TEACHER")
+    try:
+        return About.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"{path} is damaged, or of another version ({'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}); make the pairs again in another folder"
+        ) from error
+
+
+class Pairs:
+    """The pairs in a folder, as a dataset of the model's own samples; beside others, ``Paired``.
+
+    It is pickled by its place: other processes map the files for themselves.
+
+    Args:
+        folder: what ``fewstep data pairs`` wrote.
+        verify: read all shards and compare their sha256.
+
+    Attributes:
+        about: how they were made, ``About``.
+        times: the start of the noise, then the times of the path's states.
+        shape: of an event.
+        labels: number of classes, 0 without labels.
+        image: whether ``x0`` is in [-1, 1].
+
+    Raises:
+        UsageError: the folder holds no pairs, or not all of them.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, verify: bool = False) -> None:
+        self.folder = Path(folder)
+        self.about = about = read_record(self.folder)
+        self._shards: dict[int, dict[str, Tensor]] = {}
+        names = [name_of(shard) for shard in range(len(about.shards()))]
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if missing or [*about.sha256] != names:
+            raise UsageError(
+                f"{self.folder} is not finished: {len(names) - len(missing)} of {len(names)} "
+                f"shard(s) are there; {AGAIN}"
+            )
+        if verify:
+            for shard in range(len(names)):
+                opened(self.folder / names[shard], about, shard, verify=True)
+        self.times = (about.start[0], *about.path_times)
+        self.shape, self.labels, self.image = about.shape, about.labels, about.range is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def __len__(self) -> int:
+        return self.about.n
+
+    def check(self, teacher: str, guidance: float, path: object = None) -> None:
+        """That these pairs are a teacher's.
+
+        Args:
+            teacher: its ``fingerprint``; of a guided one, that of what is guided.
+            guidance: its scale; 1 is none.
+            path: that it is read on, if it matters.
+
+        Raises:
+            UsageError: they are not; all differences are told.
+        """
+        about = self.about
+        compared = [
+            ("weights of the teacher", about.teacher[:12], teacher[:12]),
+            ("guidance", about.guidance, float(guidance)),
+            ("path", about.path, about.path if path is None else str(path)),
+        ]
+        told = [f"{name}: pairs {had!r}, here {now!r}" for name, had, now in compared if had != now]
+        if told:
+            raise UsageError(
+                f"the pairs in {self.folder} are another teacher's:\n  "
+                + "\n  ".join(told)
+                + "\nmake them anew with fewstep data pairs, or train with the teacher they are of"
+            )
+
+    def batch(self, indices: Indices) -> Batch:
+        """The pairs at ``indices``: ``aux`` ``pair_noise``, ``pair_x``, and what else there is.
+
+        That is ``pair_label`` of a model with labels, ``pair_path`` with states between. ``x0`` is
+        ``pair_x`` within the data's range, ``cond["label"]`` ``pair_label``.
+        """
+        index = np.asarray(indices, dtype=np.int64)
+        if len(index) and not 0 <= index.min() <= index.max() < len(self):
+            raise UsageError(f"there are {len(self)} pairs; got {index.min()} to {index.max()}")
+        size = self.about.shard_size
+        places = [(self._shard(i // size), i % size) for i in index.tolist()]
+        names = self.about.shapes(0)
+        aux = {f"pair_{k}": torch.stack([shard[k][j] for shard, j in places]) for k in names}
+        x0 = aux["pair_x"] if self.about.range is None else aux["pair_x"].clamp(*self.about.range)
+        return Batch(x0, {"label": aux["pair_label"]} if self.labels else {}, aux=aux)
+
+    def _shard(self, shard: int) -> dict[str, Tensor]:
+        if shard not in self._shards:
+            self._shards[shard] = opened(self.folder / name_of(shard), self.about, shard)
+        return self._shards[shard]
+
+
+class Paired:
+    """A dataset with pairs beside it, in ``Batch.aux``: see :meth:`Pairs.batch`.
+
+    An epoch sees every sample equally often, and every pair at least once: where there are more
+    pairs than samples it goes through the samples more than once. Which pair comes with a sample
+    is a function of the index alone; the order of the indices is random already.
+
+    Args:
+        data: any dataset.
+        pairs: of events of the same shape.
+
+    Raises:
+        UsageError: their shapes differ.
+    """
+
+    def __init__(self, data: Dataset, pairs: Pairs) -> None:
+        if tuple(data.shape) != tuple(pairs.shape):
+            raise UsageError(
+                f"the pairs in {pairs.folder} have shape {tuple(pairs.shape)}, the data "
+                f"{tuple(data.shape)}; make pairs of a model of this data"
+            )
+        self.data, self.pairs = data, pairs
+        self.shape, self.labels, self.image = data.shape, data.labels, data.image
+
+    def __len__(self) -> int:
+        return len(self.data) * -(-len(self.pairs) // len(self.data))
+
+    def batch(self, indices: Indices) -> Batch:
+        """The samples, with pairs in ``aux``."""
+        index = np.asarray(indices, dtype=np.int64)
+        batch = self.data.batch(index % len(self.data))
+        return replace(batch, aux={**batch.aux, **self.pairs.batch(index % len(self.pairs)).aux})

@@ -1,0 +1,188 @@
+r"""Distribution matching distillation (Yin et al. 2024a, arXiv 2311.18828): DMD.
+
+A generator G answers noise in one call. It goes down the divergence $KL(p_{fake} \| p_{real})$ of
+its samples from what a teacher models, both noised to many levels t. The gradient (eq. 7) is
+
+$$E[ w_t \alpha_t (s_{fake}(x_t, t) - s_{real}(x_t, t))\, \partial G / \partial\theta ],
+    \quad x = G(z),\ x_t = \alpha_t x + \sigma_t \epsilon,$$
+
+with the teacher's score and that of a denoiser, ``fake``, which learns on samples as they change.
+By denoisers $\mu$ it is $s_{fake} - s_{real} = (\alpha / \sigma^2) (\mu_{fake} - \mu_{real})$. With
+the weight (eq. 8) $w_t = \sigma^2 / (\alpha\, \mathrm{mean}|x - \mu_{real}|)$ of each sample,
+
+$$g = (\mu_{fake} - \mu_{real}) / \mathrm{mean}|x - \mu_{real}|, \qquad
+    L_{DM} = \tfrac12 \mathrm{mean} (x - \mathrm{sg}[x - g])^2.$$
+
+Eq. 7 with eq. 8 has a further factor $\alpha_t$, which the paper's algorithm 2 leaves out, and so
+does DMD2's code; we follow these. On noise levels it is 1. The mean is over the event, also in the
+gradient, which is $g / d$.
+
+The divergence alone loses modes that no sample is near, and a fake that lags behind makes it
+overshoot. So the generator also learns by heart, from pairs of noise and the solution y of the
+teacher's ODE from it (algorithm 1):
+
+$$L = L_{DM} + \lambda\, E[ d(G(z), y) ].$$
+
+A ``Guided`` teacher gives a student of that scale; its pairs must be of that scale too, while the
+fake is never guided. Generated samples take the batch's conditions, pairs have their own.
+
+The critic's update follows the generator's on samples of its own, made by the generator that has
+just learnt, where the official code takes the same samples for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.contract import Contract, DataSpec
+from fewstep.core import Batch, Rng, UsageError
+from fewstep.models import AbstractDenoiser
+from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.distances import Distance, l2
+from fewstep.objectives.matching import FewSteps, Made, Times, denoising_error, statistics
+from fewstep.objectives.terms import (
+    SnrWeight,
+    draw_noised,
+    lag,
+    matching_gradient,
+    on_path_of,
+    surrogate,
+)
+from fewstep.paths import VarianceExploding
+from fewstep.times import KarrasIndex
+
+LEVELS, ALL_LEVELS = KarrasIndex(), KarrasIndex(0, 999)
+
+
+class Draws(NamedTuple):
+    """What makes the samples; times ``(b,)`` and noise, shaped as the data, that they get."""
+
+    made: Made
+    t: Tensor
+    noise: Tensor
+
+
+class DMD(Objective):
+    """DMD.
+
+    Args:
+        student: the generator, which starts as the teacher.
+        teacher: on the student's path.
+        fake: the denoiser of generated samples, which starts as the (unguided) teacher.
+        generate: the time of the only call, e.g. ``FewSteps((80.0,))``.
+        weight: of the fake's loss; the teacher's own, for EDM ``karras_weight(sigma_data)``.
+        times: at which the scores are compared; on other paths than noise levels, 2 % to 98 % of
+            the teacher's times.
+        critic_times: at which the fake learns: all of the teacher's times.
+        distance: d of the pairs; the paper's is LPIPS.
+        regression: lambda, and 0 for no pairs. Else ``batch.aux`` has ``pair_noise`` (unit),
+            ``pair_x`` and, for students that read labels, ``pair_label``.
+        critic_updates: of the fake, for each of the generator; more than the paper's 1 helps
+            without pairs (Yin et al. 2024b).
+    """
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        teacher: AbstractDenoiser,
+        fake: AbstractDenoiser,
+        *,
+        generate: FewSteps,
+        weight: SnrWeight,
+        times: Times = LEVELS,
+        critic_times: Times = ALL_LEVELS,
+        distance: Distance = l2,
+        regression: float = 0.25,
+        critic_updates: int = 1,
+    ) -> None:
+        super().__init__()
+        if len(generate.times) != 1:
+            raise UsageError(f"DMD's generator makes one call, got the times {generate.times}")
+        if fake.two_time or fake.path != student.path:
+            raise UsageError(
+                f"the fake must be a one-time denoiser on the student's path {student.path}, got "
+                f"one on {fake.path}, two_time={fake.two_time}"
+            )
+        levels = isinstance(student.path, VarianceExploding)
+        if not levels and any(isinstance(law, KarrasIndex) for law in (times, critic_times)):
+            raise UsageError(
+                f"KarrasIndex draws noise levels, which are no times of {student.path}; give laws "
+                "of its own as times= and critic_times="
+            )
+        if not regression >= 0 or critic_updates < 1:
+            raise UsageError(
+                "expected regression >= 0 and critic_updates >= 1, got "
+                f"{regression} and {critic_updates}"
+            )
+        self.student = student
+        self.teacher = on_path_of(student, teacher)
+        self.fake = fake
+        self.frozen = ("teacher", *(("distance",) if isinstance(distance, nn.Module) else ()))
+        self.generate = generate
+        self.weight = weight
+        self.times, self.critic_times = times, critic_times
+        self.distance = distance
+        self.regression = regression
+        self.critic_updates = critic_updates
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """What makes samples and noises them to where scores are compared."""
+        return self._draw(batch, self.times, rng)
+
+    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """What makes samples and noises them to where the fake learns."""
+        return self._draw(batch, self.critic_times, rng)
+
+    def _draw(self, batch: Batch, times: Times, rng: Rng) -> Draws:
+        made = self.generate.draw(batch, rng)
+        return Draws(made, *draw_noised(batch, times(len(batch), rng), None, rng)[:2])
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The generator's: distribution matching."""
+        x = self.generate(self.student, batch, draws.made, batch.cond)
+        with torch.no_grad():
+            x_t = self.student.path.perturb(x, draws.noise, draws.t)
+            real, fake = (d(x_t, draws.t, None, batch.cond) for d in (self.teacher, self.fake))
+            logs = {"lag": lag(x, real, fake), **statistics(x, batch)}
+        gradient = matching_gradient(x, real, fake, batch.mask)
+        return Loss({"matching": surrogate(x, gradient, batch.mask).mean()}, logs)
+
+    def regression_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The generator's: what the teacher's ODE makes of given noise."""
+        labelled = "label" in self.student.cond_keys
+        keys = ("pair_noise", "pair_x", *(("pair_label",) if labelled else ()))
+        missing = [key for key in keys if key not in batch.aux]
+        if missing:
+            raise UsageError(
+                f"DMD learns from pairs, and the batch has no {', '.join(missing)}; make pairs "
+                "with `fewstep data pairs`, or leave them out with regression=0"
+            )
+        noise, x, *label = (batch.aux[key] for key in keys)
+        pairs = Batch(x, {"label": label[0]} if labelled else {})
+        answer = self.generate(self.student, pairs, Made(noise[None], draws.made.call), pairs.cond)
+        return Loss({"regression": self.regression * self.distance(answer, x, None).mean()})
+
+    def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The fake's: denoising of generated samples."""
+        with torch.no_grad():
+            x = self.generate(self.student, batch, draws.made, batch.cond)
+        error = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
+        weight = self.weight(self.student.path.snr(draws.t)).to(error.dtype)
+        return Loss({"denoising": (weight * error).mean()})
+
+    def phases(self) -> Sequence[Phase]:
+        """The generator's update, every so many steps, then the fake's."""
+        more = (self.regression_loss,) if self.regression else ()
+        due = every(self.critic_updates)
+        return (
+            Phase("generator", self.student, self.draw, self.loss, due, more),
+            Phase("critic", self.fake, self.draw_critic, self.critic_loss),
+        )
+
+    def contract(self, data: DataSpec) -> Contract:
+        """One call, at the time that training had."""
+        return self.generate.contract("dmd", self.student.path, data)

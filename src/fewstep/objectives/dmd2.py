@@ -1,0 +1,200 @@
+r"""DMD2 (Yin et al. 2024b): distribution matching by a quick critic, with a judge of real data.
+
+Samples x of a generator, noised to $x_t$, are denoised by a teacher, $\mu_r$, and by $\mu_f$, which
+learns on such samples. With y data and d the logit of a judge, the generator's loss is
+
+$$\tfrac12 \mathrm{mean}(x - \mathrm{sg}(x - g))^2 + \lambda_G \log(1 + e^{-d(x_u)}), \quad
+g = (\mu_f(x_t, t) - \mu_r(x_t, t)) / \mathrm{mean}|x - \mu_r(x_t, t)|$$
+
+at every K-th step (section 4.2), and that of the critic, $\mu_f$ and heads of d on its features,
+
+$$w(t)\, \mathrm{mean}(\mu_f(x_t, t) - x)^2
++ \lambda_D (\log(1 + e^{d(x_u)}) + \log(1 + e^{-d(y_v)}))$$
+
+at every one; times and noise are each term's own. At the best d, the log of the densities' ratio
+r, the generator's term leads along $(s_f - s_r)/(1 + r)$ (section 4.3). What a generator of several
+calls is asked was made by its calls before (section 4.5): see ``FewSteps``. The official critic
+learns on the very samples that an update was computed with; ours has noise of its own, hence fresh
+samples of the updated generator. Samples have the batch's conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.contract import Contract, DataSpec
+from fewstep.core import Batch, Cond, Rng, UsageError, widest
+from fewstep.models import AbstractDenoiser, Autoguided, Guided
+from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.matching import FewSteps, Made, Times, denoising_error, statistics
+from fewstep.objectives.terms import Draws as Noised
+from fewstep.objectives.terms import (
+    SnrWeight,
+    draw_noised,
+    lag,
+    matching_gradient,
+    on_path_of,
+    over_heads,
+    softplus_discriminator,
+    softplus_generator,
+    surrogate,
+)
+from fewstep.paths import Event, VarianceExploding
+from fewstep.times import KarrasIndex
+
+COMPARED, LEARNT = KarrasIndex(), KarrasIndex(0, 999)
+
+
+class Draws(NamedTuple):
+    """What makes samples, what noises them, what noises the judged; unit noise for the penalty."""
+
+    made: Made
+    noised: Noised
+    fake: Noised | None = None
+    real: Noised | None = None
+    disturbance: Tensor | None = None
+
+
+class DMD2(Objective):
+    """Distribution matching; with a ``judge``, adversarial terms beside it.
+
+    Args:
+        student, generate: the generator, and its calls.
+        teacher: a denoiser of the same path, guided if its guided samples are to be matched.
+        fake: a one-time denoiser of the same path. It and the student start as the teacher.
+        weight: of the fake denoiser's error; on noise levels ``karras_weight(sigma_data)``.
+        times, critic_times: laws of the times of comparison, and of those at which fake learns.
+        critic_updates: K; 5 on ImageNet, 10 for Stable Diffusion 1.5.
+        judge: of ``(denoiser, x_t, t, cond)``, a :class:`fewstep.models.Judge`.
+        adversarial, adversarial_critic: weights of its terms.
+        adversarial_times: of what is judged; None: as it is, without noise, at the path's t_min.
+        judged: whose features: of ``fake``, or of the frozen teacher (FastGen).
+        penalty: weight, in the judge's loss, of the squared change of its logits by more noise, of
+            ``penalty_std``, on the data (approximate R1, Lin et al. 2025); 100 to 1000 in FastGen.
+    """
+
+    frozen = ("teacher",)
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        teacher: AbstractDenoiser,
+        fake: AbstractDenoiser,
+        *,
+        generate: FewSteps,
+        weight: SnrWeight,
+        times: Times = COMPARED,
+        critic_times: Times = LEARNT,
+        critic_updates: int = 5,
+        judge: nn.Module | None = None,
+        adversarial: float = 3e-3,
+        adversarial_critic: float = 1e-2,
+        adversarial_times: Times | None = LEARNT,
+        judged: Literal["fake", "teacher"] = "fake",
+        penalty: float = 0.0,
+        penalty_std: float = 0.1,
+    ) -> None:
+        super().__init__()
+        path = student.path
+        if fake.path != path or fake.two_time:
+            given = f"{1 + fake.two_time} time(s) on {fake.path}; take a copy of the teacher"
+            raise UsageError(f"fake must be a one-time denoiser on {path}, got {given}")
+        laws = times, critic_times, None if judge is None else adversarial_times
+        levels = any(isinstance(law, KarrasIndex) for law in laws)
+        if levels and not isinstance(path, VarianceExploding):
+            raise UsageError(f"KarrasIndex draws noise levels; give three laws of times on {path}")
+        weights = adversarial, adversarial_critic, penalty, penalty_std
+        if not (critic_updates >= 1 and min(weights) >= 0 and judged in ("fake", "teacher")):
+            given = f"critic_updates={critic_updates}, weights {weights} and judged={judged!r}"
+            raise UsageError(f"expected 1 or more, 0 or more, and fake or teacher, got {given}")
+        self.student, self.teacher = student, on_path_of(student, teacher)
+        heads = {} if judge is None else {"judge": judge}
+        self.critic: Any = nn.ModuleDict({"fake": fake, **heads})
+        self.generate, self.weight, self.judged = generate, weight, judged
+        self.times, self.critic_times, self.adversarial_times = laws
+        self.due = every(critic_updates)
+        self.adversarial, self.adversarial_critic, self.penalty, self.penalty_std = weights
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """For the generator's loss."""
+        made = self.generate.draw(batch, rng)
+        noised = draw_noised(batch, self.times(len(batch), rng), None, rng)
+        return Draws(made, noised, self._to_judge(batch, rng))
+
+    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """For the critic's losses."""
+        made = self.generate.draw(batch, rng)
+        noised = draw_noised(batch, self.critic_times(len(batch), rng), None, rng)
+        fake, real = self._to_judge(batch, rng), self._to_judge(batch, rng)
+        disturbance = draw_noised(batch, noised.t, None, rng).noise if self.penalty else None
+        return Draws(made, noised, fake, real, disturbance)
+
+    def _to_judge(self, batch: Batch, rng: Rng) -> Noised | None:
+        if "judge" not in self.critic:
+            return None
+        if self.adversarial_times is not None:
+            return draw_noised(batch, self.adversarial_times(len(batch), rng), None, rng)
+        least = torch.tensor(self.student.path.t_min, dtype=widest(rng.device), device=rng.device)
+        return Noised(least.expand(len(batch)), torch.zeros_like(batch.x0))
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The generator's: matching, and what the judge makes of its samples."""
+        x = self.generate(self.student, batch, draws.made, batch.cond)
+        t, noise, _ = draws.noised
+        with torch.no_grad():
+            asked = self.student.path.perturb(x, noise, t), t, None, batch.cond
+            real, fake = self.teacher(*asked), self.critic["fake"](*asked)
+            logs = {**statistics(x, batch), "lag": lag(x, real, fake)}
+        gradient = matching_gradient(x, real, fake, batch.mask)
+        terms = {"matching": surrogate(x, gradient, batch.mask).mean()}
+        if draws.fake is not None:
+            logits = self._logits(x, draws.fake, batch.cond)
+            terms["adversarial"] = self.adversarial * over_heads(softplus_generator, logits)
+        return Loss(terms, logs)
+
+    def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The error of the fake denoiser."""
+        x = self.generate(self.student, batch, draws.made, batch.cond)
+        t, noise, _ = draws.noised
+        each = denoising_error(self.critic["fake"], x, noise, t, batch.cond, batch.mask)
+        weight = self.weight(self.student.path.snr(t)).to(each.dtype)
+        return Loss({"denoising": (weight * each).mean()})
+
+    def judge_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """How far the judge is from telling data from samples."""
+        x, cond = self.generate(self.student, batch, draws.made, batch.cond), batch.cond
+        fake = self._logits(x.detach(), draws.fake, cond)
+        real = self._logits(batch.x0, draws.real, cond)
+        scale = self.adversarial_critic
+        terms = {"judge": scale * over_heads(softplus_discriminator, real, fake)}
+        if draws.disturbance is not None:
+            moved = self._logits(batch.x0, draws.real, cond, self.penalty_std * draws.disturbance)
+            terms["penalty"] = scale * self.penalty * over_heads(F.mse_loss, real, moved)
+        first, other = (over_heads(lambda d: d.sigmoid().mean(), v) for v in (real, fake))
+        return Loss(terms, {"realism/real": first, "realism/fake": other})
+
+    def _logits(
+        self, x: Event, at: Noised | None, cond: Cond, add: Tensor | int = 0
+    ) -> list[Tensor]:
+        assert at is not None
+        denoiser = self.teacher if self.judged == "teacher" else self.critic["fake"]
+        if isinstance(denoiser, Guided | Autoguided):
+            denoiser = denoiser.denoiser
+        x_t = self.student.path.perturb(x, at.noise, at.t) + add
+        return self.critic["judge"](denoiser, x_t, at.t, cond)
+
+    def phases(self) -> Sequence[Phase]:
+        """The generator's update at every K-th step, then the critic's at every one."""
+        more = (self.judge_loss,) if "judge" in self.critic else ()
+        generator = Phase("student", self.student, self.draw, self.loss, self.due)
+        critic = Phase("critic", self.critic, self.draw_critic, self.critic_loss, more=more)
+        return generator, critic
+
+    def contract(self, data: DataSpec) -> Contract:
+        """In as many calls as it has, or fewer."""
+        return self.generate.contract("dmd2", self.student.path, data)

@@ -1,0 +1,163 @@
+r"""Drifting (arXiv 2602.04770): a generator learns without a teacher, by the company it keeps.
+
+One call makes samples $x_i$ of noise. Data $y_j$ of the same label draw each of them, the other
+samples push it away; what remains is the drift
+
+$$V_i = \sum_{j, k} a_{ij}\, a_{ik}\, (y_j - x_k),$$
+
+which swaps sign with the two sets and vanishes where they are the same. The student regresses on
+itself, moved: $L = \mathrm{mean}\, (x - \mathrm{sg}[x + V])^2$. As the official code has it
+(``lambertae/drifting``, ``drift_loss.py``, from which the following was read):
+
+- lengths are in units of the mean distance r of samples to the samples (themselves included) and
+  data of their label, and coordinates in units of $r / \sqrt d$, so that both are of order 1;
+- $a$ is the geometric mean of two softmaxes of $-|x_i - y_j| / R$: over what a sample meets, and
+  over the samples that a target meets; at least $10^{-3}$. A sample is 100 units away from itself;
+- for each temperature R the drift is divided by its root mean square (at least $10^{-4}$), and
+  these are added up. Both means are over the whole microbatch, all labels and positions, though the
+  code's comments say otherwise.
+
+So the loss lies between the number of temperatures and its square wherever the student is, and says
+nothing of its progress; the logs ``drift/R``, mean squares before that division, do. Neither is 0
+for samples of the right law, only their expected drift is: the steps' size is the learning rate's.
+
+On features, each position is a problem of its own, and several features are added up. The official
+code's guidance (data of all labels that repel) and its bank of samples are not here: a sample meets
+the data of its own batch, and of its own ``group`` there, which are neighbours; a label needs
+several samples in it (64 in the official runs). Two processes equal two accumulated microbatches,
+but neither is one microbatch of twice the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.contract import Contract, DataSpec
+from fewstep.core import Batch, Rng, UsageError
+from fewstep.models import AbstractDenoiser
+from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.matching import FewSteps, Made, statistics
+from fewstep.paths import Event
+
+
+class Drifting(Objective):
+    """Drifting.
+
+    Args:
+        student: the generator; any start will do.
+        generate: the time of its only call, e.g. ``FewSteps((80.0,))``.
+        group: samples that meet, all of them if they have no labels that the student reads.
+        temperatures: R, in mean distances.
+        features: frozen; events to one tensor or several, ``(b, *positions, channels)``. None
+            takes the samples themselves, which suits few dimensions.
+    """
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        *,
+        generate: FewSteps,
+        group: int = 64,
+        temperatures: Sequence[float] = (0.02, 0.05, 0.2),
+        features: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if len(generate.times) != 1:
+            raise UsageError(f"drifting's generator makes one call, got times {generate.times}")
+        if group < 2 or not temperatures or min(temperatures) <= 0:
+            raise UsageError(
+                "expected a group of 2 or more and temperatures above 0, got "
+                f"{group} and {tuple(temperatures)}"
+            )
+        self.student = student
+        self.generate = generate
+        self.batch_multiple = group
+        self.temperatures = tuple(temperatures)
+        self.features = None if features is None else features.eval().requires_grad_(False)
+        self.frozen = () if features is None else ("features",)
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Made:
+        """Noise."""
+        if len(batch) % self.batch_multiple:
+            raise UsageError(
+                f"drifting needs batches of a multiple of {self.batch_multiple}, got {len(batch)}"
+            )
+        return self.generate.draw(batch, rng)
+
+    def loss(self, batch: Batch, draws: Made) -> Loss:
+        """The mean square between samples and where they drift to."""
+        if batch.mask is not None:
+            raise UsageError("drifting compares every sample with every other and takes no masks")
+        x = self.generate(self.student, batch, draws, batch.cond)
+        with torch.no_grad():
+            data = self._features(batch.x0)
+        label = torch.zeros(len(batch), dtype=torch.int64, device=x.device)
+        if "label" in self.student.cond_keys:
+            label = batch.cond["label"]
+        label = label.reshape(-1, self.batch_multiple)
+        losses, logs = [], statistics(x, batch)
+        for i, (own, other) in enumerate(zip(self._features(x), data, strict=True)):
+            there, unit, sizes = drifted(own.detach(), other, label, self.temperatures)
+            losses.append(((own / unit - there) ** 2).mean())
+            logs |= {f"drift/{r:g}/{i}": s for r, s in zip(self.temperatures, sizes, strict=True)}
+        return Loss({"drifting": torch.stack(losses).sum()}, logs)
+
+    def _features(self, x: Event) -> list[Tensor]:
+        """Each ``(groups, positions, group, channels)``."""
+        found = x.flatten(1) if self.features is None else self.features(x)
+        found = [found] if isinstance(found, Tensor) else found
+        shapes = [(-1, self.batch_multiple, f[0, ..., 0].numel(), f.shape[-1]) for f in found]
+        return [f.reshape(shape).transpose(1, 2) for f, shape in zip(found, shapes, strict=True)]
+
+    def phases(self) -> Sequence[Phase]:
+        """The student's update."""
+        return (Phase("student", self.student, self.draw, self.loss),)
+
+    def contract(self, data: DataSpec) -> Contract:
+        """One call."""
+        return self.generate.contract("drifting", self.student.path, data)
+
+
+@torch.no_grad()
+def drifted(
+    x: Tensor, data: Tensor, label: Tensor, temperatures: Sequence[float]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Where samples drift to, in units of ``unit``; ``unit``; mean square drifts, by temperature.
+
+    Args:
+        x, data: ``(g, p, n, d)``, samples and data at p positions.
+        label: ``(g, n)``, of both.
+        temperatures: R.
+    """
+    targets = torch.cat([x, data], 2)
+    # Without matrix products, whose rounding would drown the distances of near samples.
+    distance = torch.cdist(x, targets, compute_mode="donot_use_mm_for_euclid_dist").clamp(min=1e-4)
+    kin = label[:, None, :, None] == label[:, None, None]
+    meets = torch.cat([kin, kin], 3).expand_as(distance)
+    scale = (distance * meets).sum() / meets.sum()
+    unit = (scale / x.shape[-1] ** 0.5).clamp(min=1e-3)
+    distance = distance / scale.clamp(min=1e-3)
+    distance.diagonal(dim1=2, dim2=3).add_(100)
+    there, sizes = x / unit, []
+    for temperature in temperatures:
+        drift = pulls(distance, meets, temperature) @ targets / unit
+        sizes.append(drift.square().mean())
+        there = there + drift / sizes[-1].clamp(min=1e-8).sqrt()
+    return there, unit, sizes
+
+
+def pulls(distance: Tensor, meets: Tensor, temperature: float) -> Tensor:
+    """The weights of the targets in the drift; they repel in the first half, and sum to 0.
+
+    Args:
+        distance: from samples to targets, ``(..., n, 2 n)``.
+        meets: which targets a sample meets.
+        temperature: R.
+    """
+    logits = (-distance / temperature).masked_fill(~meets, -torch.inf)
+    near = (logits.softmax(-1) * logits.softmax(-2)).clamp(min=1e-6).sqrt() * meets
+    away, towards = near.chunk(2, -1)
+    return torch.cat([-away * towards.sum(-1, True), towards * away.sum(-1, True)], -1)

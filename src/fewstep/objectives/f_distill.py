@@ -1,0 +1,212 @@
+r"""f-distill (Xu et al. 2025, arXiv 2502.15681): down any f-divergence by distribution matching.
+
+DMD2's matching term (Yin et al. 2024b) with the gradient of every sample, noised $x_t = \alpha_t x
++ \sigma_t \epsilon$, multiplied by $h(r) = f''(r)\, r^2$ of its density ratio $r$, see
+:mod:`fewstep.objectives.ratios`. With a teacher $\mu_r$ and a network $\mu_f$ that learns on
+samples,
+
+$$L = E[ \tfrac12 \mathrm{mean}(x - \mathrm{sg}(x - h g))^2 ]
++ \lambda_G E[ \log(1 + e^{-d(x_t)}) ], \qquad
+g = (\mu_f - \mu_r) / \mathrm{mean}|x - \mu_r|.$$
+
+The best judge d of data and samples answers log r. As in FastGen, its answer to the very $x_t$ that
+is matched gives both r and the adversarial term, so it learns at the times of matching; and h is
+divided by its mean, so that no divergence takes larger steps than another. That mean couples the
+samples of a microbatch (in FastGen, of all processes).
+
+The critic (denoiser of samples, and judge) learns at every step, the generator at every K-th; the
+critic draws noise of its own, and so sees fresh samples of the generator after its update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.contract import Contract, DataSpec
+from fewstep.core import Batch, Cond, Rng, UsageError, expand
+from fewstep.models import AbstractDenoiser, Autoguided, Guided
+from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.matching import (
+    FewSteps,
+    Made,
+    Times,
+    check_critic,
+    denoising_error,
+    statistics,
+)
+from fewstep.objectives.ratios import Divergence, Factors
+from fewstep.objectives.terms import Draws as Noised
+from fewstep.objectives.terms import (
+    SnrWeight,
+    draw_noised,
+    lag,
+    matching_gradient,
+    on_path_of,
+    over_heads,
+    softplus_discriminator,
+    softplus_generator,
+    surrogate,
+)
+from fewstep.paths import Event, Time
+from fewstep.times import KarrasIndex
+
+COMPARED, LEARNT = KarrasIndex(), KarrasIndex(0, 999)
+
+
+class Draws(NamedTuple):
+    """The generator's: its noise, then time ``(b,)`` and noise to match and judge it at."""
+
+    made: Made
+    t: Tensor
+    noise: Tensor
+
+
+class CriticDraws(NamedTuple):
+    """The critic's: noise of samples; time and noise for the denoiser, and for what is judged."""
+
+    made: Made
+    t: Tensor
+    noise: Tensor
+    real: Noised
+    fake: Noised
+
+
+class FDistill(Objective):
+    """Distribution matching, each sample with a factor by which a divergence is chosen.
+
+    Args:
+        student: the generator, which starts as the teacher.
+        teacher: a denoiser of the same path, guided if its guided samples are to be matched.
+        fake: a one-time denoiser of the same path; it starts as the (unguided) teacher.
+        judge: from ``(denoiser, x_t, t, cond)`` to a list of logits, as ``models.Judge``.
+        generate: the student's calls.
+        weight: of the fake denoiser's loss; ``karras_weight(sigma_data)`` on noise levels.
+        divergence: f; FastGen takes "kl" for CIFAR-10.
+        times, critic_times: laws at which scores are compared, and at which ``fake`` learns.
+        critic_updates: K.
+        adversarial, adversarial_critic: weights of the judge's terms.
+        adversarial_times: of what the judge learns on; None is ``times``.
+        judged: whose features, those of ``fake``, which learn to tell too, or the teacher's.
+        ratio, bins, rate: limits of r and its normalisation, see :class:`Factors`.
+    """
+
+    frozen = ("teacher",)
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        teacher: AbstractDenoiser,
+        fake: AbstractDenoiser,
+        judge: nn.Module,
+        *,
+        generate: FewSteps,
+        weight: SnrWeight,
+        divergence: Divergence = "js",
+        times: Times = COMPARED,
+        critic_times: Times = LEARNT,
+        critic_updates: int = 5,
+        adversarial: float = 3e-3,
+        adversarial_critic: float = 1e-2,
+        adversarial_times: Times | None = None,
+        judged: Literal["fake", "teacher"] = "fake",
+        ratio: tuple[float, float] = (0.1, 20.0),
+        bins: int = 10,
+        rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.times, self.critic_times = times, critic_times
+        self.judge_times = adversarial_times or times
+        check_critic(student, fake, times, critic_times, self.judge_times)
+        sound = critic_updates >= 1 and adversarial >= 0 and adversarial_critic > 0
+        if not sound or judged not in ("fake", "teacher"):
+            raise UsageError(
+                "expected critic_updates >= 1, adversarial >= 0, adversarial_critic > 0 (else the "
+                "judge learns no ratios) and judged='fake' or 'teacher', got "
+                f"{critic_updates}, {adversarial}, {adversarial_critic} and {judged!r}"
+            )
+        self.student, self.teacher = student, on_path_of(student, teacher)
+        self.critic = nn.ModuleDict({"fake": fake, "judge": judge})
+        self.factors = Factors(divergence, student.path, limits=ratio, bins=bins, rate=rate)
+        self.generate, self.weight, self.judged = generate, weight, judged
+        self.critic_updates = critic_updates
+        self.adversarial, self.adversarial_critic = adversarial, adversarial_critic
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """For the generator."""
+        self.factors.begin(step)
+        made = self.generate.draw(batch, rng)
+        t, noise, _ = draw_noised(batch, self.times(len(batch), rng), None, rng)
+        return Draws(made, t, noise)
+
+    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> CriticDraws:
+        """For the critic."""
+        made = self.generate.draw(batch, rng)
+        laws = self.critic_times, self.judge_times, self.judge_times
+        at, real, fake = (draw_noised(batch, law(len(batch), rng), None, rng) for law in laws)
+        return CriticDraws(made, at.t, at.noise, real, fake)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The generator's: matching with factors, and what the judge makes of its samples."""
+        cond, t, mask = batch.cond, draws.t, batch.mask
+        x = self.generate(self.student, batch, draws.made, cond)
+        x_t = self.student.path.perturb(x, draws.noise, t)
+        logits = self._logits(x_t, t, cond)
+        with torch.no_grad():
+            real = self.teacher(x_t, t, None, cond)
+            fake = self.critic["fake"](x_t, t, None, cond)
+            ratio = self.factors.ratio(logits)
+            h = self.factors(ratio, t)
+            logs = {"ratio": ratio.mean(), "factor/min": h.min(), "factor/max": h.max()}
+            logs |= {**statistics(x, batch), "lag": lag(x, real, fake)}
+        gradient = expand(h, x) * matching_gradient(x, real, fake, mask)
+        terms = {
+            "matching": surrogate(x, gradient, mask).mean(),
+            "adversarial": self.adversarial * over_heads(softplus_generator, logits),
+        }
+        return Loss(terms, logs)
+
+    def critic_loss(self, batch: Batch, draws: CriticDraws) -> Loss:
+        """The fake denoiser's error on samples."""
+        x = self._samples(batch, draws)
+        fake: Any = self.critic["fake"]
+        each = denoising_error(fake, x, draws.noise, draws.t, batch.cond, batch.mask)
+        weight = self.weight(fake.path.snr(draws.t)).to(each.dtype)
+        return Loss({"denoising": (weight * each).mean()})
+
+    def judge_loss(self, batch: Batch, draws: CriticDraws) -> Loss:
+        """How well the judge tells data from samples."""
+        events = (batch.x0, draws.real), (self._samples(batch, draws), draws.fake)
+        perturb = self.student.path.perturb
+        logits = [self._logits(perturb(x, n.noise, n.t), n.t, batch.cond) for x, n in events]
+        found = over_heads(softplus_discriminator, *logits)
+        return Loss({"judge": self.adversarial_critic * found})
+
+    @torch.no_grad()
+    def _samples(self, batch: Batch, draws: CriticDraws) -> Event:
+        return self.generate(self.student, batch, draws.made, batch.cond)
+
+    def _logits(self, x_t: Event, t: Time, cond: Cond) -> list[Tensor]:
+        denoiser = self.teacher if self.judged == "teacher" else self.critic["fake"]
+        if isinstance(denoiser, Guided | Autoguided):
+            denoiser = denoiser.denoiser
+        return self.critic["judge"](denoiser, x_t, t, cond)
+
+    def after_step(self, step: int) -> None:
+        """The running means of ratios."""
+        self.factors.finish()
+
+    def phases(self) -> Sequence[Phase]:
+        """The generator's update at every K-th step, then the critic's at every one."""
+        due, more = every(self.critic_updates), (self.judge_loss,)
+        return (
+            Phase("student", self.student, self.draw, self.loss, due),
+            Phase("critic", self.critic, self.draw_critic, self.critic_loss, more=more),
+        )
+
+    def contract(self, data: DataSpec) -> Contract:
+        """In one call, or up to all of them."""
+        return self.generate.contract("f-distill", self.student.path, data)

@@ -1,0 +1,199 @@
+r"""SiD, score identity distillation (Zhou et al. 2024), and SiDA with an adversary (2025).
+
+x = G(z) is a sample, x_t the same with fresh noise, mu_r the teacher's answer to x_t and mu_f that
+of a denoiser which learns on samples. How far the two laws are apart after noise is
+$F = E \|\mu_r - \mu_f\|^2$. What it costs is known without mu_f being perfect in one place: for the
+best mu_f the error x - mu_f is orthogonal to every function of x_t, so
+
+$$E[ (\mu_r - \mu_f) \cdot (\mu_r - x) ] = F,$$
+
+and each side makes up for some of what the other misses while mu_f is only near its best. SiD
+subtracts a times the second from the first,
+
+$$L = E[ (\mu_r - \mu_f) \cdot ((\mu_r - x) - a (\mu_r - \mu_f)) / sg(mean|x - \mu_r|) ].$$
+
+Without the denominator it is (1 - a) F at the best mu_f, 0 for a = 1 and negative for a = 1.2: its
+value says nothing about progress (the log ``fisher`` does). What teaches is the gradient with mu_f
+held, which goes through x and **through the inputs of both networks**, whose weights rest. In one
+dimension, with P and Q the variances of noised data and samples, the mean is led home where
+P / Q > (2a - 2) / (2a - 1): for a = 1.2 not where Q > 3.5 P, for a = 1/2 everywhere.
+
+The paper's generator takes noise of std 2.5 at t = 2.5, and t is uniform in t^(1/7) up to
+KarrasUniform().at(0.8) = 24.4. mu_f learns as EDM does, from log-normal t.
+
+SiDA (``judge``) adds heads on features of mu_f's own network, which tell samples from data: to the
+generator's loss ``adversarial`` times the mean of 1 / mean|x - mu_r| times a cross-entropy of
+logits limited to 10; to mu_f's half the cross-entropy of data and samples under the same noise,
+times the mean weight over the dimension. As in the code both factors are means over the batch,
+which couples samples.
+
+The official losses are sums over the event, the generator's times 100: ours are means, d and 100 d
+times smaller. The official adversarial term has 0.01 d beside this 100 d: hence 1e-4 here; and
+mu_f's has 1 beside d, which is the division by the dimension.
+
+Critic first, then generator, as in the official loop; each draws its own samples. With
+``critic_updates`` = K the generator moves at every K-th step and the critic at all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.contract import Contract, DataSpec
+from fewstep.core import Batch, Rng, UsageError, per_sample
+from fewstep.models import AbstractDenoiser, Denoiser, Judge
+from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.matching import FewSteps, Made, Times, denoising_error, statistics
+from fewstep.objectives.terms import (
+    SnrWeight,
+    draw_noised,
+    karras_weight,
+    lag,
+    on_path_of,
+    over_heads,
+    softplus_discriminator,
+    softplus_generator,
+)
+from fewstep.times import KarrasUniform, LogNormal
+
+HIGHEST = float(KarrasUniform().at(torch.tensor(0.8, dtype=torch.float64)))
+
+
+class Draws(NamedTuple):
+    """``t`` is ``(b,)``, ``noise`` is shaped as the data; ``made`` makes the samples."""
+
+    made: Made
+    t: Tensor
+    noise: Tensor
+
+
+class SiD(Objective):
+    """A generator that learns from a teacher, from no data unless there is a ``judge``.
+
+    Args:
+        student: the generator.
+        teacher: a diffusion model on its path.
+        fake: to learn on samples; one-time, on the same path, at best a copy of the teacher.
+        generate: the generator's calls.
+        times: the law of t at which the two are compared.
+        critic_times: that at which ``fake`` learns.
+        weight: of ``fake``'s errors, by the signal-to-noise ratio.
+        a: the share of the second term; SiDA takes 1.
+        critic_updates: of ``fake``, for each of the generator.
+        judge: heads on features of ``fake``'s network.
+        adversarial: weight of the generator's adversarial term.
+    """
+
+    frozen = ("teacher",)
+
+    def __init__(
+        self,
+        student: AbstractDenoiser,
+        teacher: AbstractDenoiser,
+        fake: AbstractDenoiser,
+        *,
+        generate: FewSteps = FewSteps((2.5,)),  # noqa: B008 (immutable)
+        times: Times = KarrasUniform(t_max=HIGHEST),  # noqa: B008 (immutable)
+        critic_times: Times = LogNormal(),  # noqa: B008 (immutable)
+        weight: SnrWeight = karras_weight(0.5),  # noqa: B008 (immutable)
+        a: float = 1.2,
+        critic_updates: int = 1,
+        judge: Judge | None = None,
+        adversarial: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        if fake.path != student.path or fake.two_time:
+            raise UsageError(
+                f"fake must be a one-time denoiser on the student's path {student.path}, got "
+                f"{'a two-time' if fake.two_time else 'one'} on {fake.path}; take a copy of the "
+                "teacher"
+            )
+        if critic_updates < 1:
+            raise UsageError(f"critic_updates must be at least 1, got {critic_updates}")
+        if judge is not None and not isinstance(fake, Denoiser):
+            raise UsageError(
+                f"a judge reads features of a network, and {type(fake).__name__} is no Denoiser"
+            )
+        self.student = student
+        self.teacher = on_path_of(student, teacher)
+        self.fake = fake
+        self.generate = generate
+        self.times = times
+        self.critic_times = critic_times
+        self.weight = weight
+        self.a = a
+        self.critic_updates = critic_updates
+        self.judge = judge
+        self.adversarial = adversarial
+
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """Samples, and noise at which the two networks are compared."""
+        return self._draw(batch, self.times, rng)
+
+    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Draws:
+        """Samples, and noise at which ``fake`` learns."""
+        return self._draw(batch, self.critic_times, rng)
+
+    def _draw(self, batch: Batch, times: Times, rng: Rng) -> Draws:
+        made = self.generate.draw(batch, rng)
+        t, noise, _ = draw_noised(batch, times(len(batch), rng), None, rng)
+        return Draws(made, t, noise)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The generator's; ``fisher`` logs the mean square of mu_r - mu_f."""
+        t, cond, mask = draws.t, batch.cond, batch.mask
+        x = self.generate(self.student, batch, draws.made, cond)
+        x_t = self.student.path.perturb(x, draws.noise, t)
+        real, fake = self.teacher(x_t, t, None, cond), self.fake(x_t, t, None, cond)
+        gap = real - fake
+        size = per_sample((x - real).detach().abs(), mask).clamp(min=1e-5)
+        each = per_sample(gap * (real - x - self.a * gap), mask)
+        terms = {"identity": (each / size).mean()}
+        logs = {"fisher": per_sample(gap**2, mask).mean(), "lag": lag(x, real, fake)}
+        if self.judge is not None:
+            logits = [v.clamp(-10, 10) for v in self._judged(x_t, t, batch)]
+            entropy = over_heads(softplus_generator, logits)
+            terms["adversarial"] = self.adversarial * (1 / size).mean() * entropy
+        return Loss(terms, {**logs, **statistics(x, batch)})
+
+    def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Weighted denoising of samples."""
+        x, weight = self._samples_and_weight(batch, draws)
+        error = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
+        return Loss({"denoising": (weight * error).mean()})
+
+    def judge_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Data and samples told apart, under the same noise."""
+        x, weight = self._samples_and_weight(batch, draws)
+        noised = (self.student.path.perturb(v, draws.noise, draws.t) for v in (batch.x0, x))
+        real, made = (self._judged(v, draws.t, batch) for v in noised)
+        entropy = over_heads(softplus_discriminator, real, made) / 2
+        return Loss({"discriminator": weight.mean() / x[0].numel() * entropy})
+
+    def _samples_and_weight(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            x = self.generate(self.student, batch, draws.made, batch.cond)
+        return x, self.weight(self.student.path.snr(draws.t)).to(x.dtype)
+
+    def _judged(self, x_t: Tensor, t: Tensor, batch: Batch) -> list[Tensor]:
+        assert self.judge is not None
+        assert isinstance(self.fake, Denoiser)
+        return self.judge(self.fake, x_t, t, batch.cond)
+
+    def phases(self) -> Sequence[Phase]:
+        """Critic, then generator."""
+        module, more = self.fake, ()
+        if self.judge is not None:
+            module, more = nn.ModuleList([self.fake, self.judge]), (self.judge_loss,)
+        return (
+            Phase("critic", module, self.draw_critic, self.critic_loss, more=more),
+            Phase("generator", self.student, self.draw, self.loss, every(self.critic_updates)),
+        )
+
+    def contract(self, data: DataSpec) -> Contract:
+        """The generator's calls."""
+        return self.generate.contract("sid", self.student.path, data)

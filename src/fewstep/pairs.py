@@ -1,0 +1,265 @@
+"""Noise and what a diffusion model's ODE makes of it, in shards, for methods that learn from it.
+
+Pair i has the noise of sample i (a function of the seed and i), and every shard is computed in
+batches of its own. So the bytes of a shard depend on the command alone: a killed command that is
+repeated, and any number of processes, leave the same folder. Processes never meet: they share the
+folder and the locks in it, and the last to finish completes ``pairs.json``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep import solvers
+from fewstep.bars import bar
+from fewstep.core import Cond, UsageError, widest
+from fewstep.data.pairs import RECORD, About, Pairs, name_of, opened, packed, read_record
+from fewstep.files import TEMPORARY, whole_file, write_json
+from fewstep.model import Model, SampleNoise
+from fewstep.models import AbstractDenoiser
+from fewstep.paths import Event, Time
+from fewstep.training.checkpoints import fingerprint
+from fewstep.training.distribution import ALONE, World
+
+SOLVERS: dict[str, Callable[[AbstractDenoiser, Event, Tensor, Cond], Event]] = {
+    "heun": solvers.ode,
+    "euler": partial(solvers.ode, step=solvers.euler),
+    "dpm++2m": solvers.dpmpp_2m,
+}
+LOCK = ".lock"
+
+
+class Outcome(NamedTuple):
+    """Shards that were made and that were there already; the pairs, once all processes are done."""
+
+    made: int
+    kept: int
+    pairs: Pairs | None
+
+
+def make(
+    model: Model,
+    out: Path,
+    n: int,
+    *,
+    solver: str = "heun",
+    steps: int | None = None,
+    guidance: float | None = None,
+    label: int | None = None,
+    seed: int = 0,
+    shard_size: int = 1024,
+    batch: int = 256,
+    paths: int = 0,
+    world: World = ALONE,
+) -> Outcome:
+    """Write pairs, or what is missing of them.
+
+    ``x`` is what ``model.sample`` gives with the same seed, guidance and steps, before it is
+    limited to the data's range; the solver there is Heun's.
+
+    Args:
+        model: a diffusion model.
+        out: the folder.
+        n: how many.
+        solver: heun, euler or dpm++2m.
+        steps: times at which the solver stops; 18 if not given.
+        guidance: scale of classifier-free guidance; 1 is none.
+        label: of all pairs; by default the index modulo the number of labels.
+        seed: pair i is a function of (seed, i).
+        shard_size: pairs in a file.
+        batch: pairs at a time; changes nothing but memory, speed and the rounding of sums.
+        paths: states of the ODE's path to store between noise and sample.
+        world: this process makes every ``size``-th shard, from ``rank`` on.
+
+    Raises:
+        UsageError: the model is no diffusion model, an argument is out of its range, the folder
+            holds something else, or another process makes the same shard.
+    """
+    sampling, data, path = model.contract.sampling, model.contract.data, model.denoiser.path
+    if sampling.kind != "ode":
+        raise UsageError(
+            f"this {model.contract.method} model is sampled by {sampling.kind}, in few steps; "
+            "pairs are made of a diffusion model, by its ODE"
+        )
+    least = {"-n": (n, 1), "--shard-size": (shard_size, 1), "--batch": (batch, 1)}
+    for name, (value, low) in (least | {"--seed": (seed, 0), "--paths": (paths, 0)}).items():
+        if value < low:
+            raise UsageError(f"{name} must be at least {low}, got {value}")
+    if solver not in SOLVERS:
+        raise UsageError(f"--solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    grid = model.times(steps)
+    if paths >= len(grid):
+        raise UsageError(
+            f"{len(grid)} step(s) have {len(grid) - 1} state(s) between noise and sample, got "
+            f"--paths {paths}; take more --steps"
+        )
+    denoiser = model.guided(guidance, model.labelled(label, [0]))
+    about = About(
+        teacher=fingerprint(model.denoiser),
+        path=str(path),
+        start=(sampling.start.t, sampling.start.std),
+        solver=solver,
+        steps=len(grid),
+        grid=sampling.grid,
+        guidance=1.0 if guidance is None else guidance,
+        seed=seed,
+        label=label,
+        n=n,
+        shard_size=shard_size,
+        shape=data.shape,
+        labels=data.labels,
+        range=data.range,
+        path_times=tuple(grid[len(grid) * j // (paths + 1)] for j in range(1, paths + 1)),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with _opened(out, about) as handle:
+        teacher = _Teacher(model, denoiser, grid, about)
+        made, kept = _shards(teacher, about, out, batch, world, handle)
+        with _held(handle, 0):
+            done = _complete(out, about)
+    return Outcome(made, kept, Pairs(out) if done else None)
+
+
+@contextmanager
+def _opened(out: Path, about: About) -> Iterator[Any]:
+    """Begin pairs in a folder, or go on with them; gives the handle of its locks."""
+    own = {LOCK, RECORD, f"{TEMPORARY}{RECORD}"}
+    if not (out / RECORD).exists() and any(p.name not in own for p in out.iterdir()):
+        raise UsageError(f"{out} is not empty and holds no pairs; choose another --out")
+    with (out / LOCK).open("w") as handle:
+        with _held(handle, 0):
+            if (out / RECORD).exists():
+                _compare(out, read_record(out), about)
+            else:
+                write_json(out / RECORD, about.model_dump(mode="json"))
+        yield handle
+
+
+def _compare(out: Path, before: About, about: About) -> None:
+    old, new = before.settings(), about.settings()
+    told = [
+        f"{name}: was {old[name]!r}, now {new[name]!r}" for name in old if old[name] != new[name]
+    ]
+    if told:
+        raise UsageError(
+            f"{out} holds pairs with other settings:\n  "
+            + "\n  ".join(told)
+            + "\nrepeat them to go on, or choose another --out"
+        )
+
+
+@contextmanager
+def _held(handle: Any, byte: int, wait: bool = True) -> Iterator[None]:
+    """Hold one byte of the lock, which goes with the process: 0 the record's, 1 + i shard i's."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+    except BlockingIOError as error:
+        where = Path(handle.name).parent / name_of(byte - 1)
+        raise UsageError(f"another process is making {where}; wait for it, or stop it") from error
+    try:
+        yield
+    finally:
+        fcntl.lockf(handle, fcntl.LOCK_UN, 1, byte)
+
+
+def _shards(
+    teacher: _Teacher, about: About, out: Path, batch: int, world: World, handle: Any
+) -> tuple[int, int]:
+    """Make this process's shards that are not there; how many were made, and how many kept."""
+    parts = about.shards()
+    own = range(world.rank, len(parts), world.size)
+    made = 0
+    with bar("making", "pairs", sum(len(parts[i]) for i in own)) as advance:
+        for i in own:
+            target = out / name_of(i)
+            with _held(handle, 1 + i, wait=False):
+                if _whole(target, about, i):
+                    advance(len(parts[i]))
+                    continue
+                found = []
+                for start in range(parts[i].start, parts[i].stop, batch):
+                    found.append(teacher(range(start, min(start + batch, parts[i].stop))))
+                    advance(len(found[-1]["x"]))
+                tensors = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+                with whole_file(target) as fresh:
+                    fresh.write_bytes(packed(tensors, about, i))
+                made += 1
+    return made, len(own) - made
+
+
+def _whole(path: Path, about: About, shard: int) -> bool:
+    try:
+        opened(path, about, shard, verify=True)
+    except UsageError:
+        return False
+    return True
+
+
+def _complete(out: Path, about: About) -> bool:
+    """Write the sha256 of all shards, if all are there."""
+    names = [name_of(i) for i in range(len(about.shards()))]
+    if not all((out / name).exists() for name in names):
+        return False
+    digests = {}
+    for name in names:
+        with (out / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    write_json(out / RECORD, about.model_copy(update={"sha256": digests}).model_dump(mode="json"))
+    return True
+
+
+class _Teacher:
+    """From indices to their pairs."""
+
+    def __init__(
+        self, model: Model, denoiser: AbstractDenoiser, grid: list[float], about: About
+    ) -> None:
+        self.model, self.about = model, about
+        self.times = torch.tensor(grid, dtype=torch.float64)
+        # As float32 where the device has no other.
+        between = torch.tensor(about.path_times, dtype=widest(model.device)).tolist()
+        self.denoiser = _Seen(denoiser, between)
+
+    @torch.no_grad()
+    def __call__(self, indices: range) -> dict[str, Tensor]:
+        about, device = self.about, self.model.device
+        noise = SampleNoise([(about.seed, i) for i in indices], about.shape)(0)
+        cond = self.model.labelled(about.label, indices)
+        there = {key: value.to(device) for key, value in cond.items()}
+        x = noise.to(device, widest(device)) * about.start[1]
+        x = SOLVERS[about.solver](self.denoiser, x, self.times, there)
+        last = self.times[-1:].to(x.device, x.dtype).expand(len(x))
+        found = {"noise": noise, "x": self.denoiser(x, last, None, there).float().cpu(), **cond}
+        if about.path_times:
+            states = [state.float().cpu() for state in self.denoiser.states.values()]
+            found["path"] = torch.stack(states, 1)
+        return found
+
+
+class _Seen(AbstractDenoiser):
+    """Keeps the last state that it was asked at each of some times: the solver's own.
+
+    Heun's method asks the same times first where it only tries to go.
+    """
+
+    def __init__(self, denoiser: AbstractDenoiser, times: Sequence[float]) -> None:
+        super().__init__()
+        self.denoiser, self.path = denoiser, denoiser.path
+        self.cond_keys, self.two_time = denoiser.cond_keys, denoiser.two_time
+        self.calls = denoiser.calls
+        self.states: dict[float, Tensor | None] = dict.fromkeys(times)
+
+    def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        """The denoiser's answer."""
+        if (at := float(t[0])) in self.states:
+            self.states[at] = x
+        return self.denoiser(x, t, s, cond)

@@ -1,0 +1,133 @@
+"""The verbs of ``fewstep data``, which make something to train on: prepare and pairs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+SHOWN = 5
+"""Bad images that are told; the file lists them all."""
+
+
+def prepare(
+    source: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")],
+    /,
+    *,
+    out: Path,
+    resolution: int,
+    crop: Literal["center", "adm", "none"] = "center",
+    channels: Literal[1, 3] | None = None,
+    labels: str = "auto",
+    on_error: Literal["refuse", "skip"] = "refuse",
+    split: str = "train",
+    workers: int = 0,
+) -> None:
+    """Write the images of any source as one verified file that training can read.
+
+    Args:
+        source: a folder or zip of images, an IDX file, a Hugging Face data set on the disk or
+            hf:OWNER/NAME; or one or several shards (.tar, .parquet, .npz), or a folder of them.
+        out: the file, NAME.safetensors.
+        resolution: height and width.
+        crop: the central square, as ADM prepares ImageNet, or none for images that are square.
+        channels: 1 or 3; by default 1 if all images are grey.
+        labels: auto, none, or the column that holds them.
+        on_error: what to do with an image that cannot be used.
+        split: of a Hugging Face data set.
+        workers: threads that decode.
+    """
+    from fewstep.data import prepare as write
+
+    data = write(
+        source,
+        out,
+        resolution=resolution,
+        crop=crop,
+        channels=channels,
+        labels=labels,
+        on_error=on_error,
+        split=split,
+        workers=workers,
+    )
+    about = data.about
+    classes = f"in {about.labels} classes" if about.labels else "without labels"
+    shape = "x".join(map(str, about.shape))
+    print(f"wrote {about.count:,} image(s) of {shape} {classes} to {out}")
+    if about.skipped:
+        print(f"skipped {len(about.skipped):,}, all of which the file lists:")
+        for name, reason in about.skipped[:SHOWN]:
+            print(f"  {name} {reason}")
+    for name, digest in about.sha256.items():
+        print(f"sha256 of the {name}: {digest}")
+
+
+def pairs(
+    teacher: Annotated[str, tyro.conf.arg(metavar="TEACHER")],
+    /,
+    *,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])],
+    out: Path,
+    solver: Literal["heun", "euler", "dpm++2m"] = "heun",
+    steps: int = 18,
+    guidance: float | None = None,
+    label: int | None = None,
+    seed: int = 0,
+    shard_size: int = 1024,
+    batch: int = 256,
+    paths: int = 0,
+    average: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Write noise and what a diffusion model makes of it, for methods that learn from such pairs.
+
+    A killed command goes on when it is repeated. Several processes (torchrun) share the work.
+
+    Args:
+        teacher: a model folder, a run folder or a bundled name.
+        n: how many.
+        out: the folder.
+        solver: of the model's ODE.
+        steps: times at which the solver stops; 18 of Heun's method are 35 network calls.
+        guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
+        label: of all pairs, from 0 (the number of labels means none); by default in turn.
+        seed: pair i is a function of (seed, i), as sample i is.
+        shard_size: pairs in a file.
+        batch: pairs at a time.
+        paths: states between noise and sample to store too, for students of several steps.
+        average: another of the run's averages than its first.
+        device: where to run; an accelerator if there is one.
+    """
+    from fewstep.devices import usable_device
+    from fewstep.model import find, load
+    from fewstep.pairs import make
+    from fewstep.training.distribution import announced
+
+    world = announced()
+    place = usable_device(device)
+    if place.type == "cuda" and world.size > 1:
+        place = f"cuda:{world.local}"
+    model = load(teacher, average=average, device=place)
+    print(f"model: {find(teacher, average)}", file=sys.stderr)
+    made, kept, found = make(
+        model,
+        out,
+        n,
+        solver=solver,
+        steps=steps,
+        guidance=guidance,
+        label=label,
+        seed=seed,
+        shard_size=shard_size,
+        batch=batch,
+        paths=paths,
+        world=world,
+    )
+    told = f"made {made} shard(s), kept {kept}"
+    if found is None:
+        print(f"{told}; process {world.rank} of {world.size} is done, others are not")
+    else:
+        shape = "x".join(map(str, found.shape))
+        print(f"{told}; wrote {len(found):,} pair(s) of {shape} to {out}")
