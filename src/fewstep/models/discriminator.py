@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Cond, UsageError, local
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.nets.blocks import label_of, zero
 from fewstep.models.lora import LowRank
+from fewstep.models.nets.blocks import label_of, zero
 from fewstep.paths import Event, Time
 
 

@@ -25,6 +25,7 @@ from fewstep.training.config import Run
 from fewstep.training.derivative import check_derivative
 from fewstep.training.distribution import World, joined
 from fewstep.training.folder import RunFolder, describe
+from fewstep.training.health import Health
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
 from fewstep.training.snapshots import snapshot
 from fewstep.training.trainer import Trainer
@@ -108,7 +109,7 @@ def _open(folder: RunFolder, record: dict[str, Any], world: World, stack: ExitSt
 
 
 def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
-    config, world = run.config, trainer.world
+    config, world, health = run.config, trainer.world, Health()
     with ExitStack() as stack:
         logger = stack.enter_context(Logger(folder, trainer.step, run)) if world.first else None
         caught = stack.enter_context(_signals())
@@ -128,6 +129,8 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                 logger.advance(step)
                 if row is not None:
                     logger.row(step, {**row, "skipped": float(trainer.skipped)})
+                    for word in health.told(row):
+                        _say(f"step {step}: {word}")
             if due(config.sample_every):
                 _pictures(run, trainer, folder)
             if (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
-from fewstep.models import AbstractDenoiser
+from fewstep.models import AbstractDenoiser, Network
 from fewstep.objectives.base import Objective, Phase
 from fewstep.objectives.terms import frozen_copy
 from fewstep.training.averages import Averages, Rule
@@ -91,7 +91,8 @@ class Trainer:
             objective.derivative = chosen_derivative(objective, config)
         if config.checkpointing:
             for network in trained:
-                checkpoint_blocks(network)
+                if isinstance(network, Network):  # heads of a judge have no blocks
+                    checkpoint_blocks(network)
         self.strategy = self._strategy()
         if config.compile:
             for network in trained:
