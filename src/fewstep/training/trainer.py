@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
-from fewstep.models import AbstractDenoiser
+from fewstep.models import AbstractDenoiser, Network
 from fewstep.objectives.base import Objective, Phase
 from fewstep.objectives.terms import frozen_copy
 from fewstep.training.averages import Averages, Rule
@@ -92,7 +92,8 @@ class Trainer:
             objective.derivative = chosen_derivative(objective, config)
         if config.checkpointing:
             for network in trained:
-                checkpoint_blocks(network)
+                if isinstance(network, Network):  # heads of a judge have no blocks
+                    checkpoint_blocks(network)
         self.strategy = self._strategy()
         if config.compile:
             for network in trained:
@@ -155,7 +156,7 @@ class Trainer:
                 torch.manual_seed(entropy(config.seed, self.step, phase.name, shard))
                 for part in phase.losses:
                     with self.strategy.microbatch(phase, part, shard == self.shards[-1]) as score:
-                        with self._autocast():
+                        with self.autocast():
                             loss = score(batch, draws)
                         total = loss.total() / shards
                         (total * scale.value).backward()
@@ -184,7 +185,8 @@ class Trainer:
         optimizer.zero_grad()
         return good
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The precision in which losses are computed."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
