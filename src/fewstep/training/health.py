@@ -18,7 +18,7 @@ MOST_SPREAD = 4.0
 """As far on the other side: samples leave the data's range."""
 BRIGHTNESS = 0.5
 """Of [-1, 1]: batches of data differ from each other by a tenth of it."""
-LAG = 0.5
+LAG = 0.4
 """0 on average where the critic is at its best; at 1 it still answers what the teacher does.
 
 In one batch it is beyond by chance, in a run that goes well in 4 of 100, but then to either side.
