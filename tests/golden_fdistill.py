@@ -1,8 +1,8 @@
 """f-distill of NVlabs/FastGen: its calls among those of the topic ``fastgen_dmd2``.
 
-Its student's input has the noise's size already, and it judges through the teacher. The distance that
-it divides by is larger by ``weight_eps``, which comes in with the factors here; so are the means of
-ratios and factors, by 1e-6, and it has all of them in single precision: within the tolerance.
+Its student's input has the noise's size already, and it judges through the teacher. What it divides
+by is larger by ``weight_eps``, which comes in with the factors here; means of ratios and factors
+are larger by 1e-6, and all of it is in single precision: within the tolerance.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, per_sample
 from fewstep.models import Guided
-from fewstep.objectives.f_distill import Draws, FDistill
-from fewstep.objectives.matching import FewSteps, Made
+from fewstep.objectives.f_distill import FDistill
+from fewstep.objectives.matching import Compared, FewSteps, Made
 from fewstep.objectives.ratios import Divergence
 from fewstep.objectives.terms import unweighted
 from fewstep.paths import VarianceExploding
@@ -71,7 +71,7 @@ def student_update(case: Case) -> Iterator[tuple[str, Tensor]]:
     objective.factors.level.fill_(settings.get("bins_init", 1.0))
     noise, cond = inputs["input_student"][None] / start, {"condition": inputs["condition"]}
     batch = Batch(torch.zeros_like(noise[0]), cond)
-    draws = Draws(Made(noise, torch.tensor(0)), inputs["t"], inputs["eps"])
+    draws = Compared(Made(noise, torch.tensor(0)), inputs["t"], inputs["eps"])
     with torch.no_grad():
         x = student(noise[0] * start, torch.full_like(draws.t, start), None, cond)
         answer = teacher(path.perturb(x, draws.noise, draws.t), draws.t, None, cond)

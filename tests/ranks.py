@@ -16,11 +16,14 @@ from torch import Tensor
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng
 from fewstep.data import Arrays, toy
-from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
+from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser, Judge
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.consistency import Consistency, Fixed, SameNoise
+from fewstep.objectives.f_distill import FDistill
+from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
+from fewstep.objectives.terms import karras_weight
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import TrainConfig
@@ -98,6 +101,12 @@ def unet(seed: int) -> Denoiser:
 def objective(name: str) -> tuple[Objective, Arrays]:
     if name in {"critic", "split"}:
         return Critic(mlp(0), mlp(1), name == "split"), toy("two-modes", 64)
+    if name == "f-distill":  # whose running means are over both ranks
+        fake = mlp(1)
+        judge = Judge(fake, Batch(torch.zeros(2, 2)), width=4)
+        generate, weight = FewSteps((80.0, 1.0)), karras_weight(0.5)
+        given = {"generate": generate, "weight": weight, "critic_updates": 1, "rate": 0.5}
+        return FDistill(mlp(0), mlp(2), fake, judge, **given), toy("two-modes", 64)
     if name == "progressive":  # a stage ends half the way
         distilled = ProgressiveDistillation(mlp(0), mlp(1), schedule=Halving(2, STEPS // 2))
         return distilled, toy("two-modes", 64)
@@ -107,7 +116,7 @@ def objective(name: str) -> tuple[Objective, Arrays]:
     return Consistency(student, SameNoise(student.path), schedule=Fixed(6, 0.9)), data
 
 
-NAMES = ("critic", "split", "consistency", "progressive")
+NAMES = ("critic", "split", "consistency", "progressive", "f-distill")
 
 
 def settings(name: str, parallel: str, **given: object) -> TrainConfig:

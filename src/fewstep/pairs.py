@@ -256,10 +256,11 @@ class _Seen(AbstractDenoiser):
         self.denoiser, self.path = denoiser, denoiser.path
         self.cond_keys, self.two_time = denoiser.cond_keys, denoiser.two_time
         self.calls = denoiser.calls
-        self.states: dict[float, Tensor | None] = dict.fromkeys(times)
+        self.wanted = tuple(times)
+        self.states: dict[float, Tensor] = {}
 
     def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
         """The denoiser's answer."""
-        if (at := float(t[0])) in self.states:
+        if (at := float(t[0])) in self.wanted:
             self.states[at] = x
         return self.denoiser(x, t, s, cond)

@@ -102,3 +102,35 @@ def test_a_judge_holds_heads_only_and_judges_through_what_it_is_handed():
     assert network.last.weight.grad is None
     with pytest.raises(UsageError, match="units"):
         Judge(denoiser, batch, at=(7,))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "ddpmpp", "dit"])
+def test_heads_are_told_the_label_by_a_projection(kind):
+    network = MAKE[kind]()
+    axis, batch = (-1 if kind == "dit" else 1), example(network)
+    torch.manual_seed(0)
+    plain = judge(network, axis=axis)
+    torch.manual_seed(0)
+    found = judge(network, axis=axis, classes=3)
+    features = found.features(batch.x0, T, batch.cond)
+    for a, b in zip(found(batch.x0, T, batch.cond), plain.heads(features), strict=True):
+        assert a.equal(b)
+    for vectors in found.heads.labels:
+        nn.init.normal_(vectors.weight)
+    told = found.heads(features, batch.cond)
+    for i, (feature, logits) in enumerate(zip(features, told, strict=True)):
+        norm, up, act, last = found.heads.heads[i]
+        vectors = found.heads.labels[i].weight
+        assert vectors.shape == (4, 4)
+        for k in range(3):
+            hidden = act(up(norm(feature[k])))
+            wanted = last(hidden) + (hidden @ vectors[k])[..., None]
+            torch.testing.assert_close(logits[k], wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="label"):
+        found.heads(features)
+
+
+def test_heads_without_classes_have_none():
+    found = judge(NETWORKS["mlp"]())
+    assert not found.heads.labels
+    assert not any("labels" in name for name in found.state_dict())

@@ -356,7 +356,7 @@ def test_pairs_are_learnt_by_heart():
         for error in (0.0, 0.3, -0.3):
             student.zero_grad()
             batch = Batch(normal(3, DIM), aux={"pair_noise": z, "pair_x": x - error})
-            draws = objective.draw(batch, 0, Rng(0, 0, "generator"))
+            draws = objective.draw(batch, 0, Rng(0, 0, "student"))
             loss = objective.regression_loss(batch, draws).total()
             loss.backward()
             assert float(loss.detach()) == pytest.approx(
@@ -395,7 +395,7 @@ def test_draws():
     )
     batch = Batch(normal(4000, 2).float())
     for draw, first, last in ((objective.draw, 20, 980), (objective.draw_critic, 0, 999)):
-        found = draw(batch, 0, Rng(0, 0, "generator"))
+        found = draw(batch, 0, Rng(0, 0, "student"))
         grid = KarrasIndex().grid()
         index = torch.searchsorted(grid, found.t)
         assert grid[index].equal(found.t)
@@ -407,7 +407,7 @@ def test_draws():
         assert made.dtype == noise.dtype == torch.float32
         assert abs(float((made[0] * noise).mean())) < 0.05
         assert int(found.made.call) == 0
-        same, other = (draw(batch, 0, Rng(0, step, "generator")) for step in (0, 1))
+        same, other = (draw(batch, 0, Rng(0, step, "student")) for step in (0, 1))
         assert same.t.equal(found.t)
         assert same.noise.equal(noise)
         assert same.made.noise.equal(made)
@@ -503,7 +503,7 @@ def test_a_generator_with_the_best_fake_arrives_without_noise():
     student = Generator(VE)
     levels = KarrasIndex(300, 500)
     objective = dmd(student, times=levels, critic_times=levels)
-    descend(objective, 150, 32, {"generator": 2.0}, 0.0)
+    descend(objective, 150, 32, {"student": 2.0}, 0.0)
     mean, covariance = student.law()
     assert float((mean - MEAN).abs().max()) < 1e-12
     assert float((covariance - COVARIANCE).abs().max()) < 1e-12
@@ -541,7 +541,7 @@ def test_more_updates_of_the_fake_let_the_generator_arrive():
         objective = dmd(
             student, fake=LinearFake(VE), times=law, critic_times=law, critic_updates=updates
         )
-        found = descend(objective, 120, 512, {"generator": 0.5, "critic": 0.4}, 0.2)
+        found = descend(objective, 120, 512, {"student": 0.5, "critic": 0.4}, 0.2)
         left[updates] = sum(found) / len(found)
     print(f"\nsquared distance with 1 and 5 updates of the fake: {left[1]:.1e}, {left[5]:.1e}")
     assert left[5] < 1e-3
@@ -564,7 +564,7 @@ def test_contract_and_samples_and_pairs_from_them(path):
     noise = SampleNoise([(5, i) for i in range(6)], (DIM,))(0).double()
     torch.testing.assert_close(found, noise @ A.T + B, rtol=1e-5, atol=1e-5)
     batch = Batch(found, aux={"pair_noise": noise, "pair_x": found})
-    draws = objective.draw(batch, 0, Rng(0, 0, "generator"))
+    draws = objective.draw(batch, 0, Rng(0, 0, "student"))
     assert float(objective.regression_loss(batch, draws).total().detach()) < 1e-10
     with pytest.raises(UsageError, match="made for"):
         model.sample(3, steps=2)
@@ -581,8 +581,8 @@ OTHER = VarianceExploding(0.1, 9.0)
     ("change", "says"),
     [
         ({"generate": FewSteps((80.0, 1.0))}, "makes one call"),
-        ({"fake": GaussianDenoiser(OTHER)}, "the fake must be"),
-        ({"fake": GaussianFlowMap(VE)}, "the fake must be"),
+        ({"fake": GaussianDenoiser(OTHER)}, "the fake denoiser must be"),
+        ({"fake": GaussianFlowMap(VE)}, "the fake denoiser must be"),
         ({"teacher": GaussianDenoiser(OTHER)}, "the teacher lives on"),
         ({"regression": -1.0}, "regression >= 0"),
         ({"regression": math.nan}, "regression >= 0"),

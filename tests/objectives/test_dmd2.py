@@ -297,7 +297,7 @@ def test_as_it_is():
     draws = drawn(objective, batch, critic=True)
     x = objective.generate(objective.student, batch, draws.made, {})
     objective.judge_loss(batch, draws)
-    for (_, seen, t, _), sample in zip(judge.asked, (x, batch.x0), strict=True):
+    for (_, seen, t, _), sample in zip(judge.asked, (batch.x0, x), strict=True):
         assert seen.equal(sample)
         assert t.equal(full(0.002, sample))
 
@@ -596,14 +596,14 @@ def test_what_it_refuses():
     student, linear = Generator(VE), Generator(Linear())
     uniform = {name: Uniform() for name in ("times", "critic_times", "adversarial_times")}
     cases = [
-        (lambda: dmd2(student, None, GaussianDenoiser(Linear())), "fake must be .* VarianceExp"),
-        (lambda: dmd2(student, None, GaussianFlowMap(VE)), "fake must be a one-time .* 2 time"),
+        (lambda: dmd2(student, None, GaussianDenoiser(Linear())), "fake .* VarianceExp"),
+        (lambda: dmd2(student, None, GaussianFlowMap(VE)), "fake .* one-time .* 2 time"),
         (lambda: dmd2(student, GaussianDenoiser(Linear())), "the teacher lives on Linear"),
-        (lambda: dmd2(linear, times=KarrasIndex()), "KarrasIndex draws noise levels"),
-        (lambda: dmd2(linear, critic_times=KarrasIndex()), "KarrasIndex draws noise levels"),
+        (lambda: dmd2(linear, times=KarrasIndex()), "KarrasIndex.* draws noise levels"),
+        (lambda: dmd2(linear, critic_times=KarrasIndex()), "KarrasIndex.* draws noise levels"),
         (
             lambda: dmd2(linear, judge=Feels(), adversarial_times=KarrasIndex()),
-            "KarrasIndex draws noise levels",
+            "KarrasIndex.* draws noise levels",
         ),
         (lambda: dmd2(student, critic_updates=0), "critic_updates=0"),
         (lambda: dmd2(student, adversarial=-1.0), "-1.0"),

@@ -18,30 +18,45 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewstep.core import Batch
 from fewstep.data import Dataset, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow, Judge, LowRank
+from fewstep.models import (
+    EDM,
+    ConsistencyBoundary,
+    Denoiser,
+    FeatureDiscriminator,
+    Flow,
+    Judge,
+    LowRank,
+)
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.denoising import Denoising
+from fewstep.objectives.diff_instruct import DiffInstruct
 from fewstep.objectives.dmd import DMD
 from fewstep.objectives.dmd2 import DMD2
+from fewstep.objectives.drifting import Drifting
 from fewstep.objectives.ect import EasyConsistency
+from fewstep.objectives.f_distill import FDistill
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
-from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.kd import KnowledgeDistillation
+from fewstep.objectives.ladd import LADD
+from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
+from fewstep.objectives.rcm import RCM
+from fewstep.objectives.sid import SiD
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import karras_weight, unweighted
-from fewstep.paths import Linear, VarianceExploding
+from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
-from fewstep.times import KarrasUniform, LogNormal
+from fewstep.times import KarrasUniform, LogNormal, OnPath, ShiftedFlow
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
@@ -123,9 +138,62 @@ def truncated() -> Objective:
     return TruncatedConsistency(student, clean(0), SameNoise(student.path), curriculum=curriculum)
 
 
+def scored(judged: bool) -> Objective:
+    student, teacher, fake = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(3))
+    judge = Judge(fake, toy("two-modes", 64).batch([0, 1]), width=4) if judged else None
+    return SiD(student, teacher, fake, judge=judge, critic_updates=1 + judged)
+
+
+def score_regularised() -> Objective:
+    path = Trig(t_max=1.56)
+    student, teacher, fake = (
+        Denoiser(network(seed), EDM(sigma_data=0.5)).on(path) for seed in range(3)
+    )
+    times, matching = OnPath(path, LogNormal()), OnPath(path, ShiftedFlow())
+    return RCM(student, teacher, fake, times=times, matching_times=matching, warmup=3, every=2)
+
+
 def knowledge_distillation() -> Objective:
     student = Denoiser(network(0), EDM(sigma_data=0.5))
     return KnowledgeDistillation(student, states=(80.0,))
+
+
+def apart(seed: int) -> Denoiser:
+    denoiser = Denoiser(network(seed), EDM(sigma_data=0.5))
+    torch.nn.init.normal_(denoiser.net.last_weight)  # fresh ones all answer the same
+    return denoiser
+
+
+def f_distill() -> Objective:
+    fake = apart(2)
+    return FDistill(
+        apart(0),
+        apart(1),
+        fake,
+        Judge(fake, Batch(torch.zeros(2, 2)), width=4),
+        generate=FewSteps((80.0, 1.0)),
+        weight=karras_weight(0.5),
+        critic_updates=1,
+        rate=0.5,
+    )
+
+
+def diff_instruct() -> Objective:
+    generate, weight = FewSteps((1.0,)), karras_weight(0.5)
+    return DiffInstruct(apart(0), apart(1), apart(2), generate=generate, weight=weight)
+
+
+def adversarial() -> Objective:
+    student, teacher = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(2))
+    judge = FeatureDiscriminator(teacher, Batch(torch.zeros(1, 2)), width=4)
+    generate = FewSteps((80.0, 1.0), inputs="noised")
+    times = {"times": LogNormal(1.0, 1.0), "teacher_times": KarrasUniform()}
+    return LADD(student, judge, generate=generate, teacher=teacher, penalty=0.1, **times)
+
+
+def drifting() -> Objective:
+    student = Denoiser(network(0), EDM(sigma_data=0.5))
+    return Drifting(student, generate=FewSteps((80.0,)), group=4)
 
 
 def of_family(name: str, **options) -> Callable[[], Objective]:
@@ -191,6 +259,13 @@ OBJECTIVES = {
     "dmd2 on the teacher": lambda: matched("teacher"),
     "dmd2 with adapters": lambda: matched("fake", lora=True),
     "kd": knowledge_distillation,
+    "f-distill": f_distill,
+    "diff-instruct": diff_instruct,
+    "sid": lambda: scored(False),
+    "sida": lambda: scored(True),
+    "rcm": score_regularised,
+    "ladd": adversarial,
+    "drifting": drifting,
 }
 
 
@@ -268,6 +343,11 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "scd": {"uncertainty"},
         "sct": {"uncertainty"},
         "progressive": {"previous", "intervals", "reached"},
+        "f-distill": {"critic", "factors"},
+        "diff-instruct": {"fake"},
+        "dmd2": {"critic"},
+        "dmd2 on the teacher": {"critic"},
+        "ladd": {"judge"},
     }
     assert kept == {"student"} | beside.get(objective, set())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
@@ -33,6 +33,9 @@ CALIBRATION = 3.0
 
 CURVE = 6
 """Points of the distance against training time."""
+
+PAIRED = "pairs"
+"""The folder, in a study's, of the teacher's pairs."""
 
 SPIKE = 10.0
 """A gradient norm so many times the median of the 100 before it."""
@@ -82,12 +85,18 @@ class Entrant:
         Raises:
             UsageError: it has none of that name, or of that type.
         """
-        known = signature(recipe_of(place, self.method)).parameters
+        known = self.parameters(place)
         return {k: _value(self.method, k, v, known) for k, v in self.options.items()}
+
+    def parameters(self, place: Place) -> Mapping[str, Parameter]:
+        """Of the recipe."""
+        return signature(recipe_of(place, self.method)).parameters
 
 
 def _value(method: str, name: str, text: str, known: Mapping[str, Parameter]) -> Any:
-    own = [k for k in known if k not in {"train", "teacher", "data", "resolution", "labels"}]
+    own = [
+        k for k in known if k not in {"train", "teacher", "data", "resolution", "labels", "pairs"}
+    ]
     if name not in own:
         raise UsageError(f"{method} has no option {name!r}; {nearest(name, own)}")
     kind = known[name].annotation
@@ -95,11 +104,10 @@ def _value(method: str, name: str, text: str, known: Mapping[str, Parameter]) ->
         return text == "true"
     if get_args(kind) and text in get_args(kind):
         return text
-    try:
-        if kind in {int, float, str}:
-            return kind(text)
-    except ValueError:
-        pass
+    for one in get_args(kind) or (kind,):
+        with suppress(ValueError):
+            if one in {int, float, str}:
+                return one(text)
     raise UsageError(f"{method}: {name} cannot be {text!r}; it is {kind}")
 
 
@@ -187,6 +195,7 @@ class Entry:
             "resolution": self.study.resolution,
             # As the teacher, whatever the data has.
             "labels": "label" in self.protocol.train.cond,
+            "pairs": str(self.folder.parents[1] / PAIRED),
         }
         own = {k: v for k, v in known.items() if k in signature(build).parameters}
         if name == self.entrant.method:

@@ -166,6 +166,12 @@ def _preface(study: Study, told: Mapping[str, Any]) -> str:
         "in the features of this data's protocol. Settings were chosen on other seeds. A dash "
         "means that the method cannot be sampled so; (1 of 3) that the other trainings failed or "
         "are still to come."
+        + (
+            f" {told['pairs']['n']:,} pairs of noise and the teacher's samples, for methods that "
+            f"learn from them, were made before, in {told['pairs']['seconds']:,.0f} s."
+            if "pairs" in told
+            else ""
+        )
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fewstep.compare.entry import Entrant, Entry
+from fewstep.compare.entry import PAIRED, Entrant, Entry
 from fewstep.compare.report import write_report
 from fewstep.data import STANDARD
 from fewstep.data.toys import SAMPLERS
@@ -21,11 +22,15 @@ from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.evaluation import Protocol, named_protocol
 from fewstep.files import write_json
 from fewstep.model import Model, load
+from fewstep.pairs import make
 from fewstep.pictures import picture
 from fewstep.recipes.places import DIGITS, IMAGES, SMALL, TOYS, Place
 from fewstep.training.checkpoints import fingerprint
 
 TEACHER_STEPS = 18
+
+PAIRS = 10_000
+"""Of noise and the teacher's samples, for methods that learn from them."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class Study:
         protocol = named_protocol(self.data, self.held_out, model.contract.data, self.n)
         out.mkdir(parents=True, exist_ok=True)
         write_json(record, told)
-        common = self._common(model, protocol, out)
+        common = self._common(model, protocol, out) | self._pairs(model, out)
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         rounds = [(seed, name) for seed in seeds for name in self.methods]
         for i, (seed, name) in enumerate(rounds):
@@ -145,9 +150,7 @@ class Study:
             if not result.exists() or "failed" in json.loads(result.read_text(encoding="utf-8")):
                 _say(f"[{i + 1}/{len(rounds)}] {name}, seed {seed}")
                 try:
-                    found = Entry(
-                        self, Entrant.of(name), seed, teacher, protocol, place
-                    ).run()
+                    found = Entry(self, Entrant.of(name), seed, teacher, protocol, place).run()
                 except (Interrupted, OSError):
                     raise
                 except Exception as error:
@@ -176,6 +179,19 @@ class Study:
         if self.place is IMAGES and self.resolution is None:
             raise UsageError(f"to compare on the images of {self.data} give their --resolution")
         return teacher
+
+    def _pairs(self, model: Model, out: Path) -> dict[str, Any]:
+        """What methods learn from that want the teacher's own pairs, and what it costs to make."""
+        entrants = [Entrant.of(text) for text in self.methods]
+        if not any("pairs" in e.parameters(self.place) for e in entrants):
+            return {}
+        record = out / "pairs.json"
+        if not record.exists():
+            _say(f"{PAIRS:,} pairs of noise and what the teacher makes of it")
+            began = time.perf_counter()
+            make(model, out / PAIRED, PAIRS, steps=TEACHER_STEPS)
+            write_json(record, {"n": PAIRS, "seconds": time.perf_counter() - began})
+        return {"pairs": json.loads(record.read_text(encoding="utf-8"))}
 
     def _common(self, model: Model, protocol: Protocol, out: Path) -> dict[str, Any]:
         """What all methods are measured against."""

@@ -9,6 +9,9 @@ from torch import Tensor
 from fewstep.core import UsageError
 from fewstep.metrics.features import blocks, row_pair
 
+CANDIDATES = 8
+"""Of a sample's nearest neighbours in single precision, the nearest in double is taken."""
+
 
 def pairwise(a: Float[Tensor, " n d"], b: Float[Tensor, " m d"]) -> Float[Tensor, " n m"]:
     """Euclidean distances, from differences and not from dot products: a copy is at exactly 0."""
@@ -24,7 +27,15 @@ def nearest_distance(
         UsageError: an empty set, values that are not finite, or dimensions that differ.
     """
     x, reference = row_pair(x, reference, ("x", "reference"), minimum=1)
-    return torch.cat([pairwise(p, reference).amin(1) for p in blocks(x, len(reference))])
+    # Dot products find the candidates, many times quicker; differences of these are exact.
+    centre = reference.mean(0)
+    near, far = (x - centre).float(), (reference - centre).float()
+    half, count = far.square().sum(1) / 2, min(CANDIDATES, len(reference))
+    found = []
+    for part, rough in zip(blocks(x, len(reference)), blocks(near, len(reference)), strict=True):
+        index = (half - rough @ far.T).topk(count, largest=False).indices
+        found.append(torch.linalg.vector_norm(part[:, None] - reference[index], dim=2).amin(1))
+    return torch.cat(found)
 
 
 def neighbour_ratio(

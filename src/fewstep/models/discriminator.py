@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewstep.core import Batch, Cond, UsageError, local
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.lora import LowRank
-from fewstep.models.nets.blocks import label_of, zero
+from fewstep.models.nets.blocks import label_of
 from fewstep.paths import Event, Time
 
 
@@ -39,8 +39,9 @@ class Heads(nn.Module):
             )
             for c in channels
         )
-        labels = [zero(nn.Embedding(classes + 1, width)) for _ in channels if classes]
-        self.labels = nn.ModuleList(labels)
+        nothing = torch.zeros(classes + 1, width)
+        labels = [nn.Embedding.from_pretrained(nothing.clone(), freeze=False) for _ in channels]
+        self.labels = nn.ModuleList(labels if classes else [])
 
     def forward(self, features: Sequence[Tensor], cond: Cond | None = None) -> list[Tensor]:
         """One tensor a head, with a logit for each position of its feature."""

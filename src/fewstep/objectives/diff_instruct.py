@@ -31,7 +31,6 @@ The official critic learns before the generator, ours after it and on fresh samp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,14 +40,15 @@ from fewstep.core import Batch, Rng, UsageError, expand, same_dropout
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.matching import (
+    Compared,
     FewSteps,
-    Made,
     Times,
     check_critic,
     denoising_error,
+    draw_compared,
     statistics,
 )
-from fewstep.objectives.terms import SnrWeight, draw_noised, lag, on_path_of, surrogate, unweighted
+from fewstep.objectives.terms import SnrWeight, lag, on_path_of, surrogate, unweighted
 from fewstep.times import LogNormal
 
 LOG_NORMAL = LogNormal()
@@ -57,14 +57,6 @@ LOG_NORMAL = LogNormal()
 def noise_gain(snr: Tensor) -> Tensor:
     """Alpha sigma: noise predictions weighed by sigma^2, where alpha^2 + sigma^2 = 1."""
     return snr.sqrt() / (1 + snr)
-
-
-class Draws(NamedTuple):
-    """Noise of samples; then time ``(b,)`` and noise at which they are denoised."""
-
-    made: Made
-    t: Tensor
-    noise: Tensor
 
 
 class DiffInstruct(Objective):
@@ -106,20 +98,15 @@ class DiffInstruct(Objective):
         self.times, self.critic_times = times, critic_times
         self.critic_updates = critic_updates
 
-    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """For the generator."""
-        return self._drawn(batch, self.times, rng)
+        return draw_compared(batch, self.generate, self.times, rng)
 
-    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Draws:
+    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """For the fake denoiser."""
-        return self._drawn(batch, self.critic_times, rng)
+        return draw_compared(batch, self.generate, self.critic_times, rng)
 
-    def _drawn(self, batch: Batch, times: Times, rng: Rng) -> Draws:
-        made = self.generate.draw(batch, rng)
-        t, noise, _ = draw_noised(batch, times(len(batch), rng), None, rng)
-        return Draws(made, t, noise)
-
-    def loss(self, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, batch: Batch, draws: Compared) -> Loss:
         """The generator's."""
         cond, t, path = batch.cond, draws.t, self.student.path
         x = self.generate(self.student, batch, draws.made, cond)
@@ -134,7 +121,7 @@ class DiffInstruct(Objective):
         self.teacher.eval()
         return Loss({"matching": surrogate(x, gradient, batch.mask).mean()}, logs)
 
-    def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
         """The fake denoiser's error on samples."""
         with torch.no_grad():
             x = self.generate(self.student, batch, draws.made, batch.cond)

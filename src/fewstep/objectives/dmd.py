@@ -43,7 +43,14 @@ from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.distances import Distance, l2
-from fewstep.objectives.matching import FewSteps, Made, Times, denoising_error, statistics
+from fewstep.objectives.matching import (
+    FewSteps,
+    Made,
+    Times,
+    check_critic,
+    denoising_error,
+    statistics,
+)
 from fewstep.objectives.terms import (
     SnrWeight,
     draw_noised,
@@ -52,7 +59,6 @@ from fewstep.objectives.terms import (
     on_path_of,
     surrogate,
 )
-from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasIndex
 
 LEVELS, ALL_LEVELS = KarrasIndex(), KarrasIndex(0, 999)
@@ -75,8 +81,7 @@ class DMD(Objective):
         fake: the denoiser of generated samples, which starts as the (unguided) teacher.
         generate: the time of the only call, e.g. ``FewSteps((80.0,))``.
         weight: of the fake's loss; the teacher's own, for EDM ``karras_weight(sigma_data)``.
-        times: at which the scores are compared; on other paths than noise levels, 2 % to 98 % of
-            the teacher's times.
+        times: at which the scores are compared.
         critic_times: at which the fake learns: all of the teacher's times.
         distance: d of the pairs; the paper's is LPIPS.
         regression: lambda, and 0 for no pairs. Else ``batch.aux`` has ``pair_noise`` (unit),
@@ -102,17 +107,7 @@ class DMD(Objective):
         super().__init__()
         if len(generate.times) != 1:
             raise UsageError(f"DMD's generator makes one call, got the times {generate.times}")
-        if fake.two_time or fake.path != student.path:
-            raise UsageError(
-                f"the fake must be a one-time denoiser on the student's path {student.path}, got "
-                f"one on {fake.path}, two_time={fake.two_time}"
-            )
-        levels = isinstance(student.path, VarianceExploding)
-        if not levels and any(isinstance(law, KarrasIndex) for law in (times, critic_times)):
-            raise UsageError(
-                f"KarrasIndex draws noise levels, which are no times of {student.path}; give laws "
-                "of its own as times= and critic_times="
-            )
+        check_critic(student, fake, times, critic_times)
         if not regression >= 0 or critic_updates < 1:
             raise UsageError(
                 "expected regression >= 0 and critic_updates >= 1, got "
@@ -179,7 +174,7 @@ class DMD(Objective):
         more = (self.regression_loss,) if self.regression else ()
         due = every(self.critic_updates)
         return (
-            Phase("generator", self.student, self.draw, self.loss, due, more),
+            Phase("student", self.student, self.draw, self.loss, due, more),
             Phase("critic", self.fake, self.draw_critic, self.critic_loss),
         )
 

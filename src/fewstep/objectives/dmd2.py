@@ -31,7 +31,14 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Cond, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.matching import FewSteps, Made, Times, denoising_error, statistics
+from fewstep.objectives.matching import (
+    FewSteps,
+    Made,
+    Times,
+    check_critic,
+    denoising_error,
+    statistics,
+)
 from fewstep.objectives.terms import Draws as Noised
 from fewstep.objectives.terms import (
     SnrWeight,
@@ -44,7 +51,7 @@ from fewstep.objectives.terms import (
     softplus_generator,
     surrogate,
 )
-from fewstep.paths import Event, VarianceExploding
+from fewstep.paths import Event
 from fewstep.times import KarrasIndex
 
 COMPARED, LEARNT = KarrasIndex(), KarrasIndex(0, 999)
@@ -100,14 +107,8 @@ class DMD2(Objective):
         penalty_std: float = 0.1,
     ) -> None:
         super().__init__()
-        path = student.path
-        if fake.path != path or fake.two_time:
-            given = f"{1 + fake.two_time} time(s) on {fake.path}; take a copy of the teacher"
-            raise UsageError(f"fake must be a one-time denoiser on {path}, got {given}")
         laws = times, critic_times, None if judge is None else adversarial_times
-        levels = any(isinstance(law, KarrasIndex) for law in laws)
-        if levels and not isinstance(path, VarianceExploding):
-            raise UsageError(f"KarrasIndex draws noise levels; give three laws of times on {path}")
+        check_critic(student, fake, *filter(None, laws))
         weights = adversarial, adversarial_critic, penalty, penalty_std
         if not (critic_updates >= 1 and min(weights) >= 0 and judged in ("fake", "teacher")):
             given = f"critic_updates={critic_updates}, weights {weights} and judged={judged!r}"
@@ -167,15 +168,14 @@ class DMD2(Objective):
 
     def judge_loss(self, batch: Batch, draws: Draws) -> Loss:
         """How far the judge is from telling data from samples."""
-        x, cond = self.generate(self.student, batch, draws.made, batch.cond), batch.cond
-        fake = self._logits(x.detach(), draws.fake, cond)
-        real = self._logits(batch.x0, draws.real, cond)
-        scale = self.adversarial_critic
+        scale, cond = self.adversarial_critic, batch.cond
+        x = self.generate(self.student, batch, draws.made, cond).detach()
+        real, fake = self._logits(batch.x0, draws.real, cond), self._logits(x, draws.fake, cond)
         terms = {"judge": scale * over_heads(softplus_discriminator, real, fake)}
         if draws.disturbance is not None:
             moved = self._logits(batch.x0, draws.real, cond, self.penalty_std * draws.disturbance)
             terms["penalty"] = scale * self.penalty * over_heads(F.mse_loss, real, moved)
-        first, other = (over_heads(lambda d: d.sigmoid().mean(), v) for v in (real, fake))
+        first, other = (over_heads(lambda d: d.detach().sigmoid().mean(), v) for v in (real, fake))
         return Loss(terms, {"realism/real": first, "realism/fake": other})
 
     def _logits(

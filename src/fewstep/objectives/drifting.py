@@ -17,9 +17,10 @@ itself, moved: $L = \mathrm{mean}\, (x - \mathrm{sg}[x + V])^2$. As the official
   these are added up. Both means are over the whole microbatch, all labels and positions, though the
   code's comments say otherwise.
 
-So the loss lies between the number of temperatures and its square wherever the student is, and says
-nothing of its progress; the logs ``drift/R``, mean squares before that division, do. Neither is 0
-for samples of the right law, only their expected drift is: the steps' size is the learning rate's.
+So the loss is about as large wherever the student is, at most the square of the number of
+temperatures, and says nothing of its progress; the logs ``drift/R``, mean squares before that
+division, do. Neither is 0 for samples of the right law, only their expected drift is: the steps'
+size is the learning rate's.
 
 On features, each position is a problem of its own, and several features are added up. The official
 code's guidance (data of all labels that repel) and its bank of samples are not here: a sample meets
@@ -50,7 +51,8 @@ class Drifting(Objective):
         student: the generator; any start will do.
         generate: the time of its only call, e.g. ``FewSteps((80.0,))``.
         group: samples that meet, all of them if they have no labels that the student reads.
-        temperatures: R, in mean distances.
+        temperatures: R, in mean distances; the paper's, for features. In the plane a student whose
+            samples all begin in one place stays there with them, and learns with (0.2, 0.5, 1).
         features: frozen; events to one tensor or several, ``(b, *positions, channels)``. None
             takes the samples themselves, which suits few dimensions.
     """
@@ -108,7 +110,7 @@ class Drifting(Objective):
     def _features(self, x: Event) -> list[Tensor]:
         """Each ``(groups, positions, group, channels)``."""
         found = x.flatten(1) if self.features is None else self.features(x)
-        found = [found] if isinstance(found, Tensor) else found
+        found = [f.to(x.dtype) for f in ([found] if isinstance(found, Tensor) else found)]
         shapes = [(-1, self.batch_multiple, f[0, ..., 0].numel(), f.shape[-1]) for f in found]
         return [f.reshape(shape).transpose(1, 2) for f, shape in zip(found, shapes, strict=True)]
 
@@ -128,7 +130,8 @@ def drifted(
     """Where samples drift to, in units of ``unit``; ``unit``; mean square drifts, by temperature.
 
     Args:
-        x, data: ``(g, p, n, d)``, samples and data at p positions.
+        x: samples at p positions, ``(g, p, n, d)``.
+        data: alike.
         label: ``(g, n)``, of both.
         temperatures: R.
     """
@@ -143,7 +146,8 @@ def drifted(
     distance.diagonal(dim1=2, dim2=3).add_(100)
     there, sizes = x / unit, []
     for temperature in temperatures:
-        drift = pulls(distance, meets, temperature) @ targets / unit
+        with torch.autocast(x.device.type, enabled=False):  # large weights that sum to 0
+            drift = pulls(distance, meets, temperature) @ targets / unit
         sizes.append(drift.square().mean())
         there = there + drift / sizes[-1].clamp(min=1e-8).sqrt()
     return there, unit, sizes

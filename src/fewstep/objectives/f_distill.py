@@ -1,18 +1,15 @@
 r"""f-distill (Xu et al. 2025, arXiv 2502.15681): down any f-divergence by distribution matching.
 
-DMD2's matching term (Yin et al. 2024b) with the gradient of every sample, noised $x_t = \alpha_t x
-+ \sigma_t \epsilon$, multiplied by $h(r) = f''(r)\, r^2$ of its density ratio $r$, see
-:mod:`fewstep.objectives.ratios`. With a teacher $\mu_r$ and a network $\mu_f$ that learns on
-samples,
+DMD2's matching term (Yin et al. 2024b) with each sample's gradient times $h(r) = f''(r)\, r^2$ of
+its density ratio $r$ (:mod:`fewstep.objectives.ratios`); $\mu_r$ is the teacher's answer to
+$x_t = \alpha_t x + \sigma_t \epsilon$ and $\mu_f$ that of a network which learns on samples:
 
 $$L = E[ \tfrac12 \mathrm{mean}(x - \mathrm{sg}(x - h g))^2 ]
-+ \lambda_G E[ \log(1 + e^{-d(x_t)}) ], \qquad
-g = (\mu_f - \mu_r) / \mathrm{mean}|x - \mu_r|.$$
++ \lambda_G E[ \log(1 + e^{-d(x_t)}) ], \qquad g = (\mu_f - \mu_r) / \mathrm{mean}|x - \mu_r|.$$
 
 The best judge d of data and samples answers log r. As in FastGen, its answer to the very $x_t$ that
 is matched gives both r and the adversarial term, so it learns at the times of matching; and h is
-divided by its mean, so that no divergence takes larger steps than another. That mean couples the
-samples of a microbatch (in FastGen, of all processes).
+divided by its mean over the microbatch, so that no divergence takes larger steps than another.
 
 The critic (denoiser of samples, and judge) learns at every step, the generator at every K-th; the
 critic draws noise of its own, and so sees fresh samples of the generator after its update.
@@ -31,11 +28,13 @@ from fewstep.core import Batch, Cond, Rng, UsageError, expand
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.matching import (
+    Compared,
     FewSteps,
     Made,
     Times,
     check_critic,
     denoising_error,
+    draw_compared,
     statistics,
 )
 from fewstep.objectives.ratios import Divergence, Factors
@@ -55,14 +54,6 @@ from fewstep.paths import Event, Time
 from fewstep.times import KarrasIndex
 
 COMPARED, LEARNT = KarrasIndex(), KarrasIndex(0, 999)
-
-
-class Draws(NamedTuple):
-    """The generator's: its noise, then time ``(b,)`` and noise to match and judge it at."""
-
-    made: Made
-    t: Tensor
-    noise: Tensor
 
 
 class CriticDraws(NamedTuple):
@@ -135,21 +126,19 @@ class FDistill(Objective):
         self.critic_updates = critic_updates
         self.adversarial, self.adversarial_critic = adversarial, adversarial_critic
 
-    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """For the generator."""
         self.factors.begin(step)
-        made = self.generate.draw(batch, rng)
-        t, noise, _ = draw_noised(batch, self.times(len(batch), rng), None, rng)
-        return Draws(made, t, noise)
+        return draw_compared(batch, self.generate, self.times, rng)
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> CriticDraws:
         """For the critic."""
-        made = self.generate.draw(batch, rng)
-        laws = self.critic_times, self.judge_times, self.judge_times
-        at, real, fake = (draw_noised(batch, law(len(batch), rng), None, rng) for law in laws)
-        return CriticDraws(made, at.t, at.noise, real, fake)
+        own = draw_compared(batch, self.generate, self.critic_times, rng)
+        times = (self.judge_times(len(batch), rng) for _ in range(2))
+        judged = (draw_noised(batch, t, None, rng) for t in times)
+        return CriticDraws(*own, *judged)
 
-    def loss(self, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, batch: Batch, draws: Compared) -> Loss:
         """The generator's: matching with factors, and what the judge makes of its samples."""
         cond, t, mask = batch.cond, draws.t, batch.mask
         x = self.generate(self.student, batch, draws.made, cond)
@@ -163,10 +152,8 @@ class FDistill(Objective):
             logs = {"ratio": ratio.mean(), "factor/min": h.min(), "factor/max": h.max()}
             logs |= {**statistics(x, batch), "lag": lag(x, real, fake)}
         gradient = expand(h, x) * matching_gradient(x, real, fake, mask)
-        terms = {
-            "matching": surrogate(x, gradient, mask).mean(),
-            "adversarial": self.adversarial * over_heads(softplus_generator, logits),
-        }
+        terms = {"matching": surrogate(x, gradient, mask).mean()}
+        terms["adversarial"] = self.adversarial * over_heads(softplus_generator, logits)
         return Loss(terms, logs)
 
     def critic_loss(self, batch: Batch, draws: CriticDraws) -> Loss:
@@ -179,9 +166,9 @@ class FDistill(Objective):
 
     def judge_loss(self, batch: Batch, draws: CriticDraws) -> Loss:
         """How well the judge tells data from samples."""
+        cond, perturb = batch.cond, self.student.path.perturb
         events = (batch.x0, draws.real), (self._samples(batch, draws), draws.fake)
-        perturb = self.student.path.perturb
-        logits = [self._logits(perturb(x, n.noise, n.t), n.t, batch.cond) for x, n in events]
+        logits = [self._logits(perturb(x, at.noise, at.t), at.t, cond) for x, at in events]
         found = over_heads(softplus_discriminator, *logits)
         return Loss({"judge": self.adversarial_critic * found})
 
@@ -201,9 +188,9 @@ class FDistill(Objective):
 
     def phases(self) -> Sequence[Phase]:
         """The generator's update at every K-th step, then the critic's at every one."""
-        due, more = every(self.critic_updates), (self.judge_loss,)
+        more = (self.judge_loss,)
         return (
-            Phase("student", self.student, self.draw, self.loss, due),
+            Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
             Phase("critic", self.critic, self.draw_critic, self.critic_loss, more=more),
         )
 

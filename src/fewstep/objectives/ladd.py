@@ -61,8 +61,8 @@ class LADD(Objective):
             to a list of logits. If it has ``heads``, only these learn; a penalty needs them, from
             features and conditions to logits, and ``features(x, t, cond)``.
         generate: the student's times, e.g. ``FewSteps((1.0, 0.75, 0.5, 0.25), inputs="noised")``.
-        times: at which answers are judged, e.g. ``OnPath(student.path, LEVELS)``; None is clean,
-            for a judge that takes no notice of the time: it is told ``t_min``.
+        times: at which answers are judged, e.g. ``OnPath(student.path, LEVELS)``, which suits data
+            of standard deviation 1; None is clean, and the judge is told ``t_min``.
         teacher: of the distillation term.
         teacher_times: at which it is shown the answers; the paper's are uniform.
         distillation: lambda.

@@ -18,8 +18,9 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.distances import l2
+from fewstep.objectives.terms import draw_noised
 from fewstep.paths import Event, Path, Time, VarianceExploding
-from fewstep.times import KarrasIndex, LogNormal
+from fewstep.times import KarrasIndex, KarrasUniform, LogNormal
 
 Times = Callable[[int, torch.Generator], Tensor]
 """(b, rng) -> times ``(b,)``."""
@@ -110,12 +111,26 @@ def check_critic(student: AbstractDenoiser, fake: AbstractDenoiser, *laws: Times
             f"the fake denoiser must be a one-time network on the student's {path}, got one of "
             f"{1 + fake.two_time} time(s) on {fake.path}; give a copy of the teacher"
         )
-    levels = [law for law in laws if isinstance(law, KarrasIndex | LogNormal)]
+    levels = [law for law in laws if isinstance(law, KarrasIndex | KarrasUniform | LogNormal)]
     if levels and not isinstance(path, VarianceExploding):
         raise UsageError(
             f"{levels[0]} draws noise levels, which are no times of {path}; give all laws of times "
             "for it, e.g. fewstep.times.OnPath(path, KarrasIndex())"
         )
+
+
+class Compared(NamedTuple):
+    """Draws of samples, then time ``(b,)`` and unit noise at which they are denoised."""
+
+    made: Made
+    t: Tensor
+    noise: Tensor
+
+
+def draw_compared(batch: Batch, generate: FewSteps, times: Times, rng: Rng) -> Compared:
+    """Samples' own noise, then a time and noise for each."""
+    made, t = generate.draw(batch, rng), times(len(batch), rng)
+    return Compared(made, *draw_noised(batch, t, None, rng)[:2])
 
 
 def answered(student: AbstractDenoiser, x: Event, t: Time, cond: Cond) -> Event:
@@ -140,10 +155,11 @@ def statistics(x: Event, batch: Batch) -> dict[str, Tensor]:
     as a share of the data's. Then mean and standard deviation of each channel.
     """
     axes = [i for i in range(x.ndim) if i != 1]
-    means, stds = x.mean(axes), x.std(axes)
+    means, stds = x.mean(axes), x.std(axes, correction=0)
     found = {
         "brightness": x.mean() - batch.x0.mean(),
-        "spread": x.std(0).mean() / batch.x0.std(0).mean().clamp(min=1e-12),
+        "spread": x.std(0, correction=0).mean()
+        / batch.x0.std(0, correction=0).mean().clamp(min=1e-12),
     }
     for i in range(min(len(means), CHANNELS)):
         found |= {f"mean/{i}": means[i], f"std/{i}": stds[i]}

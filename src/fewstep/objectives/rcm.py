@@ -39,7 +39,7 @@ from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import l2
-from fewstep.objectives.matching import Times, statistics
+from fewstep.objectives.matching import Times, check_critic, statistics
 from fewstep.objectives.terms import (
     draw_noised,
     lag,
@@ -105,12 +105,13 @@ class RCM(Objective):
         derivative: Derivative = jvp,
     ) -> None:
         super().__init__()
-        path, two_time = student.path, student.two_time or fake.two_time
-        if not isinstance(path, Trig) or path.t_min or fake.path != path or two_time:
+        path = student.path
+        if not isinstance(path, Trig) or path.t_min or student.two_time:
             raise UsageError(
-                f"rCM takes one-time networks on one Trig path from 0, got {path} and {fake.path}"
-                f"{', one with two times' if two_time else ''}; read both on such a path with .on()"
+                f"rCM's student is a one-time network on the Trig path from 0, got one of "
+                f"{1 + student.two_time} time(s) on {path}; read one there with .on(Trig(...))"
             )
+        check_critic(student, fake, times, matching_times)
         if warmup < 0 or every < 2 or calls < 1:
             raise UsageError(
                 f"expected warmup >= 0, every >= 2 and calls >= 1, got {warmup}, {every}, {calls}"
@@ -118,10 +119,9 @@ class RCM(Objective):
         self.path, self.student, self.fake = path, student, fake
         self.teacher = on_path_of(student, teacher)
         self.times, self.matching_times = times, matching_times
-        self.weight, self.rate = weight, rate
+        self.weight, self.rate, self.derivative = weight, rate, derivative
         self.warmup, self.every, self.calls = warmup, every, calls
         self.sampling_times = dict(sampling_times or {})
-        self.derivative = derivative
 
     def _student_is_due(self, step: int) -> bool:
         return step < self.warmup or (step - self.warmup) % self.every == 0

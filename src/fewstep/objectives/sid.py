@@ -47,7 +47,14 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, per_sample
 from fewstep.models import AbstractDenoiser, Denoiser, Judge
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.matching import FewSteps, Made, Times, denoising_error, statistics
+from fewstep.objectives.matching import (
+    FewSteps,
+    Made,
+    Times,
+    check_critic,
+    denoising_error,
+    statistics,
+)
 from fewstep.objectives.terms import (
     SnrWeight,
     draw_noised,
@@ -106,12 +113,7 @@ class SiD(Objective):
         adversarial: float = 1e-4,
     ) -> None:
         super().__init__()
-        if fake.path != student.path or fake.two_time:
-            raise UsageError(
-                f"fake must be a one-time denoiser on the student's path {student.path}, got "
-                f"{'a two-time' if fake.two_time else 'one'} on {fake.path}; take a copy of the "
-                "teacher"
-            )
+        check_critic(student, fake, times, critic_times)
         if critic_updates < 1:
             raise UsageError(f"critic_updates must be at least 1, got {critic_updates}")
         if judge is not None and not isinstance(fake, Denoiser):
@@ -122,8 +124,7 @@ class SiD(Objective):
         self.teacher = on_path_of(student, teacher)
         self.fake = fake
         self.generate = generate
-        self.times = times
-        self.critic_times = critic_times
+        self.times, self.critic_times = times, critic_times
         self.weight = weight
         self.a = a
         self.critic_updates = critic_updates
@@ -191,7 +192,7 @@ class SiD(Objective):
             module, more = nn.ModuleList([self.fake, self.judge]), (self.judge_loss,)
         return (
             Phase("critic", module, self.draw_critic, self.critic_loss, more=more),
-            Phase("generator", self.student, self.draw, self.loss, every(self.critic_updates)),
+            Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
         )
 
     def contract(self, data: DataSpec) -> Contract:

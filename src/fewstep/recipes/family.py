@@ -30,6 +30,8 @@ def recipe_of(place: Place, name: str) -> Callable[..., Run]:
             # The learning rate falls to 0 in each of its stages.
             train = replace(train, decay_steps=halving_stage(train.steps, options["first"]))
         start = place.start(method, recipe, train=train, **{k: options[k] for k in of_place})
+        if "pairs" in of_method:
+            start = start.with_pairs(options["pairs"])
         objective = method.build(start, **{k: options[k] for k in of_method})
         return start.run(recipe, options, objective)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fewstep.recipes import trajectories
+from fewstep.recipes import matching, trajectories
 
 if TYPE_CHECKING:
     from fewstep.objectives.base import Objective
@@ -46,4 +46,14 @@ METHODS: dict[str, Method] = {
     "imm": Method(trajectories.imm, "IMM", scratch=True),
     "shortcut": Method(trajectories.shortcut, "shortcut", scratch=True),
     "flowmap": Method(trajectories.flowmap, "flow map", distils=True),
+    "dmd": Method(matching.dmd, "DMD", distils=True),
+    "dmd2": Method(matching.dmd2, "DMD2", distils=True),
+    "f-distill": Method(matching.f_distill, "f-distill", distils=True),
+    "sid": Method(matching.sid, "SiD", distils=True),
+    "sida": Method(matching.sida, "SiDA", distils=True),
+    "diff-instruct": Method(matching.diff_instruct, "Diff-Instruct", distils=True),
+    "ladd": Method(matching.ladd, "LADD", distils=True),
+    "kd": Method(matching.kd, "knowledge distillation", distils=True),
+    "rcm": Method(matching.rcm, "rCM", distils=True),
+    "drifting": Method(matching.drifting, "drifting", scratch=True),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,14 +11,25 @@ import torch
 from torch import nn
 
 from fewstep.data import Dataset
+from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
 from fewstep.model import Model, find
-from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser, grown
+from fewstep.models import (
+    EDM,
+    AbstractDenoiser,
+    ConsistencyBoundary,
+    Denoiser,
+    FeatureDiscriminator,
+    Judge,
+    LowRank,
+    grown,
+)
 from fewstep.objectives.base import Objective
 from fewstep.objectives.terms import LabelDrop
 from fewstep.paths import Path, VarianceExploding
 from fewstep.recipes import parts
 from fewstep.recipes.methods import METHODS, Method
+from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Augment, Run, TrainConfig
 
 NONE = "none"
@@ -39,6 +51,8 @@ class Start:
         train: the trainer's settings.
         averages: rules by name.
         dropout: of the student.
+        guidance: scale of the teacher's; 1 is none.
+        pairs: of the teacher, where a method learns from them.
         augment: what happens to each batch.
         finish: takes the teacher and returns the report.
         watch: numbers on the way.
@@ -53,6 +67,8 @@ class Start:
     train: TrainConfig
     averages: parts.Averages
     dropout: float = 0.0
+    guidance: float = 1.0
+    pairs: Pairs | None = None
     augment: Augment | None = None
     finish: Callable[[Model | None], parts.Report] | None = None
     watch: parts.Watch | None = None
@@ -110,6 +126,67 @@ class Start:
         levels = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64) * self.middle
         high, middle, low = path.time(levels).tolist()
         return {2: (path.t_max, middle), 4: (path.t_max, high, middle, low)}
+
+    def times(self, path: Path, steps: int) -> tuple[float, ...]:
+        """The times of so many calls of a generator.
+
+        Raises:
+            UsageError: neither 1, 2 nor 4.
+        """
+        known = {1: (path.t_max,), **self.sampling_times(path)}
+        if steps not in known:
+            raise UsageError(f"steps must be 1, 2 or 4, got {steps}")
+        return tuple(known[steps])
+
+    def fake(self, path: Path, lora: int = 0) -> AbstractDenoiser:
+        """Where the denoiser of generated samples starts: as the teacher without guidance.
+
+        Args:
+            path: the student's.
+            lora: rank of its difference to the teacher, whose weights it shares; 0 is a copy.
+        """
+        return LowRank(self.source.on(path), lora) if lora else self.student(path)
+
+    def judge(self, denoiser: Any) -> Judge:
+        """A discriminator on the features in the middle of such a denoiser."""
+        kinds = getattr(denoiser.net, "units", ())
+        count = sum(isinstance(m, kinds) for m in denoiser.net.modules())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            return Judge(denoiser, self.data.batch([0, 1]), at=(count // 2,))
+
+    def discriminator(self, path: Path) -> FeatureDiscriminator:
+        """Heads on all features of the teacher, without guidance, told the label."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            frozen = copy.deepcopy(self.source.on(path))
+            return FeatureDiscriminator(frozen, self.data.batch([0, 1]), classes=self.data.labels)
+
+    def with_pairs(self, folder: str) -> Start:
+        """The same, with data that brings pairs of its teacher along; an empty name has none.
+
+        Raises:
+            UsageError: they are of another teacher, or not finished.
+        """
+        if not folder:
+            return self
+        assert self.model is not None
+        pairs = Pairs(folder)
+        pairs.check(fingerprint(self.model.denoiser), self.guidance)
+        return replace(self, data=Paired(self.data, pairs), pairs=pairs)
+
+    def paired(self) -> Pairs:
+        """The pairs.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if self.pairs is None:
+            raise UsageError(
+                "this needs pairs of noise and what the teacher makes of it: make them with "
+                "fewstep data pairs TEACHER -n 10000 --out DIR, and give --pairs DIR"
+            )
+        return self.pairs
 
     def run(self, recipe: str, arguments: Mapping[str, Any], objective: Objective) -> Run:
         """The run of an objective."""
@@ -191,6 +268,7 @@ def begin(
         train=train,
         averages=averages,
         dropout=dropout,
+        guidance=guidance,
         augment=augment,
         finish=finish,
         watch=watch,

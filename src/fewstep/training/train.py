@@ -116,7 +116,7 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
         if trainer.step == 0 and config.sample_every:
             _pictures(run, trainer, folder)
         while trainer.step < config.steps:
-            values = trainer.advance()
+            trainer.advance()
             step = trainer.step
             last = step == config.steps
 
@@ -124,7 +124,7 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                 return every > 0 and (last or step % every == 0)
 
             signum = world.largest(caught[0] if caught else 0)
-            row = world.mean(values) if due(config.log_every) else None
+            row = world.mean(trainer.latest) if due(config.log_every) else None
             if logger is not None:
                 logger.advance(step)
                 if row is not None:

@@ -83,6 +83,7 @@ class Trainer:
         self.scales = {p.name: LossScale(config.precision) for p in objective.phases()}
         self.spikes = {p.name: Spikes(config.spike) for p in objective.phases()}
         self.feed: Feed | None = None
+        self.latest: dict[str, Tensor | float] = {}
         objective.train()
         for name in objective.frozen:
             objective.get_submodule(name).eval()
@@ -127,6 +128,8 @@ class Trainer:
         self.skipped_in_a_row = 0 if good else self.skipped_in_a_row + 1
         self.skipped += not good
         self.step += 1
+        # A phase that is not due when a row is written is told of by its last update.
+        self.latest |= logs
         if self.skipped_in_a_row >= PATIENCE:
             raise Diverged(
                 f"{PATIENCE} steps in a row, up to step {self.step}, had gradients that are not "
@@ -235,6 +238,7 @@ class Trainer:
             "updates": self.averages.updates,
             "scales": {name: scale.state() for name, scale in self.scales.items()},
             "norms": {name: spikes.norms for name, spikes in self.spikes.items()},
+            "latest": {name: float(value) for name, value in self.latest.items()},
             "frozen": self.fingerprints,
         }
 
@@ -259,6 +263,7 @@ class Trainer:
         self.stage, self.stage_start = values["stage"], values["stage_start"]
         self.skipped, self.skipped_in_a_row = values["skipped"], values["skipped_in_a_row"]
         self.averages.updates = values["updates"]
+        self.latest = dict(values["latest"])
         for name, scale in self.scales.items():
             scale.value, scale.since = values["scales"][name]
         for name, spikes in self.spikes.items():
