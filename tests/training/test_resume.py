@@ -347,6 +347,7 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "diff-instruct": {"fake"},
         "dmd2": {"critic"},
         "dmd2 on the teacher": {"critic"},
+        "dmd2 with adapters": {"critic"},
         "ladd": {"judge"},
     }
     assert kept == {"student"} | beside.get(objective, set())
