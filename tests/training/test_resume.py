@@ -173,6 +173,8 @@ def f_distill() -> Objective:
 def diff_instruct() -> Objective:
     generate, weight = FewSteps((1.0,)), karras_weight(0.5)
     return DiffInstruct(apart(0), apart(1), apart(2), generate=generate, weight=weight)
+
+
 def adversarial() -> Objective:
     student, teacher = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(2))
     judge = FeatureDiscriminator(teacher, Batch(torch.zeros(1, 2)), width=4)
@@ -332,6 +334,9 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "progressive": {"previous", "intervals", "reached"},
         "f-distill": {"critic", "factors"},
         "diff-instruct": {"fake"},
+        "sid": {"fake"},
+        "sida": {"fake", "judge"},
+        "rcm": {"fake"},
         "dmd2": {"critic"},
         "dmd2 on the teacher": {"critic"},
         "ladd": {"judge"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from fewstep.errors import UsageError
 from fewstep.recipes.trajectories import DistanceName
 
 if TYPE_CHECKING:
@@ -237,16 +238,18 @@ def ladd(
         penalty: of the heads' gradient (R1).
         heads_rate: learning rate of the heads, as a multiple of the generator's.
     """
-    from fewstep.models import FeatureDiscriminator
     from fewstep.objectives.ladd import LADD
     from fewstep.objectives.matching import FewSteps
     from fewstep.times import LogNormal
 
+    if start.guidance != 1.0 and not distillation:
+        raise UsageError(
+            "without --distillation no answer of the teacher counts; leave out --guidance"
+        )
     student, common = _matching(start, steps)
-    frozen = start.fake(student.path)
     return LADD(
         student,
-        FeatureDiscriminator(frozen, start.data.batch([0, 1])),
+        start.discriminator(student.path),
         generate=FewSteps(common["generate"].times, inputs="noised"),
         times=LogNormal(mean + math.log(start.sigma_data), std),
         teacher=common["teacher"] if distillation else None,
@@ -269,6 +272,11 @@ def kd(start: Any, *, pairs: str = "", steps: int = 1, distance: DistanceName = 
     from fewstep.recipes import parts
 
     states = start.paired().times
+    if steps not in (1, len(states)):
+        raise UsageError(
+            f"steps must be 1, or with these pairs {len(states)}, got {steps}; for more steps make "
+            f"pairs with fewstep data pairs --paths {steps - 1}"
+        )
     return KnowledgeDistillation(
         start.student(), states=states, times=states[:steps], distance=parts.distance(distance)
     )
