@@ -7,6 +7,7 @@ import json
 import pytest
 
 from fewstep import bench
+from fewstep.models import LowRank
 from tiny import fewstep
 
 PROMISED = {
@@ -14,6 +15,8 @@ PROMISED = {
     "ct_over_passes",
     "sample_over_forward",
     "ct_peak_mib",
+    "dmd2_peak_mib",
+    "dmd2_lora_peak_mib",
     "bf16_forward_speedup",
     "jvp_over_forward",
     "jvp_backward_over_passes",
@@ -25,7 +28,7 @@ def quick(monkeypatch):
     """A network of the same kind that takes milliseconds, and no other process."""
     monkeypatch.setattr(bench, "SHAPE", (3, 8, 8))
     monkeypatch.setattr(bench, "CHANNELS", 8)
-    monkeypatch.setattr(bench, "_in_a_fresh_process", lambda threads: 1.0)
+    monkeypatch.setattr(bench, "_in_a_fresh_process", lambda threads, kind: 1.0)
 
 
 def test_the_command_prints_json(quick, capsys):
@@ -47,6 +50,13 @@ def test_the_table_names_the_aims(quick, capsys):
         assert line.endswith(f"{kind} {limit:g}")
 
 
+def test_adapters_are_what_the_smaller_figure_is_of(quick):
+    whole, lora = (bench.dmd2(True, lora).__self__.objective for lora in (False, True))
+    assert not isinstance(whole.critic["fake"], LowRank)
+    theirs = {id(p) for p in lora.teacher.parameters()}
+    assert theirs <= {id(p) for p in lora.critic["fake"].net.parameters()}
+
+
 def test_ratios_are_of_pairs():
     assert bench._ratio([1.0, 2.0, 9.0], [1.0, 4.0, 3.0]) == 1.0
 
@@ -65,8 +75,9 @@ def test_the_parts_are_those_of_the_method(quick):
     assert len(calls) == 7
 
 
-def test_the_peak_is_of_whole_steps():
-    assert bench.peak(1, steps=1) > 100
+@pytest.mark.parametrize("kind", bench.PEAKS)
+def test_the_peak_is_of_whole_steps(quick, kind):
+    assert bench.peak(1, kind, steps=1) > 100
 
 
 @pytest.mark.parametrize("option", ["--threads", "--pairs"])

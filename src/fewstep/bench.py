@@ -2,13 +2,14 @@
 
 Ratios are medians over interleaved pairs, so that a busy moment falls on both sides. The network is
 DDPM++ of 64 channels, multipliers (1, 2, 2), 32 x 32 pixels, in batches of 8; memory is the largest
-resident size of a fresh process, imports included.
+resident size of a fresh process, imports included. That of DMD2 is with blocks computed again,
+whose cost in time stands beside it: a student, a teacher, a fake denoiser with a judge, an average.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -25,22 +26,31 @@ from fewstep.core import Rng
 from fewstep.data import Arrays
 from fewstep.derivatives import jvp
 from fewstep.model import Model
-from fewstep.models import ConsistencyBoundary, Denoiser
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Judge, LowRank
 from fewstep.models.nets import DDPMpp
+from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
 from fewstep.objectives.distances import PseudoHuber
+from fewstep.objectives.dmd2 import DMD2
+from fewstep.objectives.matching import FewSteps
+from fewstep.objectives.terms import karras_weight
 from fewstep.training.averages import constant
 from fewstep.training.config import TrainConfig
+from fewstep.training.memory import MIB, most_resident
 from fewstep.training.trainer import Trainer
 
 BATCH = 8
 CHANNELS = 64
 SHAPE = (3, 32, 32)
+MIDDLE = 9
+"""The unit that DMD2's judge looks at, after the encoder's eight."""
 TARGETS = {
     "overhead": (0.05, "at most"),
     "ct_over_passes": (1.02, "at most"),
     "sample_over_forward": (1.02, "at most"),
     "ct_peak_mib": (780.0, "at most"),
+    "dmd2_peak_mib": (783.0, "at most"),
+    "dmd2_lora_peak_mib": (599.0, "at most"),
     "bf16_forward_speedup": (1.4, "at least"),
     "jvp_over_forward": (3.5, "at most"),
     "jvp_backward_over_passes": (2.6, "at most"),
@@ -86,7 +96,10 @@ def run(threads: int, pairs: int) -> dict[str, Any]:
         "jvp_backward_over_passes": _ratio(
             *paired("jvp_backward_over_passes", made.jvp_backward, made.forward_backward)
         ),
-        "ct_peak_mib": _in_a_fresh_process(threads),
+        "checkpointing_cost": _ratio(*paired("checkpointing_cost", dmd2(True), dmd2(False))),
+        "ct_peak_mib": _in_a_fresh_process(threads, "consistency"),
+        "dmd2_peak_mib": _in_a_fresh_process(threads, "dmd2"),
+        "dmd2_lora_peak_mib": _in_a_fresh_process(threads, "dmd2_lora"),
         "threads": threads,
         "pairs": pairs,
         "torch": torch.__version__,
@@ -102,7 +115,7 @@ class Subjects:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.net = DDPMpp(SHAPE, CHANNELS, (1, 2, 2), blocks=2, attention=(16,), dropout=0.0)
+        self.net = network()
         student = Denoiser(self.net, ConsistencyBoundary(sigma_data=0.5))
         self.objective = Consistency(
             student,
@@ -111,8 +124,7 @@ class Subjects:
             distance=PseudoHuber(),
             weight=lambda t, r: 1 / (t - r),
         )
-        pixels = np.random.default_rng(0).integers(0, 256, (64, *SHAPE), dtype=np.uint8)
-        self.data = Arrays(pixels)
+        self.data = pixels()
         self.batch = self.data.batch(range(BATCH))
         self.x, self.c_noise = torch.randn(BATCH, *SHAPE), torch.randn(BATCH)
         self.gradient = torch.randn(BATCH, *SHAPE)
@@ -122,10 +134,7 @@ class Subjects:
 
     def step(self, optimizer: Any) -> Work:
         """Whole steps of the trainer, with one average."""
-        config = TrainConfig(steps=10**6, batch=BATCH, lr=1e-6, optimizer=optimizer)
-        rules = {"ema": constant(0.999)}
-        trainer = Trainer(self.objective, self.data, config, rules, torch.device("cpu"))
-        return trainer.advance
+        return stepping(self.objective, optimizer=optimizer)
 
     def loss(self) -> None:
         """The method's loss and its backward pass."""
@@ -175,14 +184,56 @@ class Subjects:
         self.model.sample(BATCH, steps=1, seed=0)
 
 
-def peak(threads: int, steps: int = 4) -> float:
-    """Largest resident size of this process in MiB after some steps of consistency training."""
+def dmd2(checkpointing: bool, lora: bool = False) -> Work:
+    """Whole steps of DMD2, of the generator at every second one."""
+    torch.manual_seed(0)
+    teacher = Denoiser(network(), EDM(sigma_data=0.5))
+    student = copy.deepcopy(teacher)
+    fake = LowRank(teacher) if lora else copy.deepcopy(teacher)
+    objective = DMD2(
+        student,
+        teacher,
+        fake,
+        generate=FewSteps((80.0,)),
+        weight=karras_weight(0.5),
+        critic_updates=2,
+        judge=Judge(fake, pixels().batch(range(2)), at=(MIDDLE,)),
+    )
+    return stepping(objective, checkpointing=checkpointing)
+
+
+def network() -> DDPMpp:
+    """The one that everything is measured on."""
+    return DDPMpp(SHAPE, CHANNELS, (1, 2, 2), blocks=2, attention=(16,), dropout=0.0)
+
+
+def pixels() -> Arrays:
+    """Some data for it."""
+    return Arrays(np.random.default_rng(0).integers(0, 256, (64, *SHAPE), dtype=np.uint8))
+
+
+def stepping(objective: Objective, **settings: Any) -> Work:
+    """Whole steps of the trainer, with one average."""
+    config = TrainConfig(steps=10**6, batch=BATCH, lr=1e-6, **settings)
+    rules = {"ema": constant(0.999)}
+    return Trainer(objective, pixels(), config, rules, torch.device("cpu")).advance
+
+
+PEAKS: dict[str, Callable[[], Work]] = {
+    "consistency": lambda: Subjects().step("adam"),
+    "dmd2": lambda: dmd2(True),
+    "dmd2_lora": lambda: dmd2(True, lora=True),
+}
+"""Trainings whose memory is measured."""
+
+
+def peak(threads: int, kind: str = "consistency", steps: int = 4) -> float:
+    """Largest resident size of this process in MiB after some steps of a training."""
     torch.set_num_threads(threads)
-    advance = Subjects().step("adam")
+    advance = PEAKS[kind]()
     for _ in range(steps):
         advance()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return most_resident() / MIB
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -217,8 +268,8 @@ def _median(values: Any) -> float:
     return float(median(values))
 
 
-def _in_a_fresh_process(threads: int) -> float:
-    code = f"from fewstep.bench import peak; print(peak({threads}))"
+def _in_a_fresh_process(threads: int, kind: str) -> float:
+    code = f"from fewstep.bench import peak; print(peak({threads}, {kind!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )

@@ -13,15 +13,17 @@ import torch
 from fewstep.contract import data_spec
 from fewstep.data import Arrays, EDMAugment
 from fewstep.errors import UsageError
+from fewstep.model import load
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.nets import NETWORKS
 from fewstep.objectives.consistency import Consistency
 from fewstep.objectives.distances import l2
+from fewstep.pairs import make
 from fewstep.recipes import RECIPES, TrainConfig, parts
 from fewstep.recipes.presets import CIFAR10, PRESETS, Preset
 from fewstep.recipes.published import DEEP, EDM2_S, EDM2_TRAIN, PUBLISHED
 from fewstep.recipes.standard import cd_of, ct_of, edm_of
-from fewstep.times import LogNormal
+from fewstep.times import KarrasIndex, KarrasUniform, LogNormal
 from fewstep.training.train import train
 from tiny import settings
 
@@ -154,12 +156,13 @@ TINY = {
     "edm2": {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attention": ()},
 }
 FAMILY = {place.named(name): (place, name) for place in PUBLISHED for name in place.methods}
+PAIRED = {"cifar10-dmd": "cifar10-edm --labels", "imagenet-64-dmd": "imagenet-64-edm"}
 MADE = parts.network
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory) -> dict[str, str]:
-    """A tiny run of each recipe that another starts from."""
+    """A tiny run of each recipe that another starts from, and pairs of some."""
     root = tmp_path_factory.mktemp("teachers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "standard_data", tiny_images)
@@ -170,6 +173,9 @@ def teachers(tmp_path_factory) -> dict[str, str]:
         for name in ("cifar10-ect", "imagenet-64-ect"):
             source = root / ("cifar10-edm" if "cifar" in name else "imagenet-64-edm2")
             train(RECIPES[name].build(teacher=str(source), train=few), root / name)
+        train(RECIPES["cifar10-edm"].build(labels=True, train=few), root / "cifar10-edm --labels")
+        for name in PAIRED.values():
+            make(load(root / name, device="cpu"), root / f"{name} pairs", 8, steps=2)
     return {path.name: str(path) for path in root.iterdir()}
 
 
@@ -193,6 +199,8 @@ def built(monkeypatch, teachers):
         told = RECIPES[recipe].teacher.removeprefix("a run of ")
         given.setdefault("teacher", "none" if told == "-" else teachers[told])
         given.setdefault("train", replace(place.trainer(name), device="cpu"))
+        if recipe in PAIRED:
+            given.setdefault("pairs", teachers[f"{PAIRED[recipe]} pairs"])
         return RECIPES[recipe].build(**given)
 
     return build
@@ -373,6 +381,135 @@ def test_progressive_is_as_published(built):
         assert [rule(9) for rule in run.averages.values()] == [0]
 
 
+def updates(run) -> tuple[int, int]:
+    """Of the generator and of its critic, in a hundred steps."""
+    due = {phase.name: sum(map(phase.due, range(100))) for phase in run.objective.phases()}
+    return due["student"], due["critic"]
+
+
+def optimizer(config: TrainConfig) -> tuple[object, ...]:
+    return config.optimizer, config.betas, config.weight_decay, config.warmup, config.clip
+
+
+def weighted_as_edm(objective) -> bool:
+    """By 1/t^2 + 1/sigma_data^2."""
+    t = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    return torch.allclose(objective.weight(1 / t**2), 1 / t**2 + 4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "labels", "batch", "lr", "steps", "precision"),
+    [
+        ("cifar10-dmd", 10, 392, 5e-5, 300_000, "fp32"),
+        ("imagenet-64-dmd", 1000, 336, 2e-6, 350_000, "bf16"),
+    ],
+)
+def test_dmd_is_as_published(recipe, labels, batch, lr, steps, precision, built, monkeypatch):
+    asked = []
+    monkeypatch.setattr(parts, "distance", lambda name: asked.append(name) or l2)
+    run = built(recipe)
+    config, objective = run.config, run.objective
+    assert (size(config), config.lr, config.steps, config.precision) == (
+        batch,
+        lr,
+        steps,
+        precision,
+    )
+    assert optimizer(config) == ("adamw", (0.9, 0.999), 0.01, 500, 10)
+    assert (objective.regression, asked, run.data.labels) == (0.25, ["lpips"], labels)
+    assert {"pair_noise", "pair_x", "pair_label"} <= run.data.batch([0, 1]).aux.keys()
+    assert objective.generate.times == (80.0,)
+    assert objective.times == KarrasIndex(20, 980)
+    assert objective.critic_times == KarrasIndex(0, 999)
+    assert updates(run) == (100, 100)
+    assert weighted_as_edm(objective)
+    assert run.arguments["dropout"] == 0
+    assert [rule(9) for rule in run.averages.values()] == [0]
+
+
+def test_dmd_asks_for_pairs(built):
+    with pytest.raises(UsageError, match="fewstep data pairs TEACHER"):
+        built("cifar10-dmd", pairs="")
+
+
+def test_dmd2_is_as_published(built):
+    run = built("imagenet-64-dmd2")
+    config, objective = run.config, run.objective
+    assert (size(config), config.lr, config.steps, config.precision) == (280, 2e-6, 200_000, "bf16")
+    assert optimizer(config) == ("adamw", (0.9, 0.999), 0.01, 500, 10)
+    assert (objective.adversarial, objective.adversarial_critic) == (3e-3, 1e-2)
+    assert (objective.judged, updates(run)) == ("fake", (20, 100))
+    assert objective.generate.times == (80.0,)
+    assert objective.times == KarrasIndex(20, 980)
+    assert objective.critic_times == objective.adversarial_times == KarrasIndex(0, 999)
+    assert weighted_as_edm(objective)
+    assert (run.arguments["dropout"], run.augment) == (0, None)
+    assert [rule(9) for rule in run.averages.values()] == [0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch", "lr", "steps", "divergence", "adversarial"),
+    [
+        ("cifar10-f-distill", 2048, 1e-4, 100_000, "kl", 1e-3),
+        ("imagenet-64-f-distill", 512, 2e-6, 600_000, "js", 3e-3),
+    ],
+)
+def test_f_distill_is_as_published(recipe, batch, lr, steps, divergence, adversarial, built):
+    run = built(recipe)
+    config, objective = run.config, run.objective
+    assert (size(config), config.lr, config.steps, config.precision) == (batch, lr, steps, "fp32")
+    assert optimizer(config) == ("adamw", (0.9, 0.999), 0.01, 0, 10)
+    factors = objective.factors
+    assert (factors.divergence, factors.limits, factors.bins) == (divergence, (0.1, 20.0), 10)
+    assert (objective.adversarial, objective.adversarial_critic) == (adversarial, 1.0)
+    assert (objective.judged, updates(run)) == ("teacher", (20, 100))
+    assert objective.generate.times == (80.0,)
+    rates = [rule(9) for rule in run.averages.values()]
+    assert rates == pytest.approx([0.9999**5, 0.99995**5, 0.9996**5], abs=2e-6)
+    assert (run.arguments["dropout"], run.augment) == (0, None)
+    assert run.data.labels
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch", "lr", "millions", "half_life", "dropout", "level"),
+    [
+        ("cifar10-sid", 256, 1e-5, 500, 0.5e6, 0.13, 2.5),
+        ("cifar10-sida", 256, 1e-5, 300, 0.5e6, 0.13, 2.5),
+        ("cifar10-diff-instruct", 128, 1e-5, 200, 0.5e6, 0.13, 1.0),
+        ("imagenet-64-sid", 8192, 4e-6, 1000, 2e6, 0.1, 2.5),
+        ("imagenet-64-sida", 8192, 4e-6, 300, 2e6, 0.1, 2.5),
+        ("imagenet-64-diff-instruct", 128, 1e-5, 200, 0.5e6, 0.1, 1.0),
+    ],
+)
+def test_score_identities_are_as_published(
+    recipe, batch, lr, millions, half_life, dropout, level, built
+):
+    run = built(recipe)
+    config, objective = run.config, run.objective
+    assert (size(config), config.lr) == (batch, lr)
+    assert seen(config) == pytest.approx(millions, rel=1e-4)
+    assert optimizer(config) == ("adam", (0.0, 0.999), 0.0, 0, 0)
+    (name,) = run.averages
+    assert name == f"half-life-{half_life:g}"
+    assert run.averages[name](10**6) == pytest.approx(0.5 ** (batch / half_life))
+    assert (run.arguments["dropout"], run.augment) == (dropout, None)
+    assert objective.generate.times == (level,)
+    assert updates(run) == (100, 100)
+    assert objective.critic_times == LogNormal(-1.2, 1.2)
+    assert weighted_as_edm(objective)
+    if "diff-instruct" in recipe:
+        assert (objective.times, config.eps) == (LogNormal(-1.2, 1.2), 1e-8)
+        assert run.data.labels
+        return
+    adversary = "sida" in recipe
+    assert objective.times.t_max == pytest.approx(
+        float(KarrasUniform().at(torch.tensor(0.8))), 1e-3
+    )
+    assert (objective.a, objective.judge is None) == (1.0 if adversary else 1.2, not adversary)
+    assert config.eps == (1e-6 if config.precision == "fp16" else 1e-8)
+    assert objective.adversarial == (1e-4 if adversary else 0)
+
+
 def test_the_edm2_teacher_is_as_published(monkeypatch):
     config = EDM2_TRAIN
     assert size(config) == 2048
@@ -413,6 +550,8 @@ def test_augmentations_that_would_be_learned_are_refused(built):
         ("cifar10-ect-1h", "cifar10-edm"),
         ("imagenet-64-tcm", "imagenet-64-ect"),
         ("imagenet-64-scd", "imagenet-64-edm2"),
+        ("cifar10-dmd", "cifar10-edm --labels"),
+        ("imagenet-64-dmd2", "imagenet-64-edm"),
     ],
 )
 def test_a_missing_teacher_names_the_recipe_that_makes_it(recipe, teacher):

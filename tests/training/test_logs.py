@@ -111,10 +111,10 @@ def test_the_estimate_counts_what_is_there(batch, capsys):
     done = fewstep(
         capsys, "train", "digits-edm", "--dry-run", "--width", 1024, "--train.batch", batch
     )
-    lines = [line.split() for line in done.out.splitlines() if line.endswith("MiB")]
-    size = {words[0]: float(words[-2].replace(",", "")) for words in lines}
+    lines = [line.rsplit(maxsplit=2) for line in done.out.splitlines() if line.endswith("MiB")]
+    size = {name.strip(): float(number.replace(",", "")) for name, number, _ in lines}
     parameters = int(done.out.split(" parameters")[0].split()[-1].replace(",", ""))
     mib = parameters * 4 / 2**20
-    assert size["gradients"] == pytest.approx(mib, abs=1)
+    assert size["student: gradients"] == pytest.approx(mib, abs=1)
     assert size["optimiser"] == pytest.approx(2 * mib, abs=1)
     assert size["averages"] == pytest.approx(mib, abs=1)

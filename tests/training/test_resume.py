@@ -23,7 +23,15 @@ from fewstep.data import Dataset, toy
 from fewstep.errors import Interrupted
 from fewstep.files import flush
 from fewstep.model import load
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, FeatureDiscriminator, Flow, Judge
+from fewstep.models import (
+    EDM,
+    ConsistencyBoundary,
+    Denoiser,
+    FeatureDiscriminator,
+    Flow,
+    Judge,
+    LowRank,
+)
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
@@ -209,8 +217,10 @@ def of_family(name: str, **options) -> Callable[[], Objective]:
     return build
 
 
-def matched(judged: Literal["fake", "teacher"]) -> Objective:
+def matched(judged: Literal["fake", "teacher"], lora: bool = False) -> Objective:
     student, teacher, fake = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(3))
+    if lora:
+        fake = LowRank(teacher, rank=2)
     return DMD2(
         student,
         teacher,
@@ -247,6 +257,7 @@ OBJECTIVES = {
     "flowmap": of_family("flowmap"),
     "dmd2": lambda: matched("fake"),
     "dmd2 on the teacher": lambda: matched("teacher"),
+    "dmd2 with adapters": lambda: matched("fake", lora=True),
     "kd": knowledge_distillation,
     "f-distill": f_distill,
     "diff-instruct": diff_instruct,

@@ -7,7 +7,7 @@ import torch
 
 import ranks
 from fewstep.errors import UsageError
-from fewstep.models import ConsistencyBoundary, Denoiser
+from fewstep.models import ConsistencyBoundary, Denoiser, Judge, LowRank
 from fewstep.models.nets import EDM2, DDPMpp
 from fewstep.objectives.consistency import Consistency, Fixed, SameNoise
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
@@ -15,6 +15,7 @@ from fewstep.times import KarrasUniform
 from fewstep.training.config import TrainConfig
 from fewstep.training.distribution import World
 from fewstep.training.trainer import Trainer
+from generators import Matching
 
 
 def made(objective, world=None, **settings) -> Trainer:
@@ -50,6 +51,14 @@ def test_networks_without_units_are_not_checkpointed():
     objective = Consistency(student, SameNoise(student.path), schedule=Fixed(6))
     with pytest.raises(UsageError, match="Bare names no units"):
         made(objective, checkpointing=True)
+
+
+def test_a_judges_heads_are_left_out_of_it():
+    teacher = ranks.unet(0)
+    judge = Judge(teacher, made(continuous()).data.batch(range(2)))
+    objective = Matching(ranks.unet(1), teacher, LowRank(teacher), judge)
+    trainer = made(objective, checkpointing=True)
+    assert all(torch.isfinite(torch.as_tensor(v)) for v in trainer.advance().values())
 
 
 def test_edm2s_weights_are_back_on_their_spheres_after_every_update():

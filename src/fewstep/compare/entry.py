@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
@@ -104,11 +104,10 @@ def _value(method: str, name: str, text: str, known: Mapping[str, Parameter]) ->
         return text == "true"
     if get_args(kind) and text in get_args(kind):
         return text
-    try:
-        if kind in {int, float, str}:
-            return kind(text)
-    except ValueError:
-        pass
+    for one in get_args(kind) or (kind,):
+        with suppress(ValueError):
+            if one in {int, float, str}:
+                return one(text)
     raise UsageError(f"{method}: {name} cannot be {text!r}; it is {kind}")
 
 

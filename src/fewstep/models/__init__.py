@@ -11,6 +11,7 @@ from fewstep.models.denoiser import (
 )
 from fewstep.models.discriminator import FeatureDiscriminator, Judge, features_of
 from fewstep.models.growing import grown
+from fewstep.models.halving import halved
 from fewstep.models.lora import LowRank
 from fewstep.models.preconditioning import (
     EDM,
@@ -50,4 +51,5 @@ __all__ = [
     "VPrediction",
     "features_of",
     "grown",
+    "halved",
 ]

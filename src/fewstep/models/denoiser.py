@@ -22,9 +22,10 @@ class Network(Protocol):
     network reads ``s_noise``. ``forward`` maps ``(b, *event)`` to the same shape, or to twice the
     channels under :class:`~fewstep.models.preconditioning.DataAndNoisePrediction`.
 
-    Two more attributes are read where a network has them: ``optional_keys`` names conditions that
-    ``cond`` will hold if they are given, and ``units`` the classes of its blocks, one of which is
-    sharded or recomputed as a whole.
+    Three more attributes are read where a network has them: ``optional_keys`` names conditions that
+    ``cond`` will hold if they are given, ``units`` the classes of its blocks, one of which is
+    sharded or recomputed as a whole, and ``time_dtype`` the precision of its times, else that of
+    its weights.
     """
 
     cond_keys: tuple[str, ...]
@@ -98,11 +99,12 @@ class Denoiser(AbstractDenoiser):
     def raw(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
         """The network's prediction F, cast to the precision of ``x``."""
         dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
+        times = getattr(self.net, "time_dtype", dtype)
         _, _, c_in, c_noise = self.preconditioning.coefficients(t)
         s_noise = None
         if self.two_time:
-            s_noise = self.preconditioning.end_noise(t if s is None else s).to(dtype)
-        out = self.net((expand(c_in, x) * x).to(dtype), c_noise.to(dtype), s_noise, self._own(cond))
+            s_noise = self.preconditioning.end_noise(t if s is None else s).to(times)
+        out = self.net((expand(c_in, x) * x).to(dtype), c_noise.to(times), s_noise, self._own(cond))
         return self.preconditioning.prediction(out.to(x.dtype), t)
 
     def on(self, path: Path) -> Denoiser:

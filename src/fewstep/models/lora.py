@@ -66,7 +66,7 @@ class _Adapted(nn.Module):
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
         y = self.layer(x, *more)
-        return y.add(self.adapter(x).to(y.dtype), alpha=self.scale)
+        return y.add_(self.adapter(x).to(y.dtype), alpha=self.scale)
 
 
 class LowRank(AbstractDenoiser):

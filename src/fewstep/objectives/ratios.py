@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from fewstep.core import UsageError, per_sample
 from fewstep.paths import Path, Time
 
-Divergence = Literal["reverse-kl", "softened-rkl", "js", "hellinger", "kl", "jeffreys", "neyman"]
+Divergence = Literal[
+    "reverse-kl", "softened-rkl", "js", "squared-hellinger", "kl", "jeffreys", "neyman"
+]
 
 FACTORS: dict[Divergence, Callable[[Tensor], Tensor]] = {
     "reverse-kl": torch.ones_like,
     "softened-rkl": lambda r: 1 / (1 + r),
     "js": lambda r: r / (1 + r),
-    "hellinger": torch.sqrt,
+    "squared-hellinger": torch.sqrt,
     "kl": lambda r: r,
     "jeffreys": lambda r: 1 + r,
     "neyman": lambda r: 1 / r,

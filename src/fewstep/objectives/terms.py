@@ -192,7 +192,7 @@ def on_path_of(student: AbstractDenoiser, teacher: AbstractDenoiser) -> Abstract
 def matching_gradient(
     x: Event, real: Event, fake: Event, mask: Tensor | None = None, floor: float = 0.0
 ) -> Event:
-    """(fake - real) / mean|x - real| for each sample; not-a-number is 0. No gradient goes through.
+    """(fake - real) / mean|x - real| for each sample, 0 where not finite. No gradient goes through.
 
     Args:
         x: generated samples, clean.
@@ -213,13 +213,13 @@ def surrogate(x: Event, gradient: Event, mask: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def lag(x: Event, real: Event, fake: Event) -> Tensor:
-    """<x - fake, real - fake> / |real - fake|^2 over the batch.
+    """Correlation, in [-1, 1], of what ``fake`` misses, x - fake, with real - fake.
 
-    It is 0 on average for the best denoiser of generated samples, whose errors no function of what
-    it saw predicts; a critic that has fallen behind its generator is away from 0.
+    The best denoiser of generated samples misses nothing that a function of what it saw predicts,
+    so this is 0 but for chance; above 0 it should have stayed nearer to the teacher.
     """
-    gap = real - fake
-    return ((x - fake) * gap).sum() / gap.square().sum().clamp(min=1e-12)
+    missed, gap = x - fake, real - fake
+    return (missed * gap).sum() / (missed.norm() * gap.norm()).clamp(min=1e-12)
 
 
 # Adversarial terms. Logits are of any shape; each term is a mean over all of them.

@@ -5,6 +5,7 @@ A function's keyword options are the command line's; nothing here imports torch 
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,8 @@ def dmd(
     start: Any,
     *,
     pairs: str = "",
+    level: float | None = None,
+    highest: float | None = None,
     regression: float = 0.25,
     distance: DistanceName = "l2",
     critic_updates: int = 1,
@@ -33,6 +36,8 @@ def dmd(
     Args:
         pairs: a folder of noise and what the teacher makes of it, of fewstep data pairs; needed
             unless regression is 0.
+        level: of the noise that the generator starts from; by default the teacher's highest.
+        highest: noise level up to which scores are compared and learnt; by default the teacher's.
         regression: weight of the distance to those pairs.
         distance: of the pairs; lpips is for images and needs the extra of that name.
         critic_updates: of the score of generated samples, for each update of the generator.
@@ -42,7 +47,7 @@ def dmd(
 
     if regression:
         start.paired()
-    student, common = _matching(start, 1)
+    student, common = _matching(start, 1, level, highest)
     return DMD(
         student,
         fake=start.fake(student.path),
@@ -57,6 +62,8 @@ def dmd2(
     start: Any,
     *,
     steps: int = 1,
+    level: float | None = None,
+    highest: float | None = None,
     critic_updates: int = 5,
     adversarial: float = 3e-3,
     adversarial_critic: float = 1e-2,
@@ -67,6 +74,8 @@ def dmd2(
 
     Args:
         steps: network calls of a sample, at most: 1, 2 or 4.
+        level: of the noise that the generator starts from; by default the teacher's highest.
+        highest: noise level up to which scores are compared and learnt; by default the teacher's.
         critic_updates: of the critic, for each update of the generator.
         adversarial: weight of the discriminator in the generator's loss; 0 leaves it out.
         adversarial_critic: weight of the discriminator in the critic's loss.
@@ -76,7 +85,7 @@ def dmd2(
     """
     from fewstep.objectives.dmd2 import DMD2
 
-    student, common = _matching(start, steps)
+    student, common = _matching(start, steps, level, highest)
     fake = start.fake(student.path, lora)
     return DMD2(
         student,
@@ -86,6 +95,7 @@ def dmd2(
         judge=start.judge(fake) if adversarial else None,
         adversarial=adversarial,
         adversarial_critic=adversarial_critic,
+        adversarial_times=common["critic_times"],
         judged=features,
     )
 
@@ -94,6 +104,8 @@ def f_distill(
     start: Any,
     *,
     steps: int = 1,
+    level: float | None = None,
+    highest: float | None = None,
     divergence: Divergence = "js",
     critic_updates: int = 5,
     adversarial: float = 3e-3,
@@ -104,6 +116,8 @@ def f_distill(
 
     Args:
         steps: network calls of a sample, at most: 1, 2 or 4.
+        level: of the noise that the generator starts from; by default the teacher's highest.
+        highest: noise level up to which scores are compared and learnt; by default the teacher's.
         divergence: which.
         critic_updates: of the critic, for each update of the generator.
         adversarial: weight of the discriminator in the generator's loss.
@@ -112,7 +126,7 @@ def f_distill(
     """
     from fewstep.objectives.f_distill import FDistill
 
-    student, common = _matching(start, steps)
+    student, common = _matching(start, steps, level, highest)
     fake = start.fake(student.path)
     return FDistill(
         student,
@@ -139,16 +153,15 @@ def diff_instruct(
         critic_updates: of the score of generated samples, for each update of the generator.
     """
     from fewstep.objectives.diff_instruct import DiffInstruct
-    from fewstep.objectives.matching import FewSteps
     from fewstep.times import LogNormal
 
-    student, common = _matching(start, 1)
+    student, common = _matching(start, 1, level, None)
     common |= {
-        "generate": FewSteps((level,)),
         "times": LogNormal(mean, std),
         "critic_times": LogNormal(mean, std),
     }
-    fake = start.fake(student.path)
+    # Both of the networks that are compared have the teacher's dropout, with the same masks.
+    fake = copy.deepcopy(start.source.on(student.path)).requires_grad_(True)
     return DiffInstruct(student, fake=fake, **common, critic_updates=critic_updates)
 
 
@@ -195,13 +208,11 @@ def sida(
 def _sid(
     start: Any, level: float, highest: float, a: float, critic_updates: int, adversarial: float
 ) -> Objective:
-    from fewstep.objectives.matching import FewSteps
     from fewstep.objectives.sid import SiD
     from fewstep.times import KarrasUniform, LogNormal
 
-    student, common = _matching(start, 1)
+    student, common = _matching(start, 1, level, highest)
     common |= {
-        "generate": FewSteps((level,)),
         "times": KarrasUniform(start.source.path.t_min, highest),
         "critic_times": LogNormal(),
     }
@@ -222,16 +233,18 @@ def ladd(
     start: Any,
     *,
     steps: int = 1,
+    level: float | None = None,
     mean: float = 1.0,
     std: float = 1.0,
     distillation: float = 0.0,
     penalty: float = 1e-5,
-    heads_rate: float = 1.0,
+    heads_rate: float = 2.0,
 ) -> Objective:
     """LADD: a discriminator on the features of the frozen teacher, and little else.
 
     Args:
         steps: network calls of a sample, at most: 1, 2 or 4.
+        level: of the noise that the generator starts from; by default the teacher's highest.
         mean: of log sigma, over the data's standard deviation, where answers are judged.
         std: of log sigma.
         distillation: weight of the distance to the teacher's answers (ADD), which needs it.
@@ -246,7 +259,7 @@ def ladd(
         raise UsageError(
             "without --distillation no answer of the teacher counts; leave out --guidance"
         )
-    student, common = _matching(start, steps)
+    student, common = _matching(start, steps, level, None)
     return LADD(
         student,
         start.discriminator(student.path),
@@ -272,10 +285,10 @@ def kd(start: Any, *, pairs: str = "", steps: int = 1, distance: DistanceName = 
     from fewstep.recipes import parts
 
     states = start.paired().times
-    if steps not in (1, len(states)):
+    if steps not in {1, len(states)}:
         raise UsageError(
-            f"steps must be 1, or with these pairs {len(states)}, got {steps}; for more steps make "
-            f"pairs with fewstep data pairs --paths {steps - 1}"
+            f"steps must be 1, or {len(states)} as these pairs have states, got {steps}; make "
+            "others with fewstep data pairs --paths STEPS-1"
         )
     return KnowledgeDistillation(
         start.student(), states=states, times=states[:steps], distance=parts.distance(distance)
@@ -289,7 +302,7 @@ def rcm(
     std: float = 1.4,
     warmup: float = 0.1,
     weight: float = 0.01,
-    critic_updates: int = 5,
+    critic_updates: int = 4,
     rate: float = 0.2,
 ) -> Objective:
     """rCM: continuous-time consistency distillation (sCD), and distribution matching beside it.
@@ -299,7 +312,7 @@ def rcm(
         std: of log sigma.
         warmup: share of the steps in which the derivative's part grows.
         weight: of the distribution matching.
-        critic_updates: one step of so many is the generator's, the others are the critic's.
+        critic_updates: of the critic, between two of the generator; a step is the one or the other.
         rate: learning rate of the critic, as a multiple of the generator's.
     """
     from fewstep.objectives.rcm import RCM
@@ -316,7 +329,7 @@ def rcm(
         matching_times=OnPath(path, KarrasIndex(t_min=own.t_min, t_max=own.t_max)),
         weight=weight,
         warmup=round(warmup * start.train.steps),
-        every=critic_updates,
+        every=critic_updates + 1,
         rate=rate,
         sampling_times=start.sampling_times(path),
     )
@@ -338,7 +351,7 @@ def drifting(start: Any, *, group: int = 64, r: tuple[float, ...] = (0.02, 0.05,
     return Drifting(student, generate=FewSteps((path.t_max,)), group=group, temperatures=r)
 
 
-def _matching(start: Any, steps: int) -> tuple[Any, dict[str, Any]]:
+def _matching(start: Any, steps: int, level: float, highest: float) -> tuple[Any, dict[str, Any]]:
     """The generator, and what a method of distribution matching needs beside it and the fake."""
     from fewstep.objectives.matching import FewSteps
     from fewstep.objectives.terms import karras_weight
@@ -346,12 +359,19 @@ def _matching(start: Any, steps: int) -> tuple[Any, dict[str, Any]]:
     from fewstep.times import KarrasIndex
 
     own = start.source.path
+    level, highest = (own.t_max if t is None else t for t in (level, highest))
+    if not own.t_min < min(level, highest) <= max(level, highest) <= own.t_max:
+        raise UsageError(
+            f"noise levels must lie above {own.t_min} and be {own.t_max} at most, got "
+            f"{level} and {highest}"
+        )
     # Noised again, an answer counts as clean data, in training as in sampling.
     path = VarianceExploding(0.0, own.t_max)
-    levels = {"t_min": own.t_min, "t_max": own.t_max}
+    levels = {"t_min": own.t_min, "t_max": highest}
+    times = (level, *start.times(path, steps)[1:])
     return start.student(path), {
         "teacher": start.teacher_on(path),
-        "generate": FewSteps(start.times(path, steps)),
+        "generate": FewSteps(times),
         "weight": karras_weight(start.sigma_data),
         "times": KarrasIndex(**levels),
         "critic_times": KarrasIndex(0, 999, **levels),

@@ -117,7 +117,7 @@ def toys(
         points,
         teacher,
         train,
-        network=lambda: parts.mlp(points, 128, 3, 0.0, seed=train.seed),
+        network=lambda: parts.mlp(points, 128, 3, 0.0, fourier_scale=0.1, seed=train.seed),
         sigma_data=TOY_SIGMA,
         middle=0.5,
         averages=parts.ema(0.999),
@@ -207,10 +207,17 @@ def of(preset: Preset) -> Callable[..., Any]:
 _CONTINUOUS: dict[str, Any] = {"mean": -0.5, "std": 1.6, "train": {"lr": 1e-4}}
 """Larger steps of a derivative's bootstrap diverge on networks of this size."""
 
+_SMOOTH: dict[str, Any] = {"mean": 0.0, "std": 2.0, "c": 1.0, "train": {"steps": 2000, "lr": 3e-4}}
+"""Normalising by the tangent's norm alone would move what is learnt in so few dimensions."""
+
+_TUNED: dict[str, Any] = {"c": 0.03, "edm_weight": True, "train": {"clip": 10.0}}
+"""The bare norm's best answer is a median, which in few dimensions is far from the mean."""
+
 _TRAJECTORY: dict[str, Any] = {"points": 10, "solver_steps": 3, "rate": 0.99}
 """With the published 17 solver steps an update costs ten times as much."""
 
-_MATCHING: dict[str, Any] = {"train": {"lr": 3e-4, "schedule": "constant"}}
+_LEVELS: dict[str, Any] = {"level": 2.5, "highest": 10.0, "train": {"batch": 64}}
+"""In minutes a generator does not learn to start from almost nothing but noise."""
 
 DIGITS = Place(
     named=lambda method: f"digits-{method}",
@@ -233,8 +240,23 @@ DIGITS = Place(
         "pcm": {"points": 21},
         "meanflow": {"mean": 0.5, "std": 1.8, "equal": 0.5, "power": 0.5},
         "imm": {"k": 8.0},
-        "shortcut": {"sections": 16, "every": 4},
+        "shortcut": {"sections": 16, "every": 4, "rate": 0.99},
         "flowmap": {"mean": 0.0, "std": 1.4, "lagrangian": True, "train": {"lr": 5e-4}},
+        "dmd": _LEVELS,
+        "dmd2": {**_LEVELS, "critic_updates": 2},
+        "f-distill": {**_LEVELS, "critic_updates": 2},
+        "sid": {"critic_updates": 2, "train": {"lr": 2e-4}},
+        "sida": {"critic_updates": 2, "train": {"lr": 2e-4}},
+        "diff-instruct": {"train": {"lr": 3e-4}},
+        "ladd": {
+            "level": 2.5,
+            "mean": 0.0,
+            "penalty": 1e-2,
+            "heads_rate": 5.0,
+            "train": {"lr": 1e-4, "clip": 10.0},
+        },
+        "rcm": {**_CONTINUOUS, "critic_updates": 1},
+        "drifting": {"r": (0.2, 0.5, 1.0)},
     },
 )
 
@@ -244,17 +266,26 @@ TOYS = Place(
     data="2-D toys",
     teacher=None,
     train=TrainConfig(
-        steps=3000, batch=512, lr=1e-3, schedule="linear", warmup=100, sample_every=1000
+        steps=4000, batch=256, lr=1e-3, schedule="linear", warmup=100, sample_every=1000
     ),
     settings={
-        "ict": {"last": 160},
-        "ect": {"stages": 6},
-        "tcm": {"stage": 5},
-        "ctm": _TRAJECTORY,
-        "meanflow": {"mean": 0.0, "std": 1.6, "equal": 0.5, "power": 0.0},
-        "imm": {"k": 8.0},
-        "shortcut": {"sections": 32, "every": 4},
-        "flowmap": {"mean": 0.0, "std": 1.4, "c": 1.0},
+        "ict": {"last": 640, "c": 0.02},
+        "ect": {**_TUNED, "stages": 8, "mean": 0.0},
+        "tcm": {**_TUNED, "stage": 7},
+        "sct": _SMOOTH,
+        "scd": _SMOOTH,
+        "ctm": {"solver_steps": 3, "rate": 0.99, "train": {"steps": 1800}},
+        "pcm": {"train": {"batch": 512, "steps": 3000}},
+        "meanflow": {
+            **{"mean": 0.0, "std": 3.0, "equal": 0.25, "power": 0.0},
+            "train": {"batch": 512, "steps": 1400},
+        },
+        "imm": {"group": 64, "k": 4.0, "train": {"batch": 512}},
+        "shortcut": {"sections": 32, "every": 4, "rate": 0.99, "train": {"steps": 4500}},
+        "flowmap": {
+            **{"mean": 0.0, "std": 1.4, "c": 1.0, "lagrangian": True},
+            "train": {"steps": 1800, "lr": 5e-4},
+        },
     },
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -160,9 +161,10 @@ class Start:
             return Judge(denoiser, self.data.batch([0, 1]), at=(count // 2,))
 
     def discriminator(self, path: Path) -> FeatureDiscriminator:
-        """A discriminator on all features of the source, frozen, read on a path."""
+        """Heads on all features of the teacher, without guidance, told the label."""
+        frozen = copy.deepcopy(self.source.on(path))
         with parts.seeded(self.train.seed):
-            return FeatureDiscriminator(self.student(path), self.data.batch([0, 1]))
+            return FeatureDiscriminator(frozen, self.data.batch([0, 1]), classes=self.data.labels)
 
     def with_pairs(self, folder: str) -> Start:
         """The same, with data that brings pairs of its teacher along; an empty name has none.

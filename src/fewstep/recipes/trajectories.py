@@ -40,12 +40,13 @@ def cd(start: Any, *, points: int = 18) -> Objective:
     )
 
 
-def ct(start: Any, *, first: int = 10, last: int = 80) -> Objective:
+def ct(start: Any, *, first: int = 10, last: int = 80, c: float = 0.00054) -> Objective:
     """Consistency training: adjacent points of a straight line from noise to data agree.
 
     Args:
         first: N at the first step.
         last: N at the last.
+        c: of the pseudo-Huber distance of whole samples, over the root of their dimension.
     """
     from fewstep.objectives.consistency import Consistency, SameNoise
     from fewstep.objectives.distances import PseudoHuber
@@ -58,26 +59,29 @@ def ct(start: Any, *, first: int = 10, last: int = 80) -> Objective:
         SameNoise(student.path),
         schedule=parts.growing(first, last, start.train.steps),
         weight=lambda t, r: 1 / (t - r),
-        distance=PseudoHuber(),
+        distance=PseudoHuber(c * math.prod(start.data.shape) ** 0.5),
         index=DiscreteLogNormal(),
         drop=start.drop,
         times=start.sampling_times(student.path),
     )
 
 
-def ict(start: Any, *, first: int = 10, last: int = 1280) -> Objective:
+def ict(start: Any, *, first: int = 10, last: int = 1280, c: float = 0.00054) -> Objective:
     """Improved consistency training: a grid that doubles in stages, pseudo-Huber, 1/(t - r).
 
     Args:
         first: intervals of the first stage.
         last: of the last stage.
+        c: of the pseudo-Huber distance of whole samples, over the root of their dimension.
     """
+    from fewstep.objectives.distances import PseudoHuber
     from fewstep.objectives.ict import Doubling, ImprovedConsistency
 
     student = start.student(boundary=True)
     return ImprovedConsistency(
         student,
         schedule=Doubling(start.train.steps, first, last),
+        distance=PseudoHuber(c * math.prod(start.data.shape) ** 0.5),
         drop=start.drop,
         sampling_times=start.sampling_times(student.path),
     )

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fewstep.contract import Contract
-from fewstep.core import Rng
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder
-from fewstep.training.trainer import Trainer, training
-
-MIB = 2**20
+from fewstep.training.memory import estimate, table
+from fewstep.training.trainer import Trainer
 
 
 def header(run: Run, trainer: Trainer) -> str:
@@ -39,65 +35,15 @@ def header(run: Run, trainer: Trainer) -> str:
 
 
 def plan(run: Run, record: dict[str, Any], trainer: Trainer) -> str:
-    """What a dry run prints: the resolved recipe, the header, memory."""
-    resolved = json.dumps(record["run"], indent=2)
-    return f"{resolved}\n{header(run, trainer)}\n{memory(run, trainer)}"
+    """What a dry run prints: the resolved recipe, the header, memory.
 
-
-def memory(run: Run, trainer: Trainer) -> str:
-    """An estimate by part, in MiB: what is held always, and what a microbatch needs at its peak.
-
-    Activations are those that the loss of one sample keeps for the backward pass, times the batch.
+    Started with WORLD_SIZE in the environment, memory is that of one of so many processes.
     """
-    objective, config = trainer.objective, run.config
-    trained = {id(p): p for phase in objective.phases() for p in phase.module.parameters()}
-    trainable = sum(p.numel() * p.element_size() for p in trained.values())
-    everything = sum(t.numel() * t.element_size() for t in objective.state_dict().values())
-    averages = sum(
-        t.numel() * t.element_size()
-        for copy in trainer.averages.copies.values()
-        for t in copy.state_dict().values()
-    )
-    kept = _activations(run, trainer) * config.batch
-    parts = {
-        "weights": everything,
-        "gradients": trainable,
-        "optimiser": 2 * trainable,
-        "averages": averages,
-        f"activations of {config.batch} samples": kept,
-    }
-    lines = [f"  {name:<32} {size / MIB:>10,.0f} MiB" for name, size in parts.items()]
-    total = f"  {'in all, on one process':<32} {sum(parts.values()) / MIB:>10,.0f} MiB"
-    return "\n".join(["memory, estimated:", *lines, total])
-
-
-def _activations(run: Run, trainer: Trainer) -> int:
-    """Bytes that one sample keeps for the backward pass, in the phase that keeps most."""
-    objective, config = trainer.objective, run.config
-    weights = {t.untyped_storage().data_ptr() for t in objective.state_dict().values()}
-    most = 0
-    for phase in objective.phases():
-        batch = run.data.batch([0])
-        if run.augment is not None:
-            batch = run.augment(batch, torch.zeros(1, dtype=torch.int64).numpy(), config.seed)
-        batch = batch.to(trainer.device)
-        draws = phase.draw(batch, 0, Rng(config.seed, 0, phase.name, 0, trainer.device))
-        sizes: dict[int, int] = {}
-
-        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with (
-            training(objective, phase.module),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        ):
-            loss = phase.loss(batch, draws)
-        most = max(most, sum(sizes.values()))
-        del loss
-    return most
+    resolved = json.dumps(record["run"], indent=2)
+    size = int(os.environ.get("WORLD_SIZE") or 1)
+    parts = table(estimate(run, trainer, size), run.config.batch)
+    of = f" of each of {size} processes ({run.config.parallel})" if size > 1 else ""
+    return f"{resolved}\n{header(run, trainer)}\nmemory{of}, estimated:\n{parts}"
 
 
 def card(run: Run, trainer: Trainer, folder: RunFolder, made: Contract) -> str:

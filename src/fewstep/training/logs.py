@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from fewstep.core import UsageError
 from fewstep.files import whole_file
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder
+from fewstep.training.memory import most_resident
 
 
 class Logger:
@@ -162,8 +162,7 @@ def _memory_gib() -> float:
     """Peak so far: of the accelerator if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return most_resident() / 2**30
 
 
 def _kept(line: str, start: int) -> bool:

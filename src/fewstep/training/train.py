@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,7 @@ from fewstep.training.config import Run
 from fewstep.training.derivative import check_derivative
 from fewstep.training.distribution import World, joined
 from fewstep.training.folder import RunFolder, describe
+from fewstep.training.health import Health
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
 from fewstep.training.snapshots import snapshot
 from fewstep.training.trainer import Trainer
@@ -88,7 +90,8 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
 def dry(run: Run) -> str:
     """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
     device = usable_device(run.config.device)
-    trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
+    config = replace(run.config, compile=False)
+    trainer = Trainer(run.objective, run.data, config, run.averages, device)
     return plan(run, describe(run, device, trainer.fingerprints), trainer)
 
 
@@ -106,14 +109,14 @@ def _open(folder: RunFolder, record: dict[str, Any], world: World, stack: ExitSt
 
 
 def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
-    config, world = run.config, trainer.world
+    config, world, health = run.config, trainer.world, Health()
     with ExitStack() as stack:
         logger = stack.enter_context(Logger(folder, trainer.step, run)) if world.first else None
         caught = stack.enter_context(_signals())
         if trainer.step == 0 and config.sample_every:
             _pictures(run, trainer, folder)
         while trainer.step < config.steps:
-            values = trainer.advance()
+            trainer.advance()
             step = trainer.step
             last = step == config.steps
 
@@ -121,11 +124,13 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                 return every > 0 and (last or step % every == 0)
 
             signum = world.largest(caught[0] if caught else 0)
-            row = world.mean(values) if due(config.log_every) else None
+            row = world.mean(trainer.latest) if due(config.log_every) else None
             if logger is not None:
                 logger.advance(step)
                 if row is not None:
                     logger.row(step, {**row, "skipped": float(trainer.skipped)})
+                    for word in health.told(row):
+                        _say(f"step {step}: {word}")
             if due(config.sample_every):
                 _pictures(run, trainer, folder)
             if (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
-from fewstep.models import AbstractDenoiser
+from fewstep.models import AbstractDenoiser, Network
 from fewstep.objectives.base import Objective, Phase
 from fewstep.objectives.terms import frozen_copy
 from fewstep.training.averages import Averages, Rule
@@ -83,6 +83,7 @@ class Trainer:
         self.scales = {p.name: LossScale(config.precision) for p in objective.phases()}
         self.spikes = {p.name: Spikes(config.spike) for p in objective.phases()}
         self.feed: Feed | None = None
+        self.latest: dict[str, Tensor | float] = {}
         objective.train()
         for name in objective.frozen:
             objective.get_submodule(name).eval()
@@ -91,7 +92,8 @@ class Trainer:
             objective.derivative = chosen_derivative(objective, config)
         if config.checkpointing:
             for network in trained:
-                checkpoint_blocks(network)
+                if isinstance(network, Network):  # heads of a judge have no blocks
+                    checkpoint_blocks(network)
         self.strategy = self._strategy()
         if config.compile:
             for network in trained:
@@ -126,6 +128,8 @@ class Trainer:
         self.skipped_in_a_row = 0 if good else self.skipped_in_a_row + 1
         self.skipped += not good
         self.step += 1
+        # A phase that is not due when a row is written is told of by its last update.
+        self.latest |= logs
         if self.skipped_in_a_row >= PATIENCE:
             raise Diverged(
                 f"{PATIENCE} steps in a row, up to step {self.step}, had gradients that are not "
@@ -152,7 +156,7 @@ class Trainer:
                 torch.manual_seed(entropy(config.seed, self.step, phase.name, shard))
                 for part in phase.losses:
                     with self.strategy.microbatch(phase, part, shard == self.shards[-1]) as score:
-                        with self._autocast():
+                        with self.autocast():
                             loss = score(batch, draws)
                         total = loss.total() / shards
                         (total * scale.value).backward()
@@ -181,7 +185,8 @@ class Trainer:
         optimizer.zero_grad()
         return good
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The precision in which losses are computed."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
@@ -233,6 +238,7 @@ class Trainer:
             "updates": self.averages.updates,
             "scales": {name: scale.state() for name, scale in self.scales.items()},
             "norms": {name: spikes.norms for name, spikes in self.spikes.items()},
+            "latest": {name: float(value) for name, value in self.latest.items()},
             "frozen": self.fingerprints,
         }
 
@@ -257,6 +263,7 @@ class Trainer:
         self.stage, self.stage_start = values["stage"], values["stage_start"]
         self.skipped, self.skipped_in_a_row = values["skipped"], values["skipped_in_a_row"]
         self.averages.updates = values["updates"]
+        self.latest = dict(values["latest"])
         for name, scale in self.scales.items():
             scale.value, scale.since = values["scales"][name]
         for name, spikes in self.spikes.items():

@@ -1,0 +1,80 @@
+"""Early words on runs that go wrong while every number in them is finite.
+
+Methods that match distributions log how bright their samples are beside the data, how much they
+vary as a share of how much the data does, and how far the critic has fallen behind the generator.
+All three leave their usual places long before pictures are worth looking at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+IN_A_ROW = 3
+"""Rows that must agree: statistics of one batch are noisy."""
+LEAST_SPREAD = 0.25
+"""Of samples, as a share of the data's: a quarter is left when most modes are gone."""
+MOST_SPREAD = 4.0
+"""As far on the other side: samples leave the data's range."""
+BRIGHTNESS = 0.5
+"""Of [-1, 1]: batches of data differ from each other by a tenth of it."""
+LAG = 0.5
+"""0 on average where the critic is at its best; at 1 it still answers what the teacher does.
+
+In one batch it is beyond by chance, in a run that goes well in 4 of 100, but then to either side.
+"""
+BEHIND = "the critic has fallen behind the generator; raise critic_updates, or lower --train.lr"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A value of a row that should not be there, what it says and what may help."""
+
+    name: str
+    wrong: Callable[[float], bool]
+    says: str
+
+
+SIGNS = (
+    Sign(
+        "spread",
+        lambda v: v < LEAST_SPREAD,
+        "samples hardly differ from each other (collapse); lower --train.lr, or give the critic "
+        "more updates",
+    ),
+    Sign(
+        "spread",
+        lambda v: v > MOST_SPREAD,
+        "samples vary far more than the data (divergence); lower --train.lr, or clip with "
+        "--train.clip 1",
+    ),
+    Sign(
+        "brightness",
+        lambda v: abs(v) > BRIGHTNESS,
+        "samples are far brighter or darker than the data; lower --train.lr, or give the critic "
+        "more updates",
+    ),
+    Sign("lag", lambda v: v > LAG, BEHIND),
+    Sign("lag", lambda v: v < -LAG, BEHIND),
+)
+
+
+class Health:
+    """What logged rows say, each sign once."""
+
+    def __init__(self) -> None:
+        self.seen = [0] * len(SIGNS)
+
+    def told(self, row: Mapping[str, float]) -> list[str]:
+        """What is to be said after this row; a row without a value says nothing of it."""
+        words = []
+        for i, sign in enumerate(SIGNS):
+            if sign.name not in row:
+                continue
+            if sign.wrong(row[sign.name]):
+                self.seen[i] += 1
+                if self.seen[i] == IN_A_ROW:
+                    words.append(f"{sign.name} is {row[sign.name]:.3g}: {sign.says}")
+            elif self.seen[i] < IN_A_ROW:
+                self.seen[i] = 0
+        return words

@@ -1,0 +1,237 @@
+"""What a run will hold in memory, told from a few samples before anything large exists.
+
+All operations of a loss and its backward pass are watched on a small microbatch and on one of twice
+its size. The bytes that live after each of them are a + c b in the size b of the microbatch, so the
+most that ever live can be told for any b, wherever in the pass that is: activations, their
+gradients and those of the weights come and go at times of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fewstep.core import Batch, Rng
+from fewstep.objectives.base import Loss, Phase
+from fewstep.training.config import Run
+from fewstep.training.distribution import networks, units
+from fewstep.training.trainer import Trainer, training
+
+MIB = 2**20
+KEPT, KERNELS = 0.3, 40 * MIB
+"""Beside it, on a CPU: a share of what comes and goes, in holes of the heap; compiled kernels.
+
+By measurements with glibc 2.36: 0.24 to 0.5 of passes of 100 to 900 MiB, less the kernels; but 110
+MiB of a checkpointed pass of 70, which is of many small pieces.
+"""
+GATHERED = 3
+"""Blocks that a sharded network has whole at once: this one, the next, one's gradient."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The memory of one loss: its phase's gradients, and what lives beside them at its peak."""
+
+    name: str
+    gradients: int
+    beside: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one process.
+
+    Args:
+        held: always, by name.
+        passes: of which one at a time.
+        cpu: whether a CPU's allocator is to be reckoned with.
+    """
+
+    held: dict[str, int]
+    passes: list[Pass]
+    cpu: bool
+
+    @property
+    def largest(self) -> Pass:
+        """What decides the peak."""
+        return max(self.passes, key=lambda p: p.gradients + p.beside)
+
+    @property
+    def kept(self) -> int:
+        """By the allocator, and kernels."""
+        most = self.largest.gradients + self.largest.beside
+        return KERNELS + int(KEPT * most) if self.cpu else 0
+
+    @property
+    def peak(self) -> int:
+        """The most that the process will have had."""
+        most = self.largest
+        return sum(self.held.values()) + most.gradients + most.beside + self.kept
+
+
+def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
+    """Of a trainer on one process, for one of ``size`` processes that will train together."""
+    objective, config = trainer.objective, trainer.config
+    sharded = size > 1 and config.parallel == "fsdp"
+    share = size if sharded else 1
+    held = {} if trainer.device.type != "cpu" else {"process and libraries": resident()}
+    weights = {n: _bytes(m.state_dict().values()) for n, m in objective.named_children()}
+    averages = _bytes(
+        t for copy in trainer.averages.copies.values() for t in copy.state_dict().values()
+    )
+    if held:
+        held["process and libraries"] -= sum(weights.values()) + averages
+    own = {p.name: _bytes(p.module.parameters()) for p in objective.phases()}
+    held |= {f"weights: {name}": n // share for name, n in weights.items() if n}
+    held |= {"averages": averages // share, "optimiser": 2 * sum(own.values()) // share}
+    if sharded:
+        held["blocks that are whole at once"] = _gathered(objective)
+    b = max(2, objective.batch_multiple)
+    few, more = (_batch(run, trainer, n) for n in (b, 2 * b))
+    microbatches = config.accumulation // size
+    held["batches"] = _tensors(few) * config.batch * microbatches // b
+    passes = []
+    for phase in objective.phases():
+        gradients = own[phase.name] // share
+        for i, loss in enumerate(phase.losses):
+            # Gradients of an earlier loss stay, and a new one is added to them as soon as it is
+            # there; else they come one by one, while activations go.
+            stay = sharded or microbatches > 1 or i > 0
+            lines = [_watched(trainer, phase, loss, batch, stay) for batch in (few, more)]
+            beside = _extrapolated(lines, config.batch / b)
+            copies = gradients if size > 1 and not sharded and not phase.more else 0
+            name = phase.name if len(phase.losses) == 1 else f"{phase.name}, loss {i + 1}"
+            passes.append(Pass(name, gradients, beside + copies - (0 if stay else gradients)))
+    return Estimate(held, passes, trainer.device.type == "cpu")
+
+
+def table(found: Estimate, batch: int) -> str:
+    """The estimate by part, in MiB."""
+    rows = [*found.held.items()]
+    for each in found.passes:
+        rows += [
+            (f"{each.name}: gradients", each.gradients),
+            (f"{each.name}: activations of {batch:,} samples", each.beside),
+        ]
+    if found.kept:
+        rows.append(("kernels, and holes in the heap", found.kept))
+    rows.append((f"in all, at the peak ({found.largest.name})", found.peak))
+    return "\n".join(f"  {name:<48} {size / MIB:>10,.0f} MiB" for name, size in rows)
+
+
+def resident() -> int:
+    """Bytes of this process in memory: now where that can be read, else at most so far."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return most_resident()
+    import resource
+
+    return pages * resource.getpagesize()
+
+
+def most_resident() -> int:
+    """Bytes of this process in memory, at most so far."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Watched(TorchDispatchMode):
+    """``line``: bytes of the tensors made under it that live after each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.line: list[int] = []
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operation, and what it made."""
+        for storage in _storages((args, kwargs)):
+            self.known[storage] = None
+        made = func(*args, **(kwargs or {}))
+        for storage in _storages(made):
+            if storage not in self.known:
+                self.known[storage] = None
+                self.live += storage.nbytes()
+                finalize(storage, self._gone, storage.nbytes())
+        self.line.append(self.live)
+        return made
+
+    def _gone(self, size: int) -> None:
+        self.live -= size
+
+
+def _watched(
+    trainer: Trainer, phase: Phase, loss: Callable[[Batch, Any], Loss], batch: Batch, stay: bool
+) -> list[int]:
+    """The line of one loss and its backward pass; gradients are not in it if they ``stay``."""
+
+    def forget(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    parameters = [*phase.module.parameters()]
+    with training(trainer.objective, phase.module), Watched() as watched:
+        hooks = [p.register_post_accumulate_grad_hook(forget) for p in parameters if stay]
+        rng = Rng(trainer.config.seed, 0, phase.name, 0, trainer.device)
+        draws = phase.draw(batch, 0, rng)
+        with trainer.autocast():
+            total = loss(batch, draws).total()
+        total.backward()
+        for hook in hooks:
+            hook.remove()
+    for parameter in parameters:
+        parameter.grad = None
+    return watched.line
+
+
+def _extrapolated(lines: list[list[int]], times: float) -> int:
+    """The most of a line of ``times`` as many samples as the first; the second has twice as many.
+
+    Where a method does something else with more samples, the two cannot be laid side by side.
+    """
+    few, more = lines if len(lines[0]) == len(lines[1]) else ([max(line)] for line in lines)
+    return int(max(a + (times - 1) * (b - a) for a, b in zip(few, more, strict=True)))
+
+
+def _batch(run: Run, trainer: Trainer, size: int) -> Batch:
+    batch = run.data.batch(np.arange(size) % len(run.data))
+    if run.augment is not None:
+        batch = run.augment(batch, np.arange(size), trainer.config.seed)
+    return batch.to(trainer.device)
+
+
+def _gathered(objective: nn.Module) -> int:
+    """What a process has whole of sharded networks: what is outside of blocks, and some blocks."""
+    outside, largest = 0, 0
+    for network in networks([objective]):
+        blocks = [_bytes(unit.parameters()) for unit in units(network)]
+        outside += _bytes(network.parameters()) - sum(blocks)
+        largest = max([largest, *blocks])
+    return outside + GATHERED * largest
+
+
+def _tensors(batch: Batch) -> int:
+    mask = () if batch.mask is None else (batch.mask,)
+    return _bytes([batch.x0, *batch.cond.values(), *mask, *batch.aux.values()])
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Of their storages, each counted once."""
+    return sum({s.data_ptr(): s.nbytes() for s in _storages([*tensors])}.values())
+
+
+def _storages(tree: Any) -> Iterator[Any]:
+    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
