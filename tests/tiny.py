@@ -13,7 +13,7 @@ from PIL import Image
 
 from fewstep.cli import main
 from fewstep.core import Batch
-from fewstep.data import Arrays, Indices
+from fewstep.data import Dataset, Indices
 from fewstep.recipes import RECIPES, TrainConfig
 from fewstep.training.config import Run
 from fewstep.training.train import train
@@ -64,7 +64,7 @@ def settings(**changed: Any) -> TrainConfig:
 class WithPairs:
     """Points, and beside each of them something in the place of a teacher's pair."""
 
-    def __init__(self, data: Arrays) -> None:
+    def __init__(self, data: Dataset) -> None:
         self.data = data
         self.shape, self.labels, self.image = data.shape, data.labels, data.image
 

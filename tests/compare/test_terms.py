@@ -11,6 +11,7 @@ import torch
 from fewstep.compare import Budget, Study
 from fewstep.compare.entry import Entrant, Entry
 from fewstep.compare.report import write_report
+from fewstep.data.pairs import Pairs
 from fewstep.errors import UsageError
 from fewstep.evaluation import named_protocol
 from fewstep.model import load
@@ -65,6 +66,35 @@ def test_all_start_from_a_diffusion_model(toy_teacher, tmp_path):
     with pytest.raises(UsageError, match="a cd model; all methods start from a diffusion model"):
         study(teacher=str(student)).run(tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_pairs_are_made_once_for_all_that_learn_from_them(toy_teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewstep.compare.study.PAIRS", 8)
+    methods = ("kd", "dmd", "dmd+regression=0.5")
+    page = study(teacher=str(toy_teacher), methods=methods).run(tmp_path)
+    told = json.loads(page.with_name("report.json").read_text())
+    assert told["pairs"]["n"] == len(Pairs(tmp_path / "pairs")) == 8
+    assert "8 pairs of noise" in page.read_text()
+    assert not any("failed" in one for one in told["methods"].values())
+    weights = {name: told["methods"][name]["settings"][0]["regression"] for name in methods[1:]}
+    assert weights == {"dmd": 0.25, "dmd+regression=0.5": 0.5}
+    assert "DMD, regression 0.5</td>" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("entrant", "message"),
+    [
+        ("dmd3", "unknown method 'dmd3'.*dmd"),
+        ("dmd+regression", "METHOD[+]NAME=VALUE, got 'dmd[+]regression'"),
+        ("dmd+regresion=0", "no option 'regresion'.*regression"),
+        ("dmd+pairs=there", "no option 'pairs'"),
+        ("dmd+regression=much", "regression cannot be 'much'"),
+        ("dmd2+features=others", "features cannot be 'others'"),
+    ],
+)
+def test_options_that_a_method_has_not(entrant, message):
+    with pytest.raises(UsageError, match=message):
+        study(methods=[entrant])
 
 
 def test_the_table_says_how_many_trainings_it_shows(toy_teacher, tmp_path):

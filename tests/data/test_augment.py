@@ -97,6 +97,16 @@ def test_what_cannot_be_augmented_is_explained(augment):
     ):
         with pytest.raises(UsageError, match=f"{name}: only clean data"):
             augment(bad, np.arange(4), 0)
+    paired = Batch(good.x0, aux={"pair_noise": good.x0, "pair_x": good.x0})
+    if isinstance(augment, Flip):
+        aux = augment(paired, np.arange(4), 0).aux
+        assert aux.keys() == paired.aux.keys()
+        assert all(aux[key] is value for key, value in paired.aux.items())
+    else:
+        with pytest.raises(
+            UsageError, match=r"aux \['pair_noise', 'pair_x'\].*take Flip, or none$"
+        ):
+            augment(paired, np.arange(4), 0)
     with pytest.raises(UsageError, match="pictures"):
         EDMAugment()(Batch(torch.zeros(4, 3, 8)), np.arange(4), 0)
 

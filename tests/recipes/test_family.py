@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import fewstep as library
 from fewstep.errors import UsageError
 from fewstep.models import ConsistencyBoundary, Guided
+from fewstep.pairs import make
 from fewstep.recipes import RECIPES, TrainConfig, parts
 from fewstep.recipes.family import recipe_of
 from fewstep.recipes.methods import METHODS
@@ -25,8 +27,19 @@ from fewstep.training.train import train
 from tiny import fewstep, pictures, rows, settings, trained
 
 AT = {"digits": DIGITS, "toys": TOYS, "images": IMAGES}
-SHORT = {"ict": {"last": 20}, "ct": {"first": 2, "last": 4}, "ctm": {"solver_steps": 2}}
-"""Options without which a method's schedule has no room in a few steps."""
+SHORT = {
+    "ict": {"last": 20},
+    "ct": {"first": 2, "last": 4},
+    "ctm": {"solver_steps": 2},
+    "drifting": {"group": 4},
+}
+"""Options without which a method has no room in a few steps, or in a small batch."""
+
+PAIRED = {"dmd", "kd"}
+"""Methods that learn from pairs of their teacher."""
+
+GUIDABLE = {"dmd": {"pairs": "", "regression": 0.0}, "ladd": {"distillation": 1.0}}
+"""Options with which a teacher's scale is not that of pairs, or counts at all."""
 
 BATCH = 8
 OLDER = {"cd", "ct"}
@@ -35,13 +48,16 @@ OLDER = {"cd", "ct"}
 
 @pytest.fixture(scope="module")
 def at(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Images, a diffusion model of each place, and what TCM starts from."""
+    """Images, a diffusion model of each place, its pairs, and what TCM starts from."""
     root = tmp_path_factory.mktemp("family")
     found = {"data": pictures(root / "images"), "root": root}
     found["digits"] = trained(root / "digits", "digits-edm", steps=3)
     found["toys"] = trained(root / "toys", "toy-edm", steps=3)
     found["images"] = trained(root / "edm", "edm", data=found["data"], steps=3, batch=BATCH)
     for place in AT:
+        found[f"{place}-pairs"] = root / f"{place}-pairs"
+        model = library.load(found[place], device="cpu")
+        make(model, found[f"{place}-pairs"], 12, steps=3, paths=1)
         train(built(place, "ect", found), root / f"{place}-ect")
         found[f"{place}-ect"] = root / f"{place}-ect"
     return found
@@ -63,13 +79,14 @@ def options(place: str, name: str, at: dict[str, Path]) -> dict[str, Any]:
     own: dict[str, Any] = {"teacher": str(at[place if after is None else f"{place}-{after}"])}
     if place == "images":
         own |= {"data": str(at["data"]), "resolution": 16}
+    if name in PAIRED:
+        own["pairs"] = str(at[f"{place}-pairs"])
     return own | SHORT.get(name, {})
 
 
 def built(place: str, name: str, at: dict[str, Path], **own: Any) -> Run:
     """A run of a few steps, without its report."""
-    steps = own.pop("steps", 3)
-    few = settings(steps=steps, batch=BATCH)
+    few = settings(steps=own.pop("updates", 3), batch=BATCH)
     run = recipe_of(AT[place], name)(**{**options(place, name, at), **own}, train=few)
     return replace(run, finish=None)
 
@@ -95,7 +112,7 @@ def test_a_method_trains_samples_and_can_be_built_again(place, name, at, tmp_pat
 
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["run"]["recipe"] == AT[place].named(name)
-    if METHODS[name].distils:
+    if METHODS[name].distils and name != "kd":  # whose pairs know the teacher
         assert record["frozen"]
     build = recipe_of(AT[place], name) if name in OLDER else RECIPES[record["run"]["recipe"]].build
     again = build(**record["run"]["arguments"], train=TrainConfig(**record["run"]["train"]))
@@ -172,13 +189,66 @@ def test_guidance_is_for_methods_that_distil(name, at):
         with pytest.raises(UsageError, match="leave out --guidance"):
             built("images", name, at, guidance=2.0)
         return
+    if name == "kd":
+        with pytest.raises(UsageError, match=r"guidance: pairs 1\.0, here 2\.0"):
+            built("images", name, at, guidance=2.0)
+        return
     for scale in (1.0, 2.0):
-        objective = built("images", name, at, guidance=scale).objective
+        objective = built("images", name, at, guidance=scale, **GUIDABLE.get(name, {})).objective
         assert any(isinstance(m, Guided) for m in objective.modules()) == (scale != 1.0)
 
 
+VARIANTS = {
+    "without pairs": ("dmd", {"pairs": "", "regression": 0.0}),
+    "two calls": ("kd", {"steps": 2}),
+    "low rank": ("dmd2", {"lora": 2}),
+    "the teacher's features": ("dmd2", {"features": "teacher", "steps": 2}),
+    "no judge": ("dmd2", {"adversarial": 0.0, "steps": 4}),
+    "another divergence": ("f-distill", {"divergence": "kl", "features": "teacher"}),
+    "the teacher's answers": ("ladd", {"distillation": 1.0, "steps": 2}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_options_of_distribution_matching(variant, at, tmp_path):
+    name, own = VARIANTS[variant]
+    first, again = (
+        train(built("toys", name, at, **own), tmp_path / run) for run in ("run", "again")
+    )
+    assert fingerprint(first.denoiser) == fingerprint(again.denoiser)
+    assert all(first.serves(n) for n in range(1, own.get("steps", 1) + 1))
+    loaded = library.load(tmp_path / "run", device="cpu")
+    assert loaded.sample(2, seed=1).equal(first.sample(2, seed=1))
+
+
+@pytest.mark.parametrize("place", ["digits", "images"])
+@pytest.mark.parametrize("name", sorted(PAIRED))
+def test_the_command_that_makes_pairs_is_told(name, place, at):
+    where = {"digits": "runs/digits-pairs", "images": "runs/pairs"}[place]
+    command = f"fewstep data pairs {at[place]} -n 10000 --out {where}, and give --pairs {where}"
+    with pytest.raises(UsageError, match=re.escape(command)):
+        built(place, name, at, pairs="")
+
+
+def test_pairs_are_to_be_made_of_the_guided_teacher(at):
+    with pytest.raises(UsageError, match="--guidance 2 -n 10000"):
+        built("images", "kd", at, pairs="", guidance=2.0)
+
+
+def test_pairs_have_the_states_that_steps_need(at):
+    with pytest.raises(
+        UsageError, match="must be 1, or 2 as these pairs have states, got 3.*--paths"
+    ):
+        built("toys", "kd", at, steps=3)
+
+
+def test_guidance_needs_a_teacher_that_answers(at):
+    with pytest.raises(UsageError, match="without --distillation"):
+        built("images", "ladd", at, guidance=2.0)
+
+
 def test_progressives_learning_rate_falls_in_each_stage(at, tmp_path):
-    run = built("toys", "progressive", at, first=4, steps=18)
+    run = built("toys", "progressive", at, first=4, updates=18)
     assert run.config.decay_steps == halving_stage(18, 4) == 6
     falling = replace(run, config=replace(run.config, schedule="linear"))
     train(falling, tmp_path / "run")

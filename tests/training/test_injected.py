@@ -25,11 +25,9 @@ from fewstep.training.averages import constant
 from fewstep.training.config import Run
 from fewstep.training.trainer import Diverged, Trainer
 from survive import Told, born, differing, ended, run_of, tensors, trainer_of, trains
-from tiny import fewstep, settings, timeless, tree
+from tiny import WithPairs, fewstep, settings, timeless, tree
 
 # Numbers that are none. Of several phases one may be spoilt without the others.
-
-ONE_PHASE = [name for name, make in OBJECTIVES.items() if len(make().phases()) == 1]
 
 ONE_PHASE = [name for name, make in OBJECTIVES.items() if len(make().phases()) == 1]
 """The others have losses that read no data, and one update goes on where another is skipped."""
@@ -40,7 +38,7 @@ def trainer(objective: Objective, data=None, **changed) -> Trainer:
         recipe="test",
         arguments={},
         objective=objective,
-        data=data or toy("two-modes", 64),
+        data=data or WithPairs(toy("two-modes", 64)),
         config=settings(**{"steps": 40, **changed}),
         averages={"main": constant(0.8)},
     )
@@ -93,7 +91,7 @@ def test_one_bad_sample_spoils_its_steps_only(objective, value):
         x0[positions(0, count - 1, 8, 64) == 17] = value
         return Batch(x0)
 
-    t = trainer(OBJECTIVES[objective](), Told(toy("two-modes", 64), spoil), batch=8)
+    t = trainer(OBJECTIVES[objective](), WithPairs(Told(toy("two-modes", 64), spoil)), batch=8)
     spoilt = [17 in positions(0, step, 8, 64) for step in range(17)]
     assert sum(spoilt) == 2
     for bad in spoilt:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.core import Batch, UsageError, entropy
+from fewstep.data.pairs import PREFIX
 
 Augment = Callable[[Batch, np.ndarray, int], Batch]
 """From a batch, its positions in the training stream (int64 ``(b,)``, which count on from epoch to
@@ -44,7 +45,7 @@ TAIL = len(SYM6) // 4
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror the last axis with this probability.
+    """Mirror the last axis with this probability; pairs in ``aux`` (``Paired``) stay as they are.
 
     Raises:
         UsageError: the probability is not in [0, 1], or what is called cannot be augmented.
@@ -57,7 +58,7 @@ class Flip:
 
     def __call__(self, batch: Batch, positions: np.ndarray, seed: int) -> Batch:
         """The batch, of the same shape."""
-        _check_batch("Flip", batch, positions)
+        _check_batch("Flip", batch, positions, pairs=True)
         flipped = [rng.random() < self.probability for rng in _generators(positions, seed)]
         return replace(batch, x0=_flip(batch.x0, torch.tensor(flipped), -1))
 
@@ -219,15 +220,16 @@ def _check_probability(name: str, argument: str, value: float) -> None:
         raise UsageError(f"{name}: {argument}={value} is no probability; give one in [0, 1]")
 
 
-def _check_batch(name: str, batch: Batch, positions: np.ndarray) -> None:
+def _check_batch(name: str, batch: Batch, positions: np.ndarray, *, pairs: bool = False) -> None:
+    aux = [key for key in sorted(batch.aux) if not (pairs and key.startswith(PREFIX))]
     if positions.shape != (len(batch),) or not np.issubdtype(positions.dtype, np.integer):
         raise UsageError(
             f"{name}: expected one position in the stream for each of {len(batch)} samples, "
             f"integers ({len(batch)},), got {positions.dtype} {positions.shape}"
         )
-    if batch.x0.ndim < 2 or batch.mask is not None or batch.aux:
+    if batch.x0.ndim < 2 or batch.mask is not None or aux:
         raise UsageError(
             f"{name}: only clean data and its conditions can be augmented, got x0 of shape "
-            f"{tuple(batch.x0.shape)}, mask {batch.mask is not None}, aux {sorted(batch.aux)}; "
-            "augment before a mask or precomputed values are made"
+            f"{tuple(batch.x0.shape)}, mask {batch.mask is not None}, aux {aux}; "
+            "augment before a mask or precomputed values are made; beside pairs take Flip, or none"
         )

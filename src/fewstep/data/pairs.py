@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from fewstep.data import Dataset
 
 RECORD = "pairs.json"
+PREFIX = "pair_"
+"""Of what is a pair's in ``Batch.aux``, beside data of another kind."""
+
 AGAIN = "repeat the command that made it, fewstep data pairs: it keeps what is whole"
 
 
@@ -245,7 +248,7 @@ class Pairs:
         size = self.about.shard_size
         places = [(self._shard(i // size), i % size) for i in index.tolist()]
         names = self.about.shapes(0)
-        aux = {f"pair_{k}": torch.stack([shard[k][j] for shard, j in places]) for k in names}
+        aux = {f"{PREFIX}{k}": torch.stack([shard[k][j] for shard, j in places]) for k in names}
         x0 = aux["pair_x"] if self.about.range is None else aux["pair_x"].clamp(*self.about.range)
         return Batch(x0, {"label": aux["pair_label"]} if self.labels else {}, aux=aux)
 

@@ -255,6 +255,10 @@ def ladd(
     from fewstep.objectives.matching import FewSteps
     from fewstep.times import LogNormal
 
+    if start.guidance != 1.0 and not distillation:
+        raise UsageError(
+            "without --distillation no answer of the teacher counts; leave out --guidance"
+        )
     student, common = _matching(start, steps, level, None)
     return LADD(
         student,

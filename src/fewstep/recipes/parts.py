@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ def image_data(data: str, resolution: int, labels: bool) -> Dataset:
     return open_images(Path(data), resolution, labels="auto" if labels else "none")
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Weights that are made here are a function of the seed, and nothing after them is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def mlp(
     data: Dataset,
     width: int,
@@ -75,8 +84,7 @@ def mlp(
     """A residual MLP for the data, with seeded weights."""
     _at_least({"width": (width, 2), "blocks": (blocks, 1)})
     _probability("dropout", dropout)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return ResidualMLP(
             data.shape, width, blocks, data.labels, fourier_scale=fourier_scale, dropout=dropout
         )
@@ -97,8 +105,7 @@ def ddpmpp(
     _probability("dropout", dropout)
     if not multipliers or min(multipliers) < 1:
         raise UsageError(f"multipliers must be one or more positive numbers, got {multipliers}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return DDPMpp(
             data.shape,
             channels,
@@ -142,8 +149,7 @@ def network(
         if "augment" not in signature(NETWORKS[kind]).parameters:
             raise UsageError(f"the network {kind} reads no augmentation labels; take --augment 0")
         options = {**options, "augment": AUGMENT_LABELS}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return NETWORKS[kind](shape=data.shape, dropout=dropout, classes=data.labels, **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,6 +54,7 @@ class Start:
         dropout: of the student.
         guidance: scale of the teacher's; 1 is none.
         pairs: of the teacher, where a method learns from them.
+        pairing: how to make them.
         augment: what happens to each batch.
         finish: takes the teacher and returns the report.
         watch: numbers on the way.
@@ -69,6 +71,7 @@ class Start:
     dropout: float = 0.0
     guidance: float = 1.0
     pairs: Pairs | None = None
+    pairing: str = "fewstep data pairs TEACHER -n 10000 --out DIR, and give --pairs DIR"
     augment: Augment | None = None
     finish: Callable[[Model | None], parts.Report] | None = None
     watch: parts.Watch | None = None
@@ -145,21 +148,22 @@ class Start:
             path: the student's.
             lora: rank of its difference to the teacher, whose weights it shares; 0 is a copy.
         """
-        return LowRank(self.source.on(path), lora) if lora else self.student(path)
+        if not lora:
+            return self.student(path)
+        with parts.seeded(self.train.seed):
+            return LowRank(self.source.on(path), lora)
 
     def judge(self, denoiser: Any) -> Judge:
         """A discriminator on the features in the middle of such a denoiser."""
         kinds = getattr(denoiser.net, "units", ())
         count = sum(isinstance(m, kinds) for m in denoiser.net.modules())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
+        with parts.seeded(self.train.seed):
             return Judge(denoiser, self.data.batch([0, 1]), at=(count // 2,))
 
     def discriminator(self, path: Path) -> FeatureDiscriminator:
         """Heads on all features of the teacher, without guidance, told the label."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
-            frozen = copy.deepcopy(self.source.on(path))
+        frozen = copy.deepcopy(self.source.on(path))
+        with parts.seeded(self.train.seed):
             return FeatureDiscriminator(frozen, self.data.batch([0, 1]), classes=self.data.labels)
 
     def with_pairs(self, folder: str) -> Start:
@@ -184,7 +188,7 @@ class Start:
         if self.pairs is None:
             raise UsageError(
                 "this needs pairs of noise and what the teacher makes of it: make them with "
-                "fewstep data pairs TEACHER -n 10000 --out DIR, and give --pairs DIR"
+                f"{self.pairing}"
             )
         return self.pairs
 
@@ -246,7 +250,7 @@ def begin(
     Raises:
         UsageError: the method needs a teacher, or another one.
     """
-    model, trained_by = None, trained_by or _trained_by(recipe, method)
+    model, trained_by = None, trained_by or _sibling(recipe, method, method.after or "edm")
     if teacher != NONE:
         model = parts.teacher_for(data, teacher, trained_by, method.after)
         source = _diffusion_scalings(model, teacher, recipe)
@@ -257,6 +261,8 @@ def begin(
     taught = model is not None and method.distils
     if guidance != 1.0 and not taught:
         raise UsageError(f"{recipe} distils no teacher that could be guided; leave out --guidance")
+    folder = f"runs/{_sibling(recipe, method, 'pairs')}"
+    scale = "" if guidance == 1.0 else f" --guidance {guidance:g}"
     guidable = model is None or parts.guidable(model) or method.after is not None
     return Start(
         data=data,
@@ -269,17 +275,21 @@ def begin(
         averages=averages,
         dropout=dropout,
         guidance=guidance,
+        pairing=(
+            f"fewstep data pairs {shlex.quote(teacher)}{scale} -n 10000 --out {folder}, and give "
+            f"--pairs {folder}"
+        ),
         augment=augment,
         finish=finish,
         watch=watch,
     )
 
 
-def _trained_by(recipe: str, method: Method) -> str:
-    """The recipe of what a method starts from."""
+def _sibling(recipe: str, method: Method, name: str) -> str:
+    """A recipe's name with another in the place of its method's."""
     own = next(name for name, known in METHODS.items() if known is method)
     head, _, tail = recipe.rpartition(own)
-    return f"{head}{method.after or 'edm'}{tail}"
+    return f"{head}{name}{tail}"
 
 
 def _diffusion_scalings(model: Model, name: str, recipe: str) -> Denoiser:
