@@ -237,7 +237,7 @@ def test_pairs_are_to_be_made_of_the_guided_teacher(at):
 
 def test_pairs_have_the_states_that_steps_need(at):
     with pytest.raises(
-        UsageError, match="must be 1, or 2 as these pairs have states, got 3.*--paths"
+        UsageError, match=r"must be 1, or 2 as these pairs have states, got 3.*--paths"
     ):
         built("toys", "kd", at, steps=3)
 
