@@ -361,17 +361,17 @@ def _matching(
     from fewstep.times import KarrasIndex
 
     own = start.source.path
-    level = own.t_max if level is None else level
-    highest = own.t_max if highest is None else highest
-    if not own.t_min < min(level, highest) <= max(level, highest) <= own.t_max:
+    first: float = own.t_max if level is None else level
+    top: float = own.t_max if highest is None else highest
+    if not own.t_min < min(first, top) <= max(first, top) <= own.t_max:
         raise UsageError(
             f"noise levels must lie above {own.t_min} and be {own.t_max} at most, got "
-            f"{level} and {highest}"
+            f"{first} and {top}"
         )
     # Noised again, an answer counts as clean data, in training as in sampling.
     path = VarianceExploding(0.0, own.t_max)
-    levels = {"t_min": own.t_min, "t_max": highest}
-    times = (level, *start.times(path, steps)[1:])
+    levels = {"t_min": own.t_min, "t_max": top}
+    times = (first, *start.times(path, steps)[1:])
     return start.student(path), {
         "teacher": start.teacher_on(path),
         "generate": FewSteps(times),
