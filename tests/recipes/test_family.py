@@ -31,6 +31,7 @@ SHORT = {
     "ict": {"last": 20},
     "ct": {"first": 2, "last": 4},
     "ctm": {"solver_steps": 2},
+    "imm": {"group": 4},
     "drifting": {"group": 4},
 }
 """Options without which a method has no room in a few steps, or in a small batch."""
@@ -237,7 +238,7 @@ def test_pairs_are_to_be_made_of_the_guided_teacher(at):
 
 def test_pairs_have_the_states_that_steps_need(at):
     with pytest.raises(
-        UsageError, match="must be 1, or 2 as these pairs have states, got 3.*--paths"
+        UsageError, match=r"must be 1, or 2 as these pairs have states, got 3.*--paths"
     ):
         built("toys", "kd", at, steps=3)
 
