@@ -146,7 +146,7 @@ def _pair(layer: Any, rank: int) -> tuple[Any, Any]:
     if isinstance(layer, nn.Linear):
         shapes = (layer.in_features, rank), (rank, layer.out_features)
         return nn.Linear(*shapes[0], bias=False), nn.Linear(*shapes[1], bias=False)
-    kind = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
+    kind: Any = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
     down = kind(
         layer.in_channels,
         rank,

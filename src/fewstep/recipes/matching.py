@@ -351,7 +351,9 @@ def drifting(start: Any, *, group: int = 64, r: tuple[float, ...] = (0.02, 0.05,
     return Drifting(student, generate=FewSteps((path.t_max,)), group=group, temperatures=r)
 
 
-def _matching(start: Any, steps: int, level: float, highest: float) -> tuple[Any, dict[str, Any]]:
+def _matching(
+    start: Any, steps: int, level: float | None, highest: float | None
+) -> tuple[Any, dict[str, Any]]:
     """The generator, and what a method of distribution matching needs beside it and the fake."""
     from fewstep.objectives.matching import FewSteps
     from fewstep.objectives.terms import karras_weight
@@ -359,10 +361,12 @@ def _matching(start: Any, steps: int, level: float, highest: float) -> tuple[Any
     from fewstep.times import KarrasIndex
 
     own = start.source.path
-    level, highest = (own.t_max if t is None else t for t in (level, highest))
-    if not own.t_min < min(level, highest) <= max(level, highest) <= own.t_max:
+    last: float = own.t_max
+    level = last if level is None else level
+    highest = last if highest is None else highest
+    if not own.t_min < min(level, highest) <= max(level, highest) <= last:
         raise UsageError(
-            f"noise levels must lie above {own.t_min} and be {own.t_max} at most, got "
+            f"noise levels must lie above {own.t_min} and be {last} at most, got "
             f"{level} and {highest}"
         )
     # Noised again, an answer counts as clean data, in training as in sampling.
