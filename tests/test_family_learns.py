@@ -1,11 +1,14 @@
 """Every method of the family, end to end in the plane: as near to the data as the exact map is."""
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor
 
 import fewstep
 from fewstep.data.toys import two_modes
+from fewstep.pairs import make
 from fewstep.paths import VarianceExploding
 from fewstep.recipes import RECIPES
 from fewstep.recipes.methods import METHODS
@@ -55,6 +58,9 @@ def test_one_step_is_as_near_to_the_data_as_the_exact_map(name, teacher, exact, 
         start = tmp_path / "first"
         fewstep.train(RECIPES[f"toy-{METHODS[name].after}"].build(teacher=str(teacher)), start)
     options = {} if name == "ct" else {"teacher": str(start)}
+    if "pairs" in inspect.signature(RECIPES[f"toy-{name}"].build).parameters:
+        make(fewstep.load(teacher), tmp_path / "pairs", 4096)
+        options["pairs"] = str(tmp_path / "pairs")
     model = fewstep.train(RECIPES[f"toy-{name}"].build(**options), tmp_path / name)
     fewest = len(model.times())
     found = [

@@ -350,6 +350,7 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "rcm": {"fake"},
         "dmd2": {"critic"},
         "dmd2 on the teacher": {"critic"},
+        "dmd2 with adapters": {"critic"},
         "ladd": {"judge"},
     }
     assert kept == {"student"} | beside.get(objective, set())

@@ -216,7 +216,7 @@ _TUNED: dict[str, Any] = {"c": 0.03, "edm_weight": True, "train": {"clip": 10.0}
 _TRAJECTORY: dict[str, Any] = {"points": 10, "solver_steps": 3, "rate": 0.99}
 """With the published 17 solver steps an update costs ten times as much."""
 
-_LEVELS: dict[str, Any] = {"level": 2.5, "highest": 10.0, "train": {"batch": 64}}
+_LEVELS: dict[str, Any] = {"level": 1.5, "highest": 5.0, "train": {"batch": 64, "lr": 5e-4}}
 """In minutes a generator does not learn to start from almost nothing but noise."""
 
 DIGITS = Place(
@@ -242,9 +242,9 @@ DIGITS = Place(
         "imm": {"k": 8.0},
         "shortcut": {"sections": 16, "every": 4, "rate": 0.99},
         "flowmap": {"mean": 0.0, "std": 1.4, "lagrangian": True, "train": {"lr": 5e-4}},
-        "dmd": _LEVELS,
-        "dmd2": {**_LEVELS, "critic_updates": 2},
-        "f-distill": {**_LEVELS, "critic_updates": 2},
+        "dmd": {**_LEVELS, "critic_updates": 2},
+        "dmd2": _LEVELS,
+        "f-distill": _LEVELS,
         "sid": {"critic_updates": 2, "train": {"lr": 2e-4}},
         "sida": {"critic_updates": 2, "train": {"lr": 2e-4}},
         "diff-instruct": {"train": {"lr": 3e-4}},
