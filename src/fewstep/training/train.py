@@ -110,14 +110,13 @@ def _open(folder: RunFolder, record: dict[str, Any], world: World, stack: ExitSt
 
 def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
     config, world, health = run.config, trainer.world, Health()
-    fresh: set[str] = set()  # what was measured since the last row
     with ExitStack() as stack:
         logger = stack.enter_context(Logger(folder, trainer.step, run)) if world.first else None
         caught = stack.enter_context(_signals())
         if trainer.step == 0 and config.sample_every:
             _pictures(run, trainer, folder)
         while trainer.step < config.steps:
-            fresh |= trainer.advance().keys()
+            trainer.advance()
             step = trainer.step
             last = step == config.steps
 
@@ -130,9 +129,8 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                 logger.advance(step)
                 if row is not None:
                     logger.row(step, {**row, "skipped": float(trainer.skipped)})
-                    for word in health.told({k: v for k, v in row.items() if k in fresh}):
+                    for word in health.told(row):
                         _say(f"step {step}: {word}")
-                    fresh.clear()
             if due(config.sample_every):
                 _pictures(run, trainer, folder)
             if (
