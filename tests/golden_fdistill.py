@@ -27,7 +27,7 @@ DIVERGENCES: dict[str, Divergence] = {
     "js": "js",
     "sf": "softened-rkl",
     "neyman": "neyman",
-    "sh": "hellinger",
+    "sh": "squared-hellinger",
     "jf": "jeffreys",
 }
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.dmd import DMD, Draws
-from fewstep.objectives.matching import FewSteps, Made
+from fewstep.objectives.dmd import DMD
+from fewstep.objectives.matching import Compared, FewSteps, Made
 from fewstep.objectives.terms import karras_weight, matching_gradient
 from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasIndex, karras
@@ -58,12 +58,12 @@ def dmd(case: Case) -> DMD:
     )
 
 
-def given(case: Case, law: KarrasIndex) -> tuple[Batch, Draws]:
+def given(case: Case, law: KarrasIndex) -> tuple[Batch, Compared]:
     """What the official code drew, as this law's times."""
     x, noise = case.inputs["latents"], case.inputs["noise"]
     t = law.grid()[case.inputs["timesteps"].flatten()]
     made = Made(torch.zeros_like(noise)[None], torch.tensor(0))
-    return Batch(x, {"condition": case.inputs["labels"]}), Draws(made, t, noise)
+    return Batch(x, {"condition": case.inputs["labels"]}), Compared(made, t, noise)
 
 
 def noise_levels_ascending(case: Case) -> Values:

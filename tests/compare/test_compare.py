@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from fewstep import evaluation
 from fewstep.cli import main
 from fewstep.compare import Budget, Study
+from fewstep.data import positions
 from fewstep.errors import UsageError
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.places import DIGITS, IMAGES, PLACES, TOYS
@@ -170,30 +172,36 @@ def test_the_page_needs_no_other_file(study):
 
 def test_all_methods_see_the_same_data(study):
     _, seen = study
-    of = {(seed, step): index for seed, step, index in seen}
-    # By seed: ECT, PCM and TCM's second leg, whose first and second are half as long.
-    assert sorted(of) == [(seed, step) for seed in (1, 2) for step in (0, 1)]
-    assert len(seen) == 2 * (2 + 2 + 1 + 1)
-    assert all(of[seed, step] == index for seed, step, index in seen)
-    assert of[1, 0] != of[2, 0]
+    # By seed: ECT, TCM's two legs, which are half as long, and PCM, whose batches are larger.
+    sizes = Counter((seed, len(index)) for seed, _, index in seen)
+    assert sizes == {(seed, b): k for seed in (1, 2) for b, k in ((256, 4 + 2 + 2), (512, 2))}
+    stream = {seed: tuple(positions(seed, 0, 1100, 20_000)) for seed in (1, 2)}
+    for seed, step, index in seen:
+        at = step * len(index)
+        assert index == stream[seed][at : at + len(index)]
+    assert stream[1] != stream[2]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda p: p.data)
-def test_all_methods_of_a_place_have_the_same_batch(place):
-    batches = {(place.trainer(n).batch, place.trainer(n).accumulation) for n in METHODS}
-    assert len(batches) == 1
+def test_the_batch_of_every_method_is_among_the_settings_told(place):
+    # Those of a leg have no accumulation, so a batch is an update's.
+    assert {place.trainer(n).accumulation for n in METHODS} == {1}
 
 
 def test_seeds_and_settings_are_the_studys(study, teacher):
     out, _ = study
     for seed in (1, 2):
         run = json.loads((out / "ect" / f"seed-{seed}" / "run" / "run.json").read_text())["run"]
-        assert (run["train"]["seed"], run["train"]["steps"]) == (seed, 2)
+        assert (run["train"]["seed"], run["train"]["steps"]) == (seed, 4)
         assert run["arguments"]["teacher"] == str(teacher)
     last = json.loads((out / "tcm" / "seed-1" / "run" / "run.json").read_text())["run"]
     assert last["arguments"]["teacher"] == str(out / "tcm" / "seed-1" / "first")
     legs = read(out)["methods"]["tcm"]["settings"]
     assert [leg["recipe"] for leg in legs] == ["toy-ect", "toy-tcm"]
+    batches = {
+        name: read(out)["methods"][name]["settings"][0]["train"]["batch"] for name in ("ect", "pcm")
+    }
+    assert batches == {"ect": 256, "pcm": 512}
     assert read(out)["methods"]["tcm"]["start"] == "ect"
 
 

@@ -86,7 +86,7 @@ def test_pairs_are_made_once_for_all_that_learn_from_them(toy_teacher, tmp_path,
     [
         ("dmd3", "unknown method 'dmd3'.*dmd"),
         ("dmd+regression", "METHOD[+]NAME=VALUE, got 'dmd[+]regression'"),
-        ("dmd+regresion=0", "no option 'regresion'.*regression"),
+        ("dmd+regress=0", "no option 'regress'.*regression"),
         ("dmd+pairs=there", "no option 'pairs'"),
         ("dmd+regression=much", "regression cannot be 'much'"),
         ("dmd2+features=others", "features cannot be 'others'"),

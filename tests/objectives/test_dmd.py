@@ -14,8 +14,8 @@ from fewstep.model import Model, SampleNoise
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.distances import Perceptual, l1
-from fewstep.objectives.dmd import DMD, Draws
-from fewstep.objectives.matching import FewSteps, Made
+from fewstep.objectives.dmd import DMD
+from fewstep.objectives.matching import Compared, FewSteps, Made
 from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import (
     CosineVariancePreserving,
@@ -128,8 +128,8 @@ def sigma_points() -> tuple[Tensor, Tensor]:
     return torch.cat([axes, -axes]).split(DIM, dim=1)
 
 
-def draws_of(z: Tensor, noise: Tensor, t: Tensor) -> Draws:
-    return Draws(Made(z[None], torch.tensor(0)), t, noise)
+def draws_of(z: Tensor, noise: Tensor, t: Tensor) -> Compared:
+    return Compared(Made(z[None], torch.tensor(0)), t, noise)
 
 
 def middle(path, like: Tensor, share: float = 0.4) -> Tensor:

@@ -33,7 +33,7 @@ F = {
     "reverse-kl": lambda r: -r.log(),
     "softened-rkl": lambda r: (1 + r) * ((1 + r) / r).log(),
     "js": lambda r: r * r.log() - (1 + r) * (1 + r).log(),
-    "hellinger": lambda r: 4 * (1 - r.sqrt()),
+    "squared-hellinger": lambda r: 4 * (1 - r.sqrt()),
     "kl": lambda r: r * r.log(),
     "jeffreys": lambda r: (r - 1) * r.log(),
     "neyman": lambda r: (1 - r) ** 2 / (2 * r),

@@ -13,8 +13,8 @@ from fewstep.data import toy
 from fewstep.model import Model
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided, Judge
 from fewstep.models.nets import ResidualMLP
-from fewstep.objectives.matching import FewSteps, Made
-from fewstep.objectives.sid import HIGHEST, Draws, SiD
+from fewstep.objectives.matching import Compared, FewSteps, Made
+from fewstep.objectives.sid import HIGHEST, SiD
 from fewstep.objectives.terms import unweighted
 from fewstep.paths import Linear, VarianceExploding
 from fewstep.times import KarrasUniform, LogNormal, OnPath, Uniform
@@ -111,10 +111,10 @@ def sid(student, teacher=None, fake=None, **options) -> SiD:
     return SiD(student, teacher, fake, **{**own, **options})
 
 
-def given(path, *event: int, b: int = 16, t: float | None = None) -> tuple[Batch, Draws]:
+def given(path, *event: int, b: int = 16, t: float | None = None) -> tuple[Batch, Compared]:
     x0, made, noise = normal(3, b, *event)
     t = t or middle(path)
-    return Batch(0.3 + 0.7 * x0), Draws(Made(made[None], torch.tensor(0)), full(t, x0), noise)
+    return Batch(0.3 + 0.7 * x0), Compared(Made(made[None], torch.tensor(0)), full(t, x0), noise)
 
 
 def mean_and_gradient(objective: SiD, t: float):
@@ -128,7 +128,7 @@ def mean_and_gradient(objective: SiD, t: float):
     total = torch.zeros((), dtype=D)
     for z_i, noise_i in zip(z, noise, strict=True):
         z_i, noise_i = z_i.expand(2, 1), noise_i.expand(2, 1)
-        draws = Draws(Made(z_i[None], torch.tensor(0)), full(t, z_i), noise_i)
+        draws = Compared(Made(z_i[None], torch.tensor(0)), full(t, z_i), noise_i)
         found = objective.loss(Batch(z_i), draws).terms["identity"]
         with torch.no_grad():
             x = student.gain * noise_std(path) * z_i + student.shift
@@ -288,7 +288,7 @@ def test_the_critic_learns_the_samples(wrong):
     student = Affine(VE, 0.4, -0.2)
     fake = Offset(GaussianDenoiser(VE, law(student)), wrong)
     z, noise = four_points(Gaussian(0.0, 1.0), 2)
-    draws = Draws(Made(z[None], torch.tensor(0)), full(0.8, z), noise)
+    draws = Compared(Made(z[None], torch.tensor(0)), full(0.8, z), noise)
     loss = sid(student, fake=fake, weight=unweighted).critic_loss(Batch(z), draws).total()
     _, sigma, _, q = moments(VE, student, 0.8)
     assert loss.item() == pytest.approx(law(student).std ** 2 * sigma**2 / q + wrong**2)

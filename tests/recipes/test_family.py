@@ -31,6 +31,7 @@ SHORT = {
     "ict": {"last": 20},
     "ct": {"first": 2, "last": 4},
     "ctm": {"solver_steps": 2},
+    "imm": {"group": 4},
     "drifting": {"group": 4},
 }
 """Options without which a method has no room in a few steps, or in a small batch."""

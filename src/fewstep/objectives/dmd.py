@@ -33,10 +33,9 @@ just learnt, where the official code takes the same samples for both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
@@ -44,16 +43,17 @@ from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.distances import Distance, l2
 from fewstep.objectives.matching import (
+    Compared,
     FewSteps,
     Made,
     Times,
     check_critic,
     denoising_error,
+    draw_compared,
     statistics,
 )
 from fewstep.objectives.terms import (
     SnrWeight,
-    draw_noised,
     lag,
     matching_gradient,
     on_path_of,
@@ -62,14 +62,6 @@ from fewstep.objectives.terms import (
 from fewstep.times import KarrasIndex
 
 LEVELS, ALL_LEVELS = KarrasIndex(), KarrasIndex(0, 999)
-
-
-class Draws(NamedTuple):
-    """What makes the samples; times ``(b,)`` and noise, shaped as the data, that they get."""
-
-    made: Made
-    t: Tensor
-    noise: Tensor
 
 
 class DMD(Objective):
@@ -124,19 +116,15 @@ class DMD(Objective):
         self.regression = regression
         self.critic_updates = critic_updates
 
-    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """What makes samples and noises them to where scores are compared."""
-        return self._draw(batch, self.times, rng)
+        return draw_compared(batch, self.generate, self.times, rng)
 
-    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Draws:
+    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """What makes samples and noises them to where the fake learns."""
-        return self._draw(batch, self.critic_times, rng)
+        return draw_compared(batch, self.generate, self.critic_times, rng)
 
-    def _draw(self, batch: Batch, times: Times, rng: Rng) -> Draws:
-        made = self.generate.draw(batch, rng)
-        return Draws(made, *draw_noised(batch, times(len(batch), rng), None, rng)[:2])
-
-    def loss(self, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, batch: Batch, draws: Compared) -> Loss:
         """The generator's: distribution matching."""
         x = self.generate(self.student, batch, draws.made, batch.cond)
         with torch.no_grad():
@@ -146,7 +134,7 @@ class DMD(Objective):
         gradient = matching_gradient(x, real, fake, batch.mask)
         return Loss({"matching": surrogate(x, gradient, batch.mask).mean()}, logs)
 
-    def regression_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def regression_loss(self, batch: Batch, draws: Compared) -> Loss:
         """The generator's: what the teacher's ODE makes of given noise."""
         labelled = "label" in self.student.cond_keys
         keys = ("pair_noise", "pair_x", *(("pair_label",) if labelled else ()))
@@ -161,7 +149,7 @@ class DMD(Objective):
         answer = self.generate(self.student, pairs, Made(noise[None], draws.made.call), pairs.cond)
         return Loss({"regression": self.regression * self.distance(answer, x, None).mean()})
 
-    def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
         """The fake's: denoising of generated samples."""
         with torch.no_grad():
             x = self.generate(self.student, batch, draws.made, batch.cond)

@@ -38,7 +38,6 @@ Critic first, then generator, as in the official loop; each draws its own sample
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +47,16 @@ from fewstep.core import Batch, Rng, UsageError, per_sample
 from fewstep.models import AbstractDenoiser, Denoiser, Judge
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.matching import (
+    Compared,
     FewSteps,
-    Made,
     Times,
     check_critic,
     denoising_error,
+    draw_compared,
     statistics,
 )
 from fewstep.objectives.terms import (
     SnrWeight,
-    draw_noised,
     karras_weight,
     lag,
     on_path_of,
@@ -68,14 +67,6 @@ from fewstep.objectives.terms import (
 from fewstep.times import KarrasUniform, LogNormal
 
 HIGHEST = float(KarrasUniform().at(torch.tensor(0.8, dtype=torch.float64)))
-
-
-class Draws(NamedTuple):
-    """``t`` is ``(b,)``, ``noise`` is shaped as the data; ``made`` makes the samples."""
-
-    made: Made
-    t: Tensor
-    noise: Tensor
 
 
 class SiD(Objective):
@@ -131,20 +122,15 @@ class SiD(Objective):
         self.judge = judge
         self.adversarial = adversarial
 
-    def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
+    def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """Samples, and noise at which the two networks are compared."""
-        return self._draw(batch, self.times, rng)
+        return draw_compared(batch, self.generate, self.times, rng)
 
-    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Draws:
+    def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """Samples, and noise at which ``fake`` learns."""
-        return self._draw(batch, self.critic_times, rng)
+        return draw_compared(batch, self.generate, self.critic_times, rng)
 
-    def _draw(self, batch: Batch, times: Times, rng: Rng) -> Draws:
-        made = self.generate.draw(batch, rng)
-        t, noise, _ = draw_noised(batch, times(len(batch), rng), None, rng)
-        return Draws(made, t, noise)
-
-    def loss(self, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, batch: Batch, draws: Compared) -> Loss:
         """The generator's; ``fisher`` logs the mean square of mu_r - mu_f."""
         t, cond, mask = draws.t, batch.cond, batch.mask
         x = self.generate(self.student, batch, draws.made, cond)
@@ -161,13 +147,13 @@ class SiD(Objective):
             terms["adversarial"] = self.adversarial * (1 / size).mean() * entropy
         return Loss(terms, {**logs, **statistics(x, batch)})
 
-    def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
         """Weighted denoising of samples."""
         x, weight = self._samples_and_weight(batch, draws)
         error = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
         return Loss({"denoising": (weight * error).mean()})
 
-    def judge_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def judge_loss(self, batch: Batch, draws: Compared) -> Loss:
         """Data and samples told apart, under the same noise."""
         x, weight = self._samples_and_weight(batch, draws)
         noised = (self.student.path.perturb(v, draws.noise, draws.t) for v in (batch.x0, x))
@@ -175,7 +161,7 @@ class SiD(Objective):
         entropy = over_heads(softplus_discriminator, real, made) / 2
         return Loss({"discriminator": weight.mean() / x[0].numel() * entropy})
 
-    def _samples_and_weight(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _samples_and_weight(self, batch: Batch, draws: Compared) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             x = self.generate(self.student, batch, draws.made, batch.cond)
         return x, self.weight(self.student.path.snr(draws.t)).to(x.dtype)
