@@ -10,7 +10,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 900, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 210, 16, 48
 COLOURS = ("#0969da", "#cf222e", "#1a7f37", "#8250df", "#bc4c00", "#bf3989", "#6e7781")
-DASHES = ("", "7 4", "2 3")
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
 NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
 """What a file of its own needs, and a drawing in a page does not."""
 
@@ -46,19 +46,21 @@ def chart(
     x_low, x_high = (min(xs), max(xs)) if ticks else (0.0, max(xs))
     y_low, y_high = math.log(min(ys) / 1.1), math.log(max(ys) * 1.1)
 
+    height = max(HEIGHT, TOP + 12 + 20 * len(lines))
+
     def at(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / ((x_high - x_low) or 1.0)
         up = (math.log(y) - y_low) / (y_high - y_low)
         return (
             round(LEFT + across * (WIDTH - LEFT - RIGHT), 1),
-            round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1),
+            round(height - BOTTOM - up * (height - TOP - BOTTOM), 1),
         )
 
     right = WIDTH - RIGHT
     out = [
-        f'<svg{NAMESPACE} viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'<svg{NAMESPACE} viewBox="0 0 {WIDTH} {height}" '
         'font-family="system-ui, sans-serif" font-size="12" role="img">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
     ]
     for value in _round_values(math.exp(y_low), math.exp(y_high)):
         y = at(x_low, value)[1]
@@ -67,14 +69,14 @@ def chart(
     for x, text in (ticks or {v: f"{v:g}" for v in _even_values(x_high)}).items():
         at_x = at(x, math.exp(y_low))[0]
         out.append(
-            f'<text x="{at_x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{text}</text>'
+            f'<text x="{at_x}" y="{height - BOTTOM + 18}" text-anchor="middle">{text}</text>'
         )
     middle = (LEFT + right) / 2
     out.append(
-        f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_title)}</text>'
+        f'<text x="{middle}" y="{height - 10}" text-anchor="middle">{escape(x_title)}</text>'
     )
     out.append(
-        f'<text transform="translate(16 {HEIGHT / 2}) rotate(-90)" '
+        f'<text transform="translate(16 {height / 2}) rotate(-90)" '
         f'text-anchor="middle">{escape(y_title)}</text>'
     )
     for name, value in levels.items():
