@@ -160,7 +160,7 @@ class DMD2(Objective):
 
     def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
         """The error of the fake denoiser."""
-        x = self.generate(self.student, batch, draws.made, batch.cond)
+        x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         t, noise, _ = draws.noised
         each = denoising_error(self.critic["fake"], x, noise, t, batch.cond, batch.mask)
         weight = self.weight(self.student.path.snr(t)).to(each.dtype)
@@ -169,7 +169,7 @@ class DMD2(Objective):
     def judge_loss(self, batch: Batch, draws: Draws) -> Loss:
         """How far the judge is from telling data from samples."""
         scale, cond = self.adversarial_critic, batch.cond
-        x = self.generate(self.student, batch, draws.made, cond).detach()
+        x = self.generate.fixed(self.student, batch, draws.made, cond)
         real, fake = self._logits(batch.x0, draws.real, cond), self._logits(x, draws.fake, cond)
         terms = {"judge": scale * over_heads(softplus_discriminator, real, fake)}
         if draws.disturbance is not None:

@@ -88,6 +88,11 @@ class FewSteps:
         x, t = self.asked(student, batch, draws, cond)
         return answered(student, x, t, cond)
 
+    @torch.no_grad()
+    def fixed(self, student: AbstractDenoiser, batch: Batch, draws: Made, cond: Cond) -> Event:
+        """Samples without gradient, for a critic to learn from."""
+        return self(student, batch, draws, cond)
+
     def contract(self, method: str, path: Path, data: DataSpec) -> Contract:
         """All of the calls, or the first few of them; no other times."""
         first = torch.tensor([self.times[0]], dtype=torch.float64)
