@@ -28,7 +28,7 @@ from tiny import fewstep, pictures, rows, settings, trained
 
 AT = {"digits": DIGITS, "toys": TOYS, "images": IMAGES}
 SHORT = {
-    "ict": {"last": 20},
+    "ict": {"first": 10, "last": 20},
     "ct": {"first": 2, "last": 4},
     "ctm": {"solver_steps": 2},
     "imm": {"group": 4},
