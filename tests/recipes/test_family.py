@@ -24,8 +24,13 @@ from fewstep.training.train import train
 from tiny import fewstep, pictures, rows, settings, trained
 
 AT = {"digits": DIGITS, "toys": TOYS, "images": IMAGES}
-SHORT = {"ict": {"last": 20}, "ct": {"first": 2, "last": 4}, "ctm": {"solver_steps": 2}}
-"""Options without which a method's schedule has no room in a few steps."""
+SHORT = {
+    "ict": {"first": 10, "last": 20},
+    "ct": {"first": 2, "last": 4},
+    "ctm": {"solver_steps": 2},
+    "imm": {"group": 4},
+}
+"""Options without which a method has no room in a few steps of a few samples."""
 
 BATCH = 8
 OLDER = {"cd", "ct"}
