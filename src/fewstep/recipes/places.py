@@ -289,19 +289,8 @@ TOYS = Place(
         "flowmap": {
             **{"mean": 0.0, "std": 1.4, "c": 1.0, "lagrangian": True},
             "train": {"steps": 1800, "lr": 5e-4},
-            "dmd": {**_LEVELS, "critic_updates": 2},
-            "dmd2": _LEVELS,
-            "f-distill": _LEVELS,
-            "sid": {"critic_updates": 2, "train": {"lr": 2e-4}},
-            "sida": {"critic_updates": 2, "train": {"lr": 2e-4}},
-            "diff-instruct": {"train": {"lr": 3e-4}},
-            "ladd": {
-                **{"level": 1.5, "mean": 0.0, "penalty": 1e-2, "heads_rate": 5.0},
-                "train": {"lr": 2e-4, "clip": 10.0},
-            },
-            "rcm": {**_CONTINUOUS, "critic_updates": 1},
-            "drifting": {"group": 128, "r": (0.2, 0.5, 1.0), "train": {"steps": 2000}},
         },
+        "drifting": {"r": (0.2, 0.5, 1.0)},
     },
 )
 
