@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.core import UsageError
 from fewstep.models.nets.adm import ADMBlock
@@ -146,6 +147,11 @@ def test_attention_reads_rows_by_head_then_channel_then_query_key_value():
     qkv = normal(2, 24, 3, 2)
     torch.testing.assert_close(attention(qkv, 2), attended(torch.zeros(2, 8, 3, 2), qkv, 2).to(D))
     assert not torch.allclose(attention(qkv, 2), attention(qkv, 4))
+
+
+def test_attention_may_run_on_a_fused_kernel():
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # no other: a layout it refuses is an error
+        attention(torch.randn(2, 24, 3, 2), 2)
 
 
 def test_dropout_stands_before_the_last_convolution():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ from fewstep.models import LowRank
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.training.averages import constant
 from fewstep.training.config import Run, TrainConfig
-from fewstep.training.memory import MIB, Watched, estimate, table
+from fewstep.training.memory import MIB, Watched, estimate, most_resident, table
 from fewstep.training.trainer import Trainer
 from generators import Matching
 
@@ -153,3 +155,15 @@ def test_the_plan_comes_true(case):
     planned, measured = (fresh(case, kind) for kind in ("planned", "measured"))
     print(f"\n{case}: planned {planned:.0f} MiB, measured {measured:.0f}", end="")
     assert planned == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_a_process_does_not_count_what_its_starter_held():
+    held = np.ones(2**27)
+    started = subprocess.run(
+        [sys.executable, "-c", "from fewstep.training.memory import *; print(most_resident())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(started.stdout) < held.nbytes < most_resident()

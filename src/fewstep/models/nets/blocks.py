@@ -212,7 +212,8 @@ def attention(qkv_BCHW: Tensor, heads: int) -> Tensor:
     """
     b, _, height, width = qkv_BCHW.shape
     qkv_BNDXL = qkv_BCHW.reshape(b, heads, -1, 3, height * width)
-    q_BNLD, k_BNLD, v_BNLD = qkv_BNDXL.permute(3, 0, 1, 4, 2)
+    # contiguous: the fused kernels refuse a strided last axis, and leave it to the slow one.
+    q_BNLD, k_BNLD, v_BNLD = qkv_BNDXL.permute(3, 0, 1, 4, 2).contiguous()
     a_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
     # contiguous: forward-mode derivatives of the next norm need it.
     return a_BNLD.transpose(2, 3).contiguous().reshape(b, -1, height, width)

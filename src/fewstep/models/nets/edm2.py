@@ -108,7 +108,8 @@ class EDM2Block(nn.Module):
         qkv_BNDXL = self.qkv(x_BCHW).reshape(
             len(x_BCHW), self.heads, -1, 3, x_BCHW.shape[2] * x_BCHW.shape[3]
         )
-        q_BNLD, k_BNLD, v_BNLD = normalise(qkv_BNDXL, 2).permute(3, 0, 1, 4, 2)
+        # contiguous: the fused kernels refuse a strided last axis, and leave it to the slow one.
+        q_BNLD, k_BNLD, v_BNLD = normalise(qkv_BNDXL, 2).permute(3, 0, 1, 4, 2).contiguous()
         a_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
         return self.proj(a_BNLD.transpose(2, 3).contiguous().reshape(x_BCHW.shape))
 
