@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fewstep.core import Batch, UsageError, local
 from fewstep.models import Denoiser, LowRank
 from fewstep.objectives.base import Loss, Phase
+from fewstep.training.again import again
 
 Score = Callable[[Batch, Any], Loss]
 
@@ -316,4 +316,4 @@ def checkpoint_blocks(network: nn.Module) -> None:
             "units = (BlockClass, ...), or leave out --train.checkpointing"
         )
     for unit in found:
-        unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
+        unit.forward = partial(again, unit.forward)
