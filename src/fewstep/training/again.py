@@ -7,7 +7,7 @@ process that compiles nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -27,62 +27,52 @@ class _Enough(Exception):
     """All that was saved is there again; what is left of the block is of no use."""
 
 
-def again(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """``function(*args, **kwargs)``; with the same dropout and precision when it is run again."""
+def again(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``; with the same dropout and precision when it is run again."""
     if not torch.is_grad_enabled():
-        return function(*args, **kwargs)
-    slots: list[ReferenceType[_Slot]] = []
+        return function(*args)
+    slots: list[tuple[ReferenceType[_Slot], torch.Size]] = []
     drawn, (devices, states) = torch.get_rng_state(), get_device_states(*args)
-    kinds = {"cpu", *(x.device.type for x in args if isinstance(x, Tensor))}
+    kinds = sorted({"cpu", *(x.device.type for x in args if isinstance(x, Tensor))})
     casts = [
-        torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        for kind in kinds
+        (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds
     ]
-    kind = next(iter(kinds - {"cpu"}), "cuda")
 
-    def drop(_: Tensor) -> _Slot:
+    def forget(x: Tensor) -> _Slot:
         slot = _Slot()
-        slots.append(ref(slot))
+        slots.append((ref(slot), x.shape))
         return slot
 
     def find(slot: _Slot) -> Tensor:
         if slot.value is None:
-            fill()
+            repeat()
         value, slot.value = slot.value, None
-        assert value is not None
+        if value is None:
+            raise RuntimeError("a block did something else when it was computed again")
         return value
 
-    def fill() -> None:
+    def repeat() -> None:
         coming = iter(slots)
-        left = len(slots)
 
-        def put(x: Tensor) -> Tensor:
-            nonlocal left
-            # An operation that kept its own answer, with its history, would keep itself alive.
-            x = x.detach()
-            slot = next(coming)()
-            if slot is not None:
-                slot.value = x
-            left -= 1
-            if not left:
+        def keep(x: Tensor) -> Tensor:
+            (slot, shape), x = next(coming), x.detach()
+            if (alive := slot()) is not None and x.shape == shape:
+                alive.value = x
+            if slot is slots[-1][0]:
                 raise _Enough
+            # Detached: an operation that kept its own answer's history would never go.
             return x
 
-        with (
-            torch.random.fork_rng(devices, device_type=kind),
-            torch.enable_grad(),
-            saved_tensors_hooks(put, lambda x: x),
-            suppress(_Enough),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices, device_type=kinds[-1]))
             torch.set_rng_state(drawn)
-            set_device_states(devices, states, device_type=kind)
-            for cast in casts:
-                cast.__enter__()
-            try:
-                function(*args, **kwargs)
-            finally:
-                for cast in reversed(casts):
-                    cast.__exit__(None, None, None)
+            set_device_states(devices, states, device_type=kinds[-1])
+            for kind, dtype, enabled in casts:
+                stack.enter_context(torch.autocast(kind, dtype, enabled))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(suppress(_Enough))
+            stack.enter_context(saved_tensors_hooks(keep, lambda x: x))
+            function(*args)
 
-    with saved_tensors_hooks(drop, find):
-        return function(*args, **kwargs)
+    with saved_tensors_hooks(forget, find):
+        return function(*args)
