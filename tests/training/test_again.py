@@ -123,7 +123,5 @@ def test_a_block_that_does_something_else_is_told():
 def test_training_does_not_bring_the_compiler(name, optimizer):
     folder, checkpointing = str(Path(ranks.__file__).parent), name == "consistency"
     code = TRAINING.format(folder=folder, name=name, again=checkpointing, optimizer=optimizer)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False"], done.stderr[-2000:]

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewstep.core import Batch, UsageError, local
-from fewstep.models import Denoiser, LowRank
+from fewstep.models import Denoiser, Judge, LowRank
 from fewstep.objectives.base import Loss, Phase
 from fewstep.training.again import again
 
@@ -252,6 +252,8 @@ def networks(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     def inside(module: nn.Module) -> Iterator[nn.Module]:
         if isinstance(module, kinds):
             yield module.net
+        elif isinstance(module, Judge):
+            yield module.heads  # which are called on their own too
         elif not any(isinstance(m, kinds) for m in module.modules()):
             if any(True for _ in module.parameters()):
                 yield module
