@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from fewstep import bench
 from fewstep.models import LowRank
@@ -18,7 +17,6 @@ PROMISED = {
     "ct_peak_mib",
     "dmd2_peak_mib",
     "dmd2_lora_peak_mib",
-    "dmd2_lora_bf16_peak_mib",
     "bf16_forward_speedup",
     "jvp_over_forward",
     "jvp_backward_over_passes",
@@ -55,12 +53,8 @@ def test_the_table_names_the_aims(quick, capsys):
 def test_adapters_are_what_the_smaller_figure_is_of(quick):
     whole, lora = (bench.dmd2(True, lora).__self__.objective for lora in (False, True))
     assert not isinstance(whole.critic["fake"], LowRank)
-    half = bench.dmd2(True, True, bf16=True).__self__.objective
-    for made, dtype in ((lora, torch.float32), (half, torch.bfloat16)):
-        theirs = {id(p) for p in made.teacher.parameters()}
-        assert theirs <= {id(p) for p in made.critic["fake"].net.parameters()}
-        assert {p.dtype for p in made.teacher.parameters()} == {dtype}
-        assert {p.dtype for p in made.student.parameters()} == {torch.float32}
+    theirs = {id(p) for p in lora.teacher.parameters()}
+    assert theirs <= {id(p) for p in lora.critic["fake"].net.parameters()}
 
 
 def test_ratios_are_of_pairs():

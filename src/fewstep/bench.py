@@ -26,7 +26,7 @@ from fewstep.core import Rng
 from fewstep.data import Arrays
 from fewstep.derivatives import jvp
 from fewstep.model import Model
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Judge, LowRank, halved
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Judge, LowRank
 from fewstep.models.nets import DDPMpp
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
@@ -51,7 +51,6 @@ TARGETS = {
     "ct_peak_mib": (780.0, "at most"),
     "dmd2_peak_mib": (783.0, "at most"),
     "dmd2_lora_peak_mib": (599.0, "at most"),
-    "dmd2_lora_bf16_peak_mib": (599.0, "at most"),
     "bf16_forward_speedup": (1.4, "at least"),
     "jvp_over_forward": (3.5, "at most"),
     "jvp_backward_over_passes": (2.6, "at most"),
@@ -101,7 +100,6 @@ def run(threads: int, pairs: int) -> dict[str, Any]:
         "ct_peak_mib": _in_a_fresh_process(threads, "consistency"),
         "dmd2_peak_mib": _in_a_fresh_process(threads, "dmd2"),
         "dmd2_lora_peak_mib": _in_a_fresh_process(threads, "dmd2_lora"),
-        "dmd2_lora_bf16_peak_mib": _in_a_fresh_process(threads, "dmd2_lora_bf16"),
         "threads": threads,
         "pairs": pairs,
         "torch": torch.__version__,
@@ -186,11 +184,11 @@ class Subjects:
         self.model.sample(BATCH, steps=1, seed=0)
 
 
-def dmd2(checkpointing: bool, lora: bool = False, bf16: bool = False) -> Work:
-    """Whole steps of DMD2, of the generator at every second one; ``bf16`` is of the teacher."""
+def dmd2(checkpointing: bool, lora: bool = False) -> Work:
+    """Whole steps of DMD2, of the generator at every second one."""
     torch.manual_seed(0)
-    student = Denoiser(network(), EDM(sigma_data=0.5))
-    teacher = halved(student) if bf16 else copy.deepcopy(student)
+    teacher = Denoiser(network(), EDM(sigma_data=0.5))
+    student = copy.deepcopy(teacher)
     fake = LowRank(teacher) if lora else copy.deepcopy(teacher)
     objective = DMD2(
         student,
@@ -225,7 +223,6 @@ PEAKS: dict[str, Callable[[], Work]] = {
     "consistency": lambda: Subjects().step("adam"),
     "dmd2": lambda: dmd2(True),
     "dmd2_lora": lambda: dmd2(True, lora=True),
-    "dmd2_lora_bf16": lambda: dmd2(True, lora=True, bf16=True),
 }
 """Trainings whose memory is measured."""
 
