@@ -76,7 +76,7 @@ def run(threads: int, pairs: int) -> dict[str, Any]:
     raw: dict[str, tuple[list[float], list[float]]] = {}
 
     def paired(name: str, ours: Work, bare: Work) -> tuple[list[float], list[float]]:
-        raw[name] = _interleaved(ours, bare, pairs)
+        raw[name] = interleaved(ours, bare, pairs)
         return raw[name]
 
     step, passes = paired("overhead", made.step("adam"), made.passes)
@@ -247,7 +247,8 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{found['threads']} thread(s), medians of {found['pairs']} pairs"])
 
 
-def _interleaved(ours: Work, bare: Work, pairs: int) -> tuple[list[float], list[float]]:
+def interleaved(ours: Work, bare: Work, pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of each side, in turn, after one call of each."""
     for work in (ours, bare):
         work()
     found: tuple[list[float], list[float]] = [], []
