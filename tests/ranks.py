@@ -93,8 +93,9 @@ def mlp(seed: int) -> Denoiser:
 
 
 def unet(seed: int) -> Denoiser:
+    """As of an augmented teacher: it could read augmentation labels, and is given none."""
     torch.manual_seed(seed)
-    net = DDPMpp((1, 8, 8), 8, (1, 1), 1, (4,), dropout=0.1, classes=3)
+    net = DDPMpp((1, 8, 8), 8, (1, 1), 1, (4,), dropout=0.1, classes=3, augment=2)
     return Denoiser(net, ConsistencyBoundary(sigma_data=0.5))
 
 

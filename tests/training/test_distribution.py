@@ -16,6 +16,7 @@ from fewstep.errors import UsageError
 from fewstep.training import checkpoints
 from fewstep.training.distribution import World, joined
 from fewstep.training.trainer import Trainer
+from test_injected import mutations
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
@@ -92,6 +93,18 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(name, both):
         row = made.advance()
         losses.append(torch.tensor([float(row[k]) for k in sorted(row)], dtype=torch.float64))
     assert compare(ranks.found(made, losses), alone[name], 2) < 1e-6
+
+
+def test_a_damaged_shard_is_refused(both):
+    source = both[0] / "critic-half" / "000000002"
+    files = {p.name: p.read_bytes() for p in source.iterdir()}
+    assert sum(name.endswith(".safetensors") for name in files) == 2
+    for _, name, new in mutations(files, 60):
+        (source / name).unlink() if new is None else (source / name).write_bytes(new)
+        with pytest.raises(UsageError, match="is damaged .*delete it"):
+            checkpoints.read(source)
+        (source / name).write_bytes(files[name])
+    assert checkpoints.read(source)[1]["step"] == 2
 
 
 def test_shards_are_of_all_ranks():

@@ -32,10 +32,13 @@ from fewstep.models import (
     Judge,
     LowRank,
 )
+from fewstep.models.growing import grown
 from fewstep.models.nets import ResidualMLP
+from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
+from fewstep.objectives.ctm import ConsistencyTrajectory
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.diff_instruct import DiffInstruct
 from fewstep.objectives.dmd import DMD
@@ -48,6 +51,7 @@ from fewstep.objectives.ict import Doubling, ImprovedConsistency
 from fewstep.objectives.kd import KnowledgeDistillation
 from fewstep.objectives.ladd import LADD
 from fewstep.objectives.matching import FewSteps
+from fewstep.objectives.pcm import PhasedConsistency
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.rcm import RCM
 from fewstep.objectives.sid import SiD
@@ -56,7 +60,16 @@ from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
-from fewstep.times import KarrasUniform, LogNormal, OnPath, ShiftedFlow
+from fewstep.solvers import ddim
+from fewstep.times import (
+    HalfHigh,
+    KarrasUniform,
+    LogNormal,
+    OnPath,
+    Phases,
+    ShiftedFlow,
+    karras,
+)
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
@@ -196,6 +209,31 @@ def drifting() -> Objective:
     return Drifting(student, generate=FewSteps((80.0,)), group=4)
 
 
+def weighed() -> Objective:
+    student = Denoiser(network(0), EDM(sigma_data=0.5))
+    uncertainty = Uncertainty(8)
+    return Denoising(student, times=LogNormal(), weight=unweighted, uncertainty=uncertainty)
+
+
+def adversarial_trajectory() -> Objective:
+    source, teacher = apart(0), apart(1)
+    student = grown(source, two_time=True)
+    grid = karras(6, student.path.t_min, student.path.t_max)
+    torch.manual_seed(3)
+    judge = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1))
+    times, weight = HalfHigh(student.path), karras_weight(0.5)
+    given = {"grid": grid, "solver_steps": 3, "times": times, "weight": weight, "rate": 0.9}
+    return ConsistencyTrajectory(student, teacher, discriminator=judge, **given)
+
+
+def adversarial_phases() -> Objective:
+    student, teacher = apart(0), apart(1)
+    cut = Phases(karras(6, student.path.t_min, student.path.t_max), 2)
+    judge = FeatureDiscriminator(teacher, Batch(torch.zeros(1, 2)), width=4)
+    step = TeacherStep(teacher, ddim)
+    return PhasedConsistency(student, step, phases=cut, discriminator=judge)
+
+
 def of_family(name: str, **options) -> Callable[[], Objective]:
     """As its recipe builds it."""
 
@@ -236,6 +274,7 @@ def matched(judged: Literal["fake", "teacher"], lora: bool = False) -> Objective
 
 OBJECTIVES = {
     "denoising": denoising,
+    "denoising of equal weight": weighed,
     "flow matching": flow_matching,
     "cd": lambda: distillation(0.0),
     "cd with target": lambda: distillation(0.9),
@@ -251,6 +290,8 @@ OBJECTIVES = {
     "scd": of_family("scd"),
     "ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9),
     "pcm": of_family("pcm", phases=2, points=5),
+    "adversarial ctm": adversarial_trajectory,
+    "adversarial pcm": adversarial_phases,
     "meanflow": of_family("meanflow"),
     "imm": of_family("imm"),
     "shortcut": of_family("shortcut", rate=0.9),
@@ -338,6 +379,9 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "cd with target": {"target"},
         "ct": {"target"},
         "ctm": {"target"},
+        "adversarial ctm": {"target", "discriminator"},
+        "adversarial pcm": {"discriminator"},
+        "denoising of equal weight": {"uncertainty"},
         "dmd": {"fake"},
         "shortcut": {"target"},
         "scd": {"uncertainty"},
