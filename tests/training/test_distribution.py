@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_injected import mutations
 
 import ranks
 from fewstep.errors import UsageError
 from fewstep.training import checkpoints
 from fewstep.training.distribution import World, joined
 from fewstep.training.trainer import Trainer
-from test_injected import mutations
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
@@ -101,7 +101,7 @@ def test_a_damaged_shard_is_refused(both):
     assert sum(name.endswith(".safetensors") for name in files) == 2
     for _, name, new in mutations(files, 60):
         (source / name).unlink() if new is None else (source / name).write_bytes(new)
-        with pytest.raises(UsageError, match="is damaged .*delete it"):
+        with pytest.raises(UsageError, match=r"is damaged .*delete it"):
             checkpoints.read(source)
         (source / name).write_bytes(files[name])
     assert checkpoints.read(source)[1]["step"] == 2
