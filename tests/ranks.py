@@ -24,10 +24,11 @@ from fewstep.objectives.f_distill import FDistill
 from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.terms import karras_weight
+from fewstep.processes import ALONE, World, joined
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import TrainConfig
-from fewstep.training.distribution import ALONE, World, full, joined
+from fewstep.training.distribution import full
 from fewstep.training.trainer import Trainer
 
 STEPS = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from safetensors.torch import load_file
 from test_injected import mutations
 
 import ranks
+from fewstep.cli import main
 from fewstep.errors import UsageError
+from fewstep.processes import World, joined
 from fewstep.training import checkpoints
-from fewstep.training.distribution import World, joined
 from fewstep.training.trainer import Trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -105,6 +107,18 @@ def test_a_damaged_shard_is_refused(both):
             checkpoints.read(source)
         (source / name).write_bytes(files[name])
     assert checkpoints.read(source)[1]["step"] == 2
+
+
+def test_two_ranks_judge_as_one(tmp_path):
+    words = ("-m", "fewstep", "evaluate", "digits-cd", "--steps", "1", "--metrics", "fd,swd,nn,kid")
+    done = torchrun(*words, "--out", tmp_path / "two.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("wrote ") == 1
+    main([*words[2:], "--out", str(tmp_path / "one.json")])
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    for left, right in ((one["model"]["1"], two["model"]["1"]), (one["floor"], two["floor"])):
+        left.pop("images_per_second", None), right.pop("images_per_second", None)
+        assert left == pytest.approx(right, rel=1e-5)
 
 
 def test_shards_are_of_all_ranks():
