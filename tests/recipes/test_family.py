@@ -248,6 +248,15 @@ def test_guidance_needs_a_teacher_that_answers(at):
         built("images", "ladd", at, guidance=2.0)
 
 
+@pytest.mark.parametrize(("name", "own"), [("imm", {"group": 4}), ("shortcut", {"every": 8})])
+def test_batches_hold_whole_groups(name, own, at, tmp_path):
+    run = built("digits", name, at, **own)
+    nine = replace(run, config=replace(run.config, batch=9))
+    message = f"multiple of {own.popitem()[1]} samples, got --train.batch 9"
+    with pytest.raises(UsageError, match=message):
+        train(nine, tmp_path / "run")
+
+
 def test_progressives_learning_rate_falls_in_each_stage(at, tmp_path):
     run = built("toys", "progressive", at, first=4, updates=18)
     assert run.config.decay_steps == halving_stage(18, 4) == 6
