@@ -20,7 +20,7 @@ from fewstep.objectives.consistency import Consistency
 from fewstep.objectives.distances import l2
 from fewstep.pairs import make
 from fewstep.recipes import RECIPES, TrainConfig, parts
-from fewstep.recipes.presets import CIFAR10, IMAGENET_64, PRESETS, Preset
+from fewstep.recipes.presets import CIFAR10, CIFAR10_SMALL, IMAGENET_64, PRESETS, Preset
 from fewstep.recipes.published import DEEP, EDM2_S, EDM2_TRAIN, PUBLISHED
 from fewstep.recipes.standard import cd_of, ct_of, edm_of
 from fewstep.times import KarrasIndex, KarrasUniform, LogNormal
@@ -552,6 +552,16 @@ def test_positional_teachers_pass_it_on(monkeypatch, tmp_path):
     train(RECIPES["imagenet-64-edm2"].build(positional=True, train=few), tmp_path / "edm2")
     run = RECIPES["imagenet-64-sct"].build(teacher=str(tmp_path / "edm2"), train=few)
     assert run.objective.student.net.options["positional"]
+
+
+@pytest.mark.parametrize("preset", [CIFAR10, CIFAR10_SMALL], ids=lambda p: p.named("x"))
+def test_double_normed_teachers_pass_it_on(preset: Preset, tmp_path):
+    few = settings(steps=1, batch=4)
+    small = edm_of(replace(preset, network=SMALL))
+    train(small(double_norm=True, train=few), tmp_path / "edm")
+    run = RECIPES[preset.named("sct")].build(teacher=str(tmp_path / "edm"), train=few)
+    assert run.objective.student.net.options["double_norm"]
+    assert not small(train=few).objective.student.net.options["double_norm"]
 
 
 def test_augmentations_that_would_be_learned_are_refused(built):
