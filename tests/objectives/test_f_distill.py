@@ -371,6 +371,8 @@ def test_a_guided_teacher_is_judged_through_without_guidance():
         Asked(normal(4, 1)),
         generate=FewSteps((path.t_max,)),
         weight=unweighted,
+        times=(levels := LogUniform(0.01, 20.0)),
+        critic_times=levels,
         judged="teacher",
     )
     objective.loss(Batch(x), made(objective, x, full(1.0, x), normal(4, 1, seed=1)))
@@ -441,7 +443,9 @@ def test_refused_settings(options, message):
 
 def test_refused_networks():
     student, other = GaussianDenoiser(VE), GaussianDenoiser(VarianceExploding(0.01, 9.0))
-    rest = {"generate": FewSteps((20.0,)), "weight": unweighted}
+    levels = LogUniform(0.1, 8.0)
+    rest = {"generate": FewSteps((9.0,)), "weight": unweighted}
+    rest |= {"times": levels, "critic_times": levels}
     with pytest.raises(UsageError, match="teacher lives on"):
         FDistill(student, other, student, Fixed(), **rest)
     with pytest.raises(UsageError, match="copy of the teacher"):

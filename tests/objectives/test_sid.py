@@ -105,7 +105,8 @@ def sid(student, teacher=None, fake=None, **options) -> SiD:
     path = student.path
     own = {"generate": FewSteps((start(path),))}
     if path != VE:
-        own |= {"times": OnPath(path, KarrasUniform()), "critic_times": OnPath(path, LogNormal())}
+        levels = KarrasUniform(0.1, 10.0), LogNormal()
+        own |= {"times": OnPath(path, levels[0]), "critic_times": OnPath(path, levels[1])}
     teacher = teacher or GaussianDenoiser(path, DATA)
     fake = fake or GaussianDenoiser(path, law(student))
     return SiD(student, teacher, fake, **{**own, **options})

@@ -109,7 +109,7 @@ class DMD(Objective):
         self.teacher = on_path_of(student, teacher)
         self.fake = fake
         self.frozen = ("teacher", *(("distance",) if isinstance(distance, nn.Module) else ()))
-        self.generate = generate
+        self.generate = generate.on(student.path)
         self.weight = weight
         self.times, self.critic_times = times, critic_times
         self.distance = distance
@@ -130,7 +130,7 @@ class DMD(Objective):
         with torch.no_grad():
             x_t = self.student.path.perturb(x, draws.noise, draws.t)
             real, fake = (d(x_t, draws.t, None, batch.cond) for d in (self.teacher, self.fake))
-            logs = {"lag": lag(x, real, fake), **statistics(x, batch)}
+            logs = {"lag": lag(x, real, fake, batch.mask), **statistics(x, batch)}
         gradient = matching_gradient(x, real, fake, batch.mask)
         return Loss({"matching": surrogate(x, gradient, batch.mask).mean()}, logs)
 

@@ -116,7 +116,7 @@ class DMD2(Objective):
         self.student, self.teacher = student, on_path_of(student, teacher)
         heads = {} if judge is None else {"judge": judge}
         self.critic: Any = nn.ModuleDict({"fake": fake, **heads})
-        self.generate, self.weight, self.judged = generate, weight, judged
+        self.generate, self.weight, self.judged = generate.on(student.path), weight, judged
         self.times, self.critic_times, self.adversarial_times = laws
         self.due = every(critic_updates)
         self.adversarial, self.adversarial_critic, self.penalty, self.penalty_std = weights
@@ -150,7 +150,7 @@ class DMD2(Objective):
         with torch.no_grad():
             asked = self.student.path.perturb(x, noise, t), t, None, batch.cond
             real, fake = self.teacher(*asked), self.critic["fake"](*asked)
-            logs = {**statistics(x, batch), "lag": lag(x, real, fake)}
+            logs = {**statistics(x, batch), "lag": lag(x, real, fake, batch.mask)}
         gradient = matching_gradient(x, real, fake, batch.mask)
         terms = {"matching": surrogate(x, gradient, batch.mask).mean()}
         if draws.fake is not None:

@@ -122,7 +122,7 @@ class FDistill(Objective):
         self.student, self.teacher = student, on_path_of(student, teacher)
         self.critic = nn.ModuleDict({"fake": fake, "judge": judge})
         self.factors = Factors(divergence, student.path, limits=ratio, bins=bins, rate=rate)
-        self.generate, self.weight, self.judged = generate, weight, judged
+        self.generate, self.weight, self.judged = generate.on(student.path), weight, judged
         self.critic_updates = critic_updates
         self.adversarial, self.adversarial_critic = adversarial, adversarial_critic
 
@@ -150,7 +150,7 @@ class FDistill(Objective):
             ratio = self.factors.ratio(logits)
             h = self.factors(ratio, t)
             logs = {"ratio": ratio.mean(), "factor/min": h.min(), "factor/max": h.max()}
-            logs |= {**statistics(x, batch), "lag": lag(x, real, fake)}
+            logs |= {**statistics(x, batch), "lag": lag(x, real, fake, mask)}
         gradient = expand(h, x) * matching_gradient(x, real, fake, mask)
         terms = {"matching": surrogate(x, gradient, mask).mean()}
         terms["adversarial"] = self.adversarial * over_heads(softplus_generator, logits)

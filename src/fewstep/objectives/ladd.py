@@ -38,7 +38,7 @@ from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.distances import l2
 from fewstep.objectives.matching import FewSteps, Made, Times, statistics
 from fewstep.paths import Event
-from fewstep.times import LogNormal
+from fewstep.times import LogNormal, check_laws
 
 LEVELS = LogNormal(1.0, 1.0)
 """LADD's law of sigma/alpha: on a linear path, times that are logit-normal (1, 1)."""
@@ -90,6 +90,7 @@ class LADD(Objective):
                 f"the judge lives on {frozen.path}, the student on {student.path}; make it of a "
                 "denoiser read there with .on"
             )
+        check_laws(student.path, times, teacher_times)
         if (teacher is None) != (teacher_times is None):
             raise UsageError("a teacher and teacher_times go together: give both, or neither")
         if not (distillation >= 0 and penalty >= 0 and heads_rate > 0):
@@ -104,7 +105,7 @@ class LADD(Objective):
             )
         self.student = student
         self.judge: Any = judge
-        self.generate = generate
+        self.generate = generate.on(student.path)
         self.times, self.teacher_times = times, teacher_times
         self.teacher = None if teacher is None else terms.on_path_of(student, teacher)
         held = {"teacher": teacher is not None, "judge.denoiser": frozen is not None}

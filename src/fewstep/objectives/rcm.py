@@ -175,7 +175,9 @@ class RCM(Objective):
             real, fake = (m(x_t, t, None, batch.cond) for m in (self.teacher, self.fake))
         g = matching_gradient(x, real, fake, batch.mask, floor=1e-5)
         matching = 2 * draws.weight.to(x.dtype) * surrogate(x, g, batch.mask).mean()
-        return Loss({"matching": matching}, {"lag": lag(x, real, fake), **statistics(x, batch)})
+        return Loss(
+            {"matching": matching}, {"lag": lag(x, real, fake, batch.mask), **statistics(x, batch)}
+        )
 
     def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
         """Denoising of samples, as errors of F."""

@@ -114,7 +114,7 @@ class SiD(Objective):
         self.student = student
         self.teacher = on_path_of(student, teacher)
         self.fake = fake
-        self.generate = generate
+        self.generate = generate.on(student.path)
         self.times, self.critic_times = times, critic_times
         self.weight = weight
         self.a = a
@@ -140,7 +140,7 @@ class SiD(Objective):
         size = per_sample((x - real).detach().abs(), mask).clamp(min=1e-5)
         each = per_sample(gap * (real - x - self.a * gap), mask)
         terms = {"identity": (each / size).mean()}
-        logs = {"fisher": per_sample(gap**2, mask).mean(), "lag": lag(x, real, fake)}
+        logs = {"fisher": per_sample(gap**2, mask).mean(), "lag": lag(x, real, fake, mask)}
         if self.judge is not None:
             logits = [v.clamp(-10, 10) for v in self._judged(x_t, t, batch)]
             entropy = over_heads(softplus_generator, logits)
