@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewstep.contract import DataSpec
@@ -265,6 +266,17 @@ def test_running_means():
     f.finish()
     assert f.level.equal(level)
     assert "seen" not in f.state_dict()
+
+
+def test_without_running_means_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda _: pytest.fail("nothing is to be shared"))
+    f = factors(rate=0.0)
+    before = {name: v.clone() for name, v in f.named_buffers()}
+    f.begin(0)
+    f(torch.tensor([1.0, 3.0], dtype=D), full(1.0, torch.zeros(2)))
+    f.finish()
+    assert all(v.equal(before[name]) for name, v in f.named_buffers())
 
 
 # Draws, phases, what learns.

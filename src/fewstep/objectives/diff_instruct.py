@@ -123,8 +123,7 @@ class DiffInstruct(Objective):
 
     def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
         """The fake denoiser's error on samples."""
-        with torch.no_grad():
-            x = self.generate(self.student, batch, draws.made, batch.cond)
+        x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         each = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
         weight = self.weight(self.fake.path.snr(draws.t)).to(each.dtype)
         return Loss({"denoising": (weight * each).mean()})

@@ -151,8 +151,7 @@ class DMD(Objective):
 
     def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
         """The fake's: denoising of generated samples."""
-        with torch.no_grad():
-            x = self.generate(self.student, batch, draws.made, batch.cond)
+        x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         error = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
         weight = self.weight(self.student.path.snr(draws.t)).to(error.dtype)
         return Loss({"denoising": (weight * error).mean()})

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, per_sample
-from fewstep.models import AbstractDenoiser, Denoiser, Judge
+from fewstep.models import AbstractDenoiser, Denoiser, Judge, LowRank
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.matching import (
     Compared,
@@ -105,9 +105,12 @@ class SiD(Objective):
     ) -> None:
         super().__init__()
         check_critic(student, fake, times, critic_times)
-        if critic_updates < 1:
-            raise UsageError(f"critic_updates must be at least 1, got {critic_updates}")
-        if judge is not None and not isinstance(fake, Denoiser):
+        if critic_updates < 1 or not adversarial >= 0:
+            raise UsageError(
+                "expected critic_updates >= 1 and adversarial >= 0, got "
+                f"{critic_updates} and {adversarial}"
+            )
+        if judge is not None and not isinstance(fake, Denoiser | LowRank):
             raise UsageError(
                 f"a judge reads features of a network, and {type(fake).__name__} is no Denoiser"
             )
@@ -162,13 +165,12 @@ class SiD(Objective):
         return Loss({"discriminator": weight.mean() / x[0].numel() * entropy})
 
     def _samples_and_weight(self, batch: Batch, draws: Compared) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            x = self.generate(self.student, batch, draws.made, batch.cond)
+        x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         return x, self.weight(self.student.path.snr(draws.t)).to(x.dtype)
 
     def _judged(self, x_t: Tensor, t: Tensor, batch: Batch) -> list[Tensor]:
         assert self.judge is not None
-        assert isinstance(self.fake, Denoiser)
+        assert isinstance(self.fake, Denoiser | LowRank)
         return self.judge(self.fake, x_t, t, batch.cond)
 
     def phases(self) -> Sequence[Phase]:
@@ -183,4 +185,5 @@ class SiD(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """The generator's calls."""
-        return self.generate.contract("sid", self.student.path, data)
+        name = "sid" if self.judge is None else "sida"
+        return self.generate.contract(name, self.student.path, data)

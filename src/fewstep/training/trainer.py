@@ -158,6 +158,8 @@ class Trainer:
                     with self.strategy.microbatch(phase, part, shard == self.shards[-1]) as score:
                         with self.autocast():
                             loss = score(batch, draws)
+                        if not loss.terms:
+                            continue
                         total = loss.total() / shards
                         (total * scale.value).backward()
                     logs["loss"] += total.detach()
@@ -303,6 +305,11 @@ def _check(objective: Objective, config: TrainConfig, world: World) -> None:
         raise UsageError(
             f"{type(objective).__name__} needs microbatches of a multiple of "
             f"{objective.batch_multiple} samples, got --train.batch {config.batch}"
+        )
+    if not objective.shardable and world.size > 1 and config.parallel == "fsdp":
+        raise UsageError(
+            f"{type(objective).__name__} with a penalty takes a gradient within its loss, for "
+            "which weights cannot be sharded; take --train.parallel ddp, or no penalty"
         )
     if config.compile and objective.forward_mode:
         raise UsageError(
