@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from fewstep.core import Batch, UsageError
-from fewstep.models import EDM, Denoiser, FeatureDiscriminator, Judge
+from fewstep.data import Arrays
+from fewstep.models import EDM, Denoiser, FeatureDiscriminator, Guided, Judge
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.diff_instruct import DiffInstruct
 from fewstep.objectives.dmd import DMD
@@ -29,7 +31,9 @@ from fewstep.times import (
     Uniform,
     check_laws,
 )
+from fewstep.training.trainer import Trainer
 from oracles import normal
+from tiny import settings
 
 VE = VarianceExploding()
 
@@ -47,6 +51,7 @@ def example() -> Batch:
 
 
 LAWS = {"times": Uniform(0.1, 0.9), "critic_times": Uniform(0.1, 0.9)}
+LEVELS = {"times": LogNormal(), "critic_times": LogNormal()}
 MADE = {"weight": unweighted}
 METHODS = {
     "dmd": lambda path, f, **o: DMD(**three(path), generate=f, **MADE, **{**LAWS, **o}),
@@ -54,7 +59,7 @@ METHODS = {
     "diff-instruct": lambda path, f, **o: DiffInstruct(
         **three(path), generate=f, **MADE, **{**LAWS, **o}
     ),
-    "sid": lambda path, f, **o: SiD(**three(path), generate=f, **{**LAWS, **o}),
+    "sid": lambda path, f, **o: SiD(**{**three(path), **LAWS, **o}, generate=f),
     "f-distill": lambda path, f, **o: FDistill(
         **three(path),
         judge=Judge(small(path), example(), width=4),
@@ -181,3 +186,28 @@ def test_samples_of_different_lengths():
     assert float(found["brightness"]) == pytest.approx(7 / 3)
     assert float(found["spread"]) == pytest.approx(2.0)
     assert float(found["mean/0"]) == pytest.approx(14 / 3)
+
+
+# Networks.
+
+
+def test_a_guided_fake_is_refused():
+    with pytest.raises(UsageError, match=r"without guidance .* got Guided"):
+        METHODS["sid"](VE, FewSteps((2.5,)), **LEVELS, fake=Guided(small(), {}, 2.0))
+
+
+@pytest.mark.parametrize("role", ["student", "fake"])
+def test_what_is_to_stay_does_not_learn_elsewhere(role):
+    objective = METHODS["sid"](VE, FewSteps((2.5,)), **LEVELS, **{role: (shared := small())})
+    objective.teacher = shared
+    data = Arrays(normal(16, 2).float().numpy())
+    phase = {"student": "student", "fake": "critic"}[role]
+    with pytest.raises(UsageError, match=f"SiD's teacher is to stay .* its {phase} learns"):
+        Trainer(objective, data, settings(batch=4), {}, torch.device("cpu"))
+
+
+def test_a_judge_without_weights_has_nothing_to_learn():
+    objective = LADD(small(), nn.Identity(), generate=FewSteps((80.0,)), times=None, penalty=0.0)
+    data = Arrays(normal(16, 2).float().numpy())
+    with pytest.raises(UsageError, match="LADD has nothing to learn as its heads"):
+        Trainer(objective, data, settings(batch=4), {}, torch.device("cpu"))

@@ -124,10 +124,11 @@ def check_critic(student: AbstractDenoiser, fake: AbstractDenoiser, *laws: Times
         UsageError: it cannot, or ``laws`` are not of this path.
     """
     path = student.path
-    if fake.path != path or fake.two_time:
+    if fake.path != path or fake.two_time or fake.calls != 1:
         raise UsageError(
-            f"the fake denoiser must be a one-time network on the student's {path}, got one of "
-            f"{1 + fake.two_time} time(s) on {fake.path}; give a copy of the teacher"
+            f"the fake denoiser must be a one-time network without guidance on the student's "
+            f"{path}, got {type(fake).__name__} of {1 + fake.two_time} time(s) on {fake.path}; "
+            "give a copy of the teacher"
         )
     check_laws(path, *laws)
 

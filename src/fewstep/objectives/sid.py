@@ -13,10 +13,11 @@ subtracts a times the second from the first,
 $$L = E[ (\mu_r - \mu_f) \cdot ((\mu_r - x) - a (\mu_r - \mu_f)) / sg(mean|x - \mu_r|) ].$$
 
 Without the denominator it is (1 - a) F at the best mu_f, 0 for a = 1 and negative for a = 1.2: its
-value says nothing about progress (the log ``fisher`` does). What teaches is the gradient with mu_f
-held, which goes through x and **through the inputs of both networks**, whose weights rest. In one
-dimension, with P and Q the variances of noised data and samples, the mean is led home where
-P / Q > (2a - 2) / (2a - 1): for a = 1.2 not where Q > 3.5 P, for a = 1/2 everywhere.
+value says nothing about progress. The log ``fisher`` does: F, which times $\alpha_t^2 / \sigma_t^4$
+is the Fisher divergence of the noised laws. What teaches is the gradient with mu_f held, which goes
+through x and **through the inputs of both networks**, whose weights rest. In one dimension, with P
+and Q the variances of noised data and samples, the mean is led home where P / Q > (2a - 2) /
+(2a - 1): for a = 1.2 not where Q > 3.5 P, for a = 1/2 everywhere.
 
 The paper's generator takes noise of std 2.5 at t = 2.5, and t is uniform in t^(1/7) up to
 KarrasUniform().at(0.8) = 24.4. mu_f learns as EDM does, from log-normal t.
