@@ -46,6 +46,7 @@ def both(tmp_path_factory):
     for name in ranks.NAMES:
         made, _ = ranks.trained(name, steps=2)
         checkpoints.save(out / f"{name}-one", 2, made.state(), 1)
+    for name in (*ranks.NAMES, *ranks.JUDGED):
         alone[name] = ranks.trained(name)[1]
     done = torchrun(Path(ranks.__file__), out)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -62,7 +63,7 @@ def compare(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], last:
 # Adam divides by the root of the second moment, so rounding in a gradient near zero moves a weight
 # by a share of the learning rate (0.01) at most; a wrong sum would move it by all of it.
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", ranks.NAMES)
+@pytest.mark.parametrize("name", [*ranks.NAMES, *ranks.JUDGED])
 def test_two_ranks_are_two_shards(name, parallel, both):
     out, alone = both
     assert compare(load_file(out / f"{name}-{parallel}.safetensors"), alone[name], 4) < 1e-6

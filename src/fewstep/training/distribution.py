@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fewstep.core import Batch, UsageError, local
-from fewstep.models import Denoiser, LowRank
+from fewstep.models import Denoiser, Judge, LowRank
 from fewstep.objectives.base import Loss, Phase
+from fewstep.training.again import again
 
 Score = Callable[[Batch, Any], Loss]
 
@@ -151,6 +151,8 @@ def networks(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     def inside(module: nn.Module) -> Iterator[nn.Module]:
         if isinstance(module, kinds):
             yield module.net
+        elif isinstance(module, Judge):
+            yield module.heads  # which are called on their own too
         elif not any(isinstance(m, kinds) for m in module.modules()):
             if any(True for _ in module.parameters()):
                 yield module
@@ -215,4 +217,4 @@ def checkpoint_blocks(network: nn.Module) -> None:
             "units = (BlockClass, ...), or leave out --train.checkpointing"
         )
     for unit in found:
-        unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
+        unit.forward = partial(again, unit.forward)
