@@ -35,7 +35,7 @@ def dmd(
 
     Args:
         pairs: a folder of noise and what the teacher makes of it, of fewstep data pairs; needed
-            unless regression is 0.
+            unless regression is 0. Their noise is of std 1, and of the generator's level here.
         level: of the noise that the generator starts from; by default the teacher's highest.
         highest: noise level up to which scores are compared and learnt; by default the teacher's.
         regression: weight of the distance to those pairs.
@@ -45,13 +45,9 @@ def dmd(
     from fewstep.objectives.dmd import DMD
     from fewstep.recipes import parts
 
+    if regression:
+        start.paired()
     student, common = _matching(start, 1, level, highest)
-    first = common["generate"].times[0]
-    if regression and first != (of := start.paired().times[0]):
-        raise UsageError(
-            f"the generator starts from noise of level {first:g}, and the pairs from {of:g}; take "
-            f"--level {of:g}, or leave the pairs out with --regression 0"
-        )
     return DMD(
         student,
         fake=start.fake(student.path),
