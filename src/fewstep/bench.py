@@ -26,7 +26,7 @@ from fewstep.core import Rng
 from fewstep.data import Arrays
 from fewstep.derivatives import jvp
 from fewstep.model import Model
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Judge, LowRank
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Judge, LowRank, halved
 from fewstep.models.nets import DDPMpp
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
@@ -185,10 +185,10 @@ class Subjects:
 
 
 def dmd2(checkpointing: bool, lora: bool = False) -> Work:
-    """Whole steps of DMD2, of the generator at every second one."""
+    """Whole steps of DMD2, of the generator at every second one; adapters are on a bf16 teacher."""
     torch.manual_seed(0)
-    teacher = Denoiser(network(), EDM(sigma_data=0.5))
-    student = copy.deepcopy(teacher)
+    student = Denoiser(network(), EDM(sigma_data=0.5))
+    teacher = halved(student) if lora else copy.deepcopy(student)
     fake = LowRank(teacher) if lora else copy.deepcopy(teacher)
     objective = DMD2(
         student,

@@ -131,7 +131,7 @@ class DDPMpp(AbstractNetwork):
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
         if self.map_augment is not None:
-            given = augment_of(cond, self.map_augment.in_features, embedding)
+            given = augment_of(cond, self.map_augment.weight.shape[1], embedding)
             embedding = embedding + self.map_augment(given)
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
