@@ -27,8 +27,8 @@ from fewstep.files import TEMPORARY, whole_file, write_json
 from fewstep.model import Model, SampleNoise
 from fewstep.models import AbstractDenoiser
 from fewstep.paths import Event, Time
+from fewstep.processes import ALONE, World
 from fewstep.training.checkpoints import fingerprint
-from fewstep.training.distribution import ALONE, World
 
 SOLVERS: dict[str, Callable[[AbstractDenoiser, Event, Tensor, Cond], Event]] = {
     "heun": solvers.ode,

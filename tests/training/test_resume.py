@@ -33,6 +33,7 @@ from fewstep.models import (
     LowRank,
 )
 from fewstep.models.nets import ResidualMLP
+from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
@@ -56,7 +57,12 @@ from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
-from fewstep.times import KarrasUniform, LogNormal, OnPath, ShiftedFlow
+from fewstep.times import (
+    KarrasUniform,
+    LogNormal,
+    OnPath,
+    ShiftedFlow,
+)
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
@@ -196,6 +202,12 @@ def drifting() -> Objective:
     return Drifting(student, generate=FewSteps((80.0,)), group=4)
 
 
+def weighed() -> Objective:
+    student = Denoiser(network(0), EDM(sigma_data=0.5))
+    uncertainty = Uncertainty(8)
+    return Denoising(student, times=LogNormal(), weight=unweighted, uncertainty=uncertainty)
+
+
 def of_family(name: str, **options) -> Callable[[], Objective]:
     """As its recipe builds it."""
 
@@ -236,6 +248,7 @@ def matched(judged: Literal["fake", "teacher"], lora: bool = False) -> Objective
 
 OBJECTIVES = {
     "denoising": denoising,
+    "denoising of equal weight": weighed,
     "flow matching": flow_matching,
     "cd": lambda: distillation(0.0),
     "cd with target": lambda: distillation(0.9),
@@ -251,6 +264,8 @@ OBJECTIVES = {
     "scd": of_family("scd"),
     "ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9),
     "pcm": of_family("pcm", phases=2, points=5),
+    "adversarial ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9, adversarial=1.0),
+    "adversarial pcm": of_family("pcm", phases=2, points=5, adversarial=0.1),
     "meanflow": of_family("meanflow"),
     "imm": of_family("imm"),
     "shortcut": of_family("shortcut", rate=0.9),
@@ -338,6 +353,9 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "cd with target": {"target"},
         "ct": {"target"},
         "ctm": {"target"},
+        "adversarial ctm": {"target", "discriminator"},
+        "adversarial pcm": {"discriminator"},
+        "denoising of equal weight": {"uncertainty"},
         "dmd": {"fake"},
         "shortcut": {"target"},
         "scd": {"uncertainty"},

@@ -15,17 +15,16 @@ from fewstep.data import Dataset
 from fewstep.models import AbstractDenoiser, Network
 from fewstep.objectives.base import Objective, Phase
 from fewstep.objectives.terms import frozen_copy
+from fewstep.processes import ALONE, World
 from fewstep.training.averages import Averages, Rule
 from fewstep.training.checkpoints import State, fingerprint, load_into
 from fewstep.training.config import Augment, TrainConfig
 from fewstep.training.derivative import chosen_derivative
 from fewstep.training.distribution import (
-    ALONE,
     Alone,
     Replicated,
     Sharded,
     Strategy,
-    World,
     checkpoint_blocks,
     full,
     networks,
