@@ -23,7 +23,7 @@ from fewstep import solvers
 from fewstep.bars import bar
 from fewstep.core import Cond, UsageError, widest
 from fewstep.data.pairs import RECORD, About, Pairs, name_of, opened, packed, read_record
-from fewstep.files import TEMPORARY, whole_file, write_json
+from fewstep.files import LOCK, TEMPORARY, whole_file, write_json
 from fewstep.model import Model, SampleNoise
 from fewstep.models import AbstractDenoiser
 from fewstep.paths import Event, Time
@@ -35,7 +35,6 @@ SOLVERS: dict[str, Callable[[AbstractDenoiser, Event, Tensor, Cond], Event]] = {
     "euler": partial(solvers.ode, step=solvers.euler),
     "dpm++2m": solvers.dpmpp_2m,
 }
-LOCK = ".lock"
 
 
 class Outcome(NamedTuple):

@@ -262,6 +262,13 @@ def test_pairs_are_to_be_made_of_the_guided_teacher(at):
         built("images", "kd", at, pairs="", guidance=2.0)
 
 
+def test_pairs_begin_where_the_generator_does(at):
+    with pytest.raises(UsageError, match=r"level 40, and the pairs from 80; take --level 80, or"):
+        built("toys", "dmd", at, level=40.0)
+    built("toys", "dmd", at, level=80.0)
+    built("toys", "dmd", at, level=40.0, regression=0.0)
+
+
 def test_pairs_have_the_states_that_steps_need(at):
     with pytest.raises(
         UsageError, match=r"must be 1, or 2 as these pairs have states, got 3.*--paths"

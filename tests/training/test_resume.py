@@ -67,6 +67,7 @@ from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
 from fewstep.training.train import train
+from survive import held_by_another
 from tiny import WithPairs, build, fewstep, settings, timeless, trained, tree
 
 STEPS = 10
@@ -499,33 +500,12 @@ def test_signals(signum, tmp_path, capsys):
     assert timeless(out) == timeless(whole)
 
 
-HOLD = """
-import fcntl, sys
-handle = open(sys.argv[1], "w")
-fcntl.lockf(handle, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def trained_by_another(run: Path) -> Iterator[None]:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, run / ".lock"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout.readline() == "held\n"
-        yield
-
-
 @pytest.mark.parametrize("more", [(), ("--fresh",), ("--train.steps", 8)])
 def test_a_folder_in_use_stays_as_it_is(more, tmp_path, capsys):
     out = tmp_path / "run"
     assert fewstep(capsys, *command(out, "--train.steps", 4)).code == 0
     before = tree(tmp_path)
-    with trained_by_another(out):
+    with held_by_another(out):
         outcome = fewstep(capsys, *command(out, "--train.steps", 4, *more))
     assert outcome.code == 2, outcome.err
     assert outcome.err == f"fewstep: another process is training in {out}\n"

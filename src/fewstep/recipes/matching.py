@@ -45,9 +45,13 @@ def dmd(
     from fewstep.objectives.dmd import DMD
     from fewstep.recipes import parts
 
-    if regression:
-        start.paired()
     student, common = _matching(start, 1, level, highest)
+    first = common["generate"].times[0]
+    if regression and first != (of := start.paired().times[0]):
+        raise UsageError(
+            f"the generator starts from noise of level {first:g}, and the pairs from {of:g}; take "
+            f"--level {of:g}, or leave the pairs out with --regression 0"
+        )
     return DMD(
         student,
         fake=start.fake(student.path),
@@ -335,12 +339,14 @@ def rcm(
     )
 
 
-def drifting(start: Any, *, group: int = 64, r: tuple[float, ...] = (0.02, 0.05, 0.2)) -> Objective:
+def drifting(
+    start: Any, *, group: int = 64, temperatures: tuple[float, ...] = (0.02, 0.05, 0.2)
+) -> Objective:
     """Drifting: samples are drawn to the data and driven from each other, without a teacher.
 
     Args:
         group: samples that meet.
-        r: temperatures of the kernel, in mean distances.
+        temperatures: of the kernel, in mean distances.
     """
     from fewstep.objectives.drifting import Drifting
     from fewstep.objectives.matching import FewSteps
@@ -348,7 +354,8 @@ def drifting(start: Any, *, group: int = 64, r: tuple[float, ...] = (0.02, 0.05,
 
     path = VarianceExploding(0.0, start.source.path.t_max)
     student = start.student(path)
-    return Drifting(student, generate=FewSteps((path.t_max,)), group=group, temperatures=r)
+    generate = FewSteps((path.t_max,))
+    return Drifting(student, generate=generate, group=group, temperatures=temperatures)
 
 
 def _matching(

@@ -282,7 +282,7 @@ DIGITS = Place(
             "train": {"lr": 1e-4, "clip": 10.0},
         },
         "rcm": {**_CONTINUOUS, "critic_updates": 1},
-        "drifting": {"r": (0.2, 0.5, 1.0)},
+        "drifting": {"temperatures": (0.2, 0.5, 1.0)},
     },
     told={name: ("40 s: docs/compare.md", result) for name, result in _COMPARED.items()},
 )
@@ -317,7 +317,7 @@ TOYS = Place(
             **{"mean": 0.0, "std": 1.4, "c": 1.0, "lagrangian": True},
             "train": {"steps": 1800, "lr": 5e-4},
         },
-        "drifting": {"r": (0.2, 0.5, 1.0)},
+        "drifting": {"temperatures": (0.2, 0.5, 1.0)},
     },
 )
 
