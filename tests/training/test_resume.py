@@ -32,13 +32,11 @@ from fewstep.models import (
     Judge,
     LowRank,
 )
-from fewstep.models.growing import grown
 from fewstep.models.nets import ResidualMLP
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
-from fewstep.objectives.ctm import ConsistencyTrajectory
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.diff_instruct import DiffInstruct
 from fewstep.objectives.dmd import DMD
@@ -51,7 +49,6 @@ from fewstep.objectives.ict import Doubling, ImprovedConsistency
 from fewstep.objectives.kd import KnowledgeDistillation
 from fewstep.objectives.ladd import LADD
 from fewstep.objectives.matching import FewSteps
-from fewstep.objectives.pcm import PhasedConsistency
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.rcm import RCM
 from fewstep.objectives.sid import SiD
@@ -60,15 +57,11 @@ from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
-from fewstep.solvers import ddim
 from fewstep.times import (
-    HalfHigh,
     KarrasUniform,
     LogNormal,
     OnPath,
-    Phases,
     ShiftedFlow,
-    karras,
 )
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
@@ -216,25 +209,6 @@ def weighed() -> Objective:
     return Denoising(student, times=LogNormal(), weight=unweighted, uncertainty=uncertainty)
 
 
-def adversarial_trajectory() -> Objective:
-    source, teacher = apart(0), apart(1)
-    student = grown(source, two_time=True)
-    grid = karras(6, student.path.t_min, student.path.t_max)
-    torch.manual_seed(3)
-    judge = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1))
-    times, weight = HalfHigh(student.path), karras_weight(0.5)
-    given = {"grid": grid, "solver_steps": 3, "times": times, "weight": weight, "rate": 0.9}
-    return ConsistencyTrajectory(student, teacher, discriminator=judge, **given)
-
-
-def adversarial_phases() -> Objective:
-    student, teacher = apart(0), apart(1)
-    cut = Phases(karras(6, student.path.t_min, student.path.t_max), 2)
-    judge = FeatureDiscriminator(teacher, Batch(torch.zeros(1, 2)), width=4)
-    step = TeacherStep(teacher, ddim)
-    return PhasedConsistency(student, step, phases=cut, discriminator=judge)
-
-
 def of_family(name: str, **options) -> Callable[[], Objective]:
     """As its recipe builds it."""
 
@@ -291,8 +265,8 @@ OBJECTIVES = {
     "scd": of_family("scd"),
     "ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9),
     "pcm": of_family("pcm", phases=2, points=5),
-    "adversarial ctm": adversarial_trajectory,
-    "adversarial pcm": adversarial_phases,
+    "adversarial ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9, adversarial=1.0),
+    "adversarial pcm": of_family("pcm", phases=2, points=5, adversarial=0.1),
     "meanflow": of_family("meanflow"),
     "imm": of_family("imm"),
     "shortcut": of_family("shortcut", rate=0.9),
