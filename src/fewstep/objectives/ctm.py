@@ -108,6 +108,7 @@ class ConsistencyTrajectory(Objective):
         self.times, self.weight, self.distance, self.gamma = times, weight, distance, gamma
         self.adversarial_start, self.adversarial = adversarial_start, adversarial
         self.sampling_times = dict(sampling_times or {})
+        self.shardable = discriminator is None
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """The number of solver steps is common to all processes; t and s are each sample's own."""
