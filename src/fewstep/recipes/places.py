@@ -282,8 +282,8 @@ TOYS = Place(
             "train": {"steps": 4000},
         },
         "imm": {
-            **{"group": 32, "k": 6.0, "a": 0.0, "b": -1.0, "t_min": 0.01},
-            "train": {"steps": 5500, "lr": 2e-3},
+            **{"group": 64, "k": 3.0, "a": 0.0, "b": -1.0, "t_min": 0.01, "t_max": 0.9},
+            "train": {"steps": 7000, "lr": 2e-3},
         },
         "shortcut": {"sections": 32, "every": 4, "rate": 0.99, "train": {"steps": 4500}},
         "flowmap": {
