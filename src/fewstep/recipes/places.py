@@ -270,7 +270,7 @@ TOYS = Place(
     ),
     settings={
         "ct": {"last": 640, "c": 0.01, "train": {"steps": 5000}},
-        "ict": {"c": 0.015, "train": {"steps": 10_000, "clip": 10.0}},
+        "ict": {"first": 20, "c": 0.015, "train": {"steps": 12_000, "clip": 10.0}},
         "ect": {**_NEAR_SQUARE, "stages": 8, "mean": 0.0},
         "tcm": {**_NEAR_SQUARE, "stage": 7},
         "sct": _WIDE,
