@@ -297,20 +297,20 @@ TOYS = Place(
     ),
     settings={
         "ct": {"last": 640, "c": 0.01, "train": {"steps": 5000}},
-        "ict": {"c": 0.015, "train": {"steps": 5000, "clip": 10.0}},
+        "ict": {"first": 20, "c": 0.015, "train": {"steps": 12_000, "clip": 10.0}},
         "ect": {**_NEAR_SQUARE, "stages": 8, "mean": 0.0},
         "tcm": {**_NEAR_SQUARE, "stage": 7},
         "sct": _WIDE,
-        "scd": _WIDE,
+        "scd": {**_WIDE, "train": {"steps": 4000, "lr": 3e-4}},
         "ctm": {"solver_steps": 3, "rate": 0.99, "train": {"steps": 1800}},
-        "pcm": {"train": {"steps": 4500}},
+        "pcm": {"points": 61, "train": {"steps": 9000}},
         "meanflow": {
             **{"mean": -1.0, "std": 3.0, "equal": 0.0, "power": 0.0},
-            "train": {"steps": 2000},
+            "train": {"steps": 4000},
         },
         "imm": {
-            **{"group": 32, "k": 6.0, "a": 0.0, "b": -1.0, "t_min": 0.01},
-            "train": {"steps": 5500, "lr": 2e-3},
+            **{"group": 64, "k": 3.0, "a": 0.0, "b": -1.0, "t_min": 0.01, "t_max": 0.9},
+            "train": {"steps": 7000, "lr": 2e-3},
         },
         "shortcut": {"sections": 32, "every": 4, "rate": 0.99, "train": {"steps": 4500}},
         "flowmap": {
