@@ -317,6 +317,7 @@ TOYS = Place(
             **{"mean": 0.0, "std": 1.4, "c": 1.0, "lagrangian": True},
             "train": {"steps": 1800, "lr": 5e-4},
         },
+        "sida": {"critic_updates": 2, "train": {"lr": 5e-4, "betas": (0.0, 0.999)}},
         "drifting": {"temperatures": (0.2, 0.5, 1.0)},
     },
 )
