@@ -35,11 +35,12 @@ from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.sid import SiD
 from fewstep.objectives.terms import karras_weight
+from fewstep.processes import ALONE, World, joined
 from fewstep.times import LogNormal
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import TrainConfig
-from fewstep.training.distribution import ALONE, World, full, joined
+from fewstep.training.distribution import full
 from fewstep.training.trainer import Trainer
 
 STEPS = 4
@@ -105,8 +106,9 @@ def mlp(seed: int) -> Denoiser:
 
 
 def unet(seed: int) -> Denoiser:
+    """As of an augmented teacher: it could read augmentation labels, and is given none."""
     torch.manual_seed(seed)
-    net = DDPMpp((1, 8, 8), 8, (1, 1), 1, (4,), dropout=0.1, classes=3)
+    net = DDPMpp((1, 8, 8), 8, (1, 1), 1, (4,), dropout=0.1, classes=3, augment=2)
     return Denoiser(net, ConsistencyBoundary(sigma_data=0.5))
 
 

@@ -26,7 +26,7 @@ from fewstep.core import Rng
 from fewstep.data import Arrays
 from fewstep.derivatives import jvp
 from fewstep.model import Model
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Judge, LowRank
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Judge, LowRank, halved
 from fewstep.models.nets import DDPMpp
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
@@ -76,7 +76,7 @@ def run(threads: int, pairs: int) -> dict[str, Any]:
     raw: dict[str, tuple[list[float], list[float]]] = {}
 
     def paired(name: str, ours: Work, bare: Work) -> tuple[list[float], list[float]]:
-        raw[name] = _interleaved(ours, bare, pairs)
+        raw[name] = interleaved(ours, bare, pairs)
         return raw[name]
 
     step, passes = paired("overhead", made.step("adam"), made.passes)
@@ -185,10 +185,10 @@ class Subjects:
 
 
 def dmd2(checkpointing: bool, lora: bool = False) -> Work:
-    """Whole steps of DMD2, of the generator at every second one."""
+    """Whole steps of DMD2, of the generator at every second one; adapters are on a bf16 teacher."""
     torch.manual_seed(0)
-    teacher = Denoiser(network(), EDM(sigma_data=0.5))
-    student = copy.deepcopy(teacher)
+    student = Denoiser(network(), EDM(sigma_data=0.5))
+    teacher = halved(student) if lora else copy.deepcopy(student)
     fake = LowRank(teacher) if lora else copy.deepcopy(teacher)
     objective = DMD2(
         student,
@@ -247,7 +247,8 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{found['threads']} thread(s), medians of {found['pairs']} pairs"])
 
 
-def _interleaved(ours: Work, bare: Work, pairs: int) -> tuple[list[float], list[float]]:
+def interleaved(ours: Work, bare: Work, pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of each side, in turn, after one call of each."""
     for work in (ours, bare):
         work()
     found: tuple[list[float], list[float]] = [], []

@@ -25,6 +25,7 @@ from fewstep.paths import (
 )
 from fewstep.times import LogitNormal, OnPath, Uniform
 from fewstep.training.config import TrainConfig
+from fewstep.training.distribution import World
 from fewstep.training.trainer import Trainer
 from oracles import D, Gaussian, GaussianDenoiser, Offset, Watched, full, normal, path_id
 from small_nets import shaken
@@ -369,6 +370,44 @@ def test_any_module_can_judge():
     assert judge.layer.weight.grad is not None
     with pytest.raises(UsageError, match="penalty=0"):
         LADD(small(), judge, generate=FewSteps((10.0,)), times=None)
+
+
+class Backbone(nn.Module):
+    """A judge of a user's, with heads on what others made for it, some of it in a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eyes = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.heads = nn.Linear(4, 1)
+
+    def forward(self, x, t, cond=None):
+        return [self.heads(self.eyes(x))]
+
+
+def test_of_a_users_judge_only_the_heads_learn():
+    objective = LADD(small(), Backbone(), generate=FewSteps((10.0,)), times=None, penalty=0.0)
+    assert objective.frozen == ("judge.eyes",)
+    before = {k: v.clone() for k, v in objective.judge.state_dict().items()}
+    data = Arrays(normal(32, 2).float().numpy())
+    config = TrainConfig(steps=4, batch=8, lr=1e-2)
+    trainer = Trainer(objective, data, config, {}, torch.device("cpu"))
+    for _ in range(4):
+        trainer.advance()
+    assert not objective.judge.eyes.training
+    after = objective.judge.state_dict()
+    assert {k.split(".")[0] for k, v in after.items() if not v.equal(before[k])} == {"heads"}
+    assert not any(k.startswith("objective.judge.eyes") for k in trainer.state()[0])
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.1])
+def test_a_penalty_is_not_for_shards(penalty):
+    config = TrainConfig(steps=4, batch=8, accumulation=2, parallel="fsdp")
+    given = Arrays(normal(32, 2).float().numpy()), config, {}, torch.device("cpu"), World(0, 2)
+    if not penalty:
+        assert networks(penalty=penalty).shardable
+        return
+    with pytest.raises(UsageError, match=r"LADD with a penalty .* take --train.parallel ddp"):
+        Trainer(networks(penalty=penalty), *given)
 
 
 # Draws, contract, refusals.

@@ -33,6 +33,7 @@ class Heads(nn.Module):
 
     def __init__(self, channels: Sequence[int], width: int, classes: int = 0) -> None:
         super().__init__()
+        self.channels = [*channels]
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(c), nn.Linear(c, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
@@ -45,6 +46,12 @@ class Heads(nn.Module):
 
     def forward(self, features: Sequence[Tensor], cond: Cond | None = None) -> list[Tensor]:
         """One tensor a head, with a logit for each position of its feature."""
+        found = [f.shape[-1] for f in features]
+        if found != self.channels:
+            raise UsageError(
+                f"these heads are of features with {self.channels} channels, got {found}; make "
+                "them of the denoiser that is judged through"
+            )
         if not self.labels:
             return [head(f) for head, f in zip(self.heads, features, strict=True)]
         label, logits = label_of(cond), []

@@ -138,6 +138,17 @@ def guidance_of(cond: Cond | None, like: Tensor) -> Tensor:
     return cond["guidance"].to(like.dtype)
 
 
+def augment_of(cond: Cond | None, width: int, like: Tensor) -> Tensor:
+    """The augmentation labels ``(b, width)`` among the conditions; zeros if there are none.
+
+    Zeros change no answer, but the weights that read them get a gradient: processes that train
+    together wait for one of every weight.
+    """
+    if cond is None or "augment" not in cond:
+        return like.new_zeros(len(like), width)
+    return cond["augment"].to(like.dtype)
+
+
 def zero(layer: Layer) -> Layer:
     """Zero weight and bias: a layer that answers nothing at first."""
     for parameter in layer.parameters():
