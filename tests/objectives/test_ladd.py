@@ -25,7 +25,6 @@ from fewstep.paths import (
 )
 from fewstep.times import LogitNormal, OnPath, Uniform
 from fewstep.training.config import TrainConfig
-from fewstep.training.distribution import World
 from fewstep.training.trainer import Trainer
 from oracles import D, Gaussian, GaussianDenoiser, Offset, Watched, full, normal, path_id
 from small_nets import shaken
@@ -397,17 +396,6 @@ def test_of_a_users_judge_only_the_heads_learn():
     after = objective.judge.state_dict()
     assert {k.split(".")[0] for k, v in after.items() if not v.equal(before[k])} == {"heads"}
     assert not any(k.startswith("objective.judge.eyes") for k in trainer.state()[0])
-
-
-@pytest.mark.parametrize("penalty", [0.0, 0.1])
-def test_a_penalty_is_not_for_shards(penalty):
-    config = TrainConfig(steps=4, batch=8, accumulation=2, parallel="fsdp")
-    given = Arrays(normal(32, 2).float().numpy()), config, {}, torch.device("cpu"), World(0, 2)
-    if not penalty:
-        assert networks(penalty=penalty).shardable
-        return
-    with pytest.raises(UsageError, match=r"LADD with a penalty .* take --train.parallel ddp"):
-        Trainer(networks(penalty=penalty), *given)
 
 
 # Draws, contract, refusals.

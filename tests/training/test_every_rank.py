@@ -23,8 +23,8 @@ from fewstep.training.trainer import Trainer
 from tiny import WithPairs, settings
 
 STEPS = 3
-REFUSED = {(name, "fsdp") for name in ("dmd2 with adapters", "ladd", "adversarial ctm")}
-"""Adapters share weights, which are not sharded twice; the others' losses take a gradient."""
+REFUSED = {(name, "fsdp") for name in ("dmd2 with adapters", "adversarial ctm")}
+"""Adapters share weights, which are not sharded twice; CTM's loss takes a gradient."""
 
 
 def learnt(name: str, parallel: str, world: World) -> dict[str, torch.Tensor]:

@@ -113,7 +113,6 @@ class LADD(Objective):
             n for n, m in judge.named_children() if heads is not None and heads not in m.modules()
         ]
         self.frozen = (*(["teacher"] if teacher else []), *(f"judge.{n}" for n in beside))
-        self.shardable = not penalty
         self.distillation, self.penalty, self.heads_rate = distillation, penalty, heads_rate
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:

@@ -319,8 +319,8 @@ def _check(objective: Objective, config: TrainConfig, world: World) -> None:
                 )
     if not objective.shardable and world.size > 1 and config.parallel == "fsdp":
         raise UsageError(
-            f"{type(objective).__name__} with a penalty or a discriminator takes a gradient within "
-            "its loss, for which weights cannot be sharded; take --train.parallel ddp"
+            f"{type(objective).__name__} with a discriminator takes a gradient within its loss, "
+            "for which weights cannot be sharded; take --train.parallel ddp"
         )
     if config.compile and objective.forward_mode:
         raise UsageError(
