@@ -318,6 +318,10 @@ TOYS = Place(
             "train": {"steps": 1800, "lr": 5e-4},
         },
         "sida": {"critic_updates": 2, "train": {"lr": 5e-4, "betas": (0.0, 0.999)}},
+        "ladd": {
+            **{"mean": -0.8, "std": 1.2, "penalty": 10.0, "heads_rate": 10.0},
+            "train": {"steps": 9000, "lr": 2e-4, "clip": 10.0, "betas": (0.0, 0.99)},
+        },
         "rcm": {**{"mean": 0.0, "std": 1.6, "weight": 0.3}, "critic_updates": 1, "rate": 1.0},
         "drifting": {"temperatures": (0.2, 0.5, 1.0)},
     },
