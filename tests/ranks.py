@@ -12,22 +12,35 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng
 from fewstep.data import Arrays, toy
-from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser, Judge
+from fewstep.models import (
+    EDM,
+    AbstractDenoiser,
+    ConsistencyBoundary,
+    Denoiser,
+    FeatureDiscriminator,
+    Judge,
+)
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.consistency import Consistency, Fixed, SameNoise
+from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.f_distill import FDistill
+from fewstep.objectives.ladd import LADD
 from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
+from fewstep.objectives.sid import SiD
 from fewstep.objectives.terms import karras_weight
+from fewstep.processes import ALONE, World, joined
+from fewstep.times import LogNormal
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import TrainConfig
-from fewstep.training.distribution import ALONE, World, full, joined
+from fewstep.training.distribution import full
 from fewstep.training.trainer import Trainer
 
 STEPS = 4
@@ -93,9 +106,30 @@ def mlp(seed: int) -> Denoiser:
 
 
 def unet(seed: int) -> Denoiser:
+    """As of an augmented teacher: it could read augmentation labels, and is given none."""
     torch.manual_seed(seed)
-    net = DDPMpp((1, 8, 8), 8, (1, 1), 1, (4,), dropout=0.1, classes=3)
+    net = DDPMpp((1, 8, 8), 8, (1, 1), 1, (4,), dropout=0.1, classes=3, augment=2)
     return Denoiser(net, ConsistencyBoundary(sigma_data=0.5))
+
+
+def pictures() -> Arrays:
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    return Arrays(pixels.to(torch.uint8).numpy(), torch.arange(40).numpy() % 3)
+
+
+def judged(name: str) -> Objective:
+    """Methods with a judge that looks at one block, or at all of them; on pictures with labels."""
+    example, generate = pictures().batch([0, 1]), FewSteps((80.0, 1.0))
+    student, teacher, fake = unet(0), unet(1), unet(2)
+    if name == "ladd":
+        judge = FeatureDiscriminator(teacher, example, width=4, classes=3)
+        return LADD(student, judge, generate=generate, times=LogNormal(), penalty=1e-2)
+    judge = Judge(fake, example, width=4, at=(2,) if name == "dmd2" else ())
+    if name == "sida":
+        return SiD(student, teacher, fake, a=1.0, judge=judge, adversarial=0.1)
+    weights = {"adversarial": 0.1, "adversarial_critic": 0.1, "penalty": 1.0}
+    given = {"generate": generate, "weight": karras_weight(0.5), "critic_updates": 2, **weights}
+    return DMD2(student, teacher, fake, judge=judge, **given)
 
 
 def objective(name: str) -> tuple[Objective, Arrays]:
@@ -110,19 +144,20 @@ def objective(name: str) -> tuple[Objective, Arrays]:
     if name == "progressive":  # a stage ends half the way
         distilled = ProgressiveDistillation(mlp(0), mlp(1), schedule=Halving(2, STEPS // 2))
         return distilled, toy("two-modes", 64)
+    if name in JUDGED:
+        return judged(name), pictures()
     student = unet(2)
-    pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    data = Arrays(pixels.to(torch.uint8).numpy(), torch.arange(40).numpy() % 3)
-    return Consistency(student, SameNoise(student.path), schedule=Fixed(6, 0.9)), data
+    return Consistency(student, SameNoise(student.path), schedule=Fixed(6, 0.9)), pictures()
 
 
 NAMES = ("critic", "split", "consistency", "progressive", "f-distill")
+JUDGED = ("dmd2", "ladd", "sida")
 
 
 def settings(name: str, parallel: str, **given: object) -> TrainConfig:
     optimizer = "adam" if name in {"critic", "split"} else "radam"
     common = {"steps": STEPS, "batch": 6, "accumulation": 2, "lr": 1e-2, "clip": 0.5}
-    common |= {"optimizer": optimizer, "parallel": parallel}
+    common |= {"optimizer": optimizer, "parallel": parallel, "checkpointing": name == "dmd2"}
     return TrainConfig(**(common | given))  # pyright: ignore
 
 
@@ -141,7 +176,8 @@ def found(made: Trainer, losses: Sequence[Tensor]) -> dict[str, Tensor]:
         for name, module in modules.items()
         for k, v in module.state_dict().items()
     }
-    return {"losses": torch.stack([*losses]), **weights}
+    # Phases that are not due say nothing; the rest of their rows is zeros.
+    return {"losses": pad_sequence([*losses], batch_first=True), **weights}
 
 
 def trained(
@@ -157,11 +193,12 @@ def trained(
 
 def main(out: Path) -> None:
     with joined() as world:
-        for name in NAMES:
+        for name in (*NAMES, *JUDGED):
             for parallel in ("ddp", "fsdp"):
                 _, result = trained(name, parallel, world)
                 if world.first:
                     save_file(result, out / f"{name}-{parallel}.safetensors")
+        for name in NAMES:
             # Half the way on two ranks, saved in pieces.
             made, _ = trained(name, "fsdp", world, steps=2)
             folder = out / f"{name}-half"

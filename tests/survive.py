@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -207,3 +208,25 @@ def points(total: int, wanted: int, seed: int = 0) -> list[int]:
     rng = np.random.default_rng(seed)
     rounds = [rng.permutation(total) + 1 for _ in range(-(-wanted // total))]
     return np.concatenate(rounds)[:wanted].tolist()
+
+
+HOLD = """
+import fcntl, sys
+handle = open(sys.argv[1], "w")
+fcntl.lockf(handle, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_another(folder: Path) -> Iterator[None]:
+    """Another process has the folder's lock meanwhile."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder / ".lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.recipes.methods import METHODS
+from fewstep.recipes.places import DIGITS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,6 +43,19 @@ def test_every_method_has_its_row_and_its_files():
         assert file.stem in shared or f"`objectives/{file.name}`" in table, file.name
     for name in set(re.findall(r"`(test_\w+\.py)`", table)):
         assert list((ROOT / "tests").rglob(name)), name
+
+
+def test_figures_of_the_digits_are_those_of_the_comparison():
+    page = (ROOT / "docs" / "compare.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if " ± " in line]
+    found = {title: [cell.split()[0] for cell in cells[:3]] for title, *cells in rows}
+    methods = (ROOT / "docs" / "methods.md").read_text()
+    for name, (_, result) in DIGITS.told.items():
+        calls, fd = re.findall(r"[\d.]+", result)
+        assert fd == dict(zip("124", found[METHODS[name].title], strict=True))[calls], name
+        assert re.search(rf"`digits-{name}`.*\(compare.md#on-the-digits\)[^|]* {fd}\b", methods), (
+            name
+        )
 
 
 def test_method_files_are_short():

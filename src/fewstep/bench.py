@@ -3,7 +3,7 @@
 Ratios are medians over interleaved pairs, so that a busy moment falls on both sides. The network is
 DDPM++ of 64 channels, multipliers (1, 2, 2), 32 x 32 pixels, in batches of 8; memory is the largest
 resident size of a fresh process, imports included. That of DMD2 is with blocks computed again,
-whose cost in time stands beside it: a student, a teacher, a fake denoiser with a judge, an average.
+whose cost in time stands beside it: a student, a teacher, a fake denoiser with a judge.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fewstep.objectives.distances import PseudoHuber
 from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.terms import karras_weight
-from fewstep.training.averages import constant
+from fewstep.training.averages import Rule, constant
 from fewstep.training.config import TrainConfig
 from fewstep.training.memory import MIB, most_resident
 from fewstep.training.trainer import Trainer
@@ -76,7 +76,7 @@ def run(threads: int, pairs: int) -> dict[str, Any]:
     raw: dict[str, tuple[list[float], list[float]]] = {}
 
     def paired(name: str, ours: Work, bare: Work) -> tuple[list[float], list[float]]:
-        raw[name] = _interleaved(ours, bare, pairs)
+        raw[name] = interleaved(ours, bare, pairs)
         return raw[name]
 
     step, passes = paired("overhead", made.step("adam"), made.passes)
@@ -134,7 +134,7 @@ class Subjects:
 
     def step(self, optimizer: Any) -> Work:
         """Whole steps of the trainer, with one average."""
-        return stepping(self.objective, optimizer=optimizer)
+        return stepping(self.objective, {"ema": constant(0.999)}, optimizer=optimizer)
 
     def loss(self) -> None:
         """The method's loss and its backward pass."""
@@ -185,7 +185,7 @@ class Subjects:
 
 
 def dmd2(checkpointing: bool, lora: bool = False) -> Work:
-    """Whole steps of DMD2, of the generator at every second one."""
+    """Whole steps of DMD2, of the generator at every second one; no average, as in its code."""
     torch.manual_seed(0)
     teacher = Denoiser(network(), EDM(sigma_data=0.5))
     student = copy.deepcopy(teacher)
@@ -199,7 +199,7 @@ def dmd2(checkpointing: bool, lora: bool = False) -> Work:
         critic_updates=2,
         judge=Judge(fake, pixels().batch(range(2)), at=(MIDDLE,)),
     )
-    return stepping(objective, checkpointing=checkpointing)
+    return stepping(objective, {}, checkpointing=checkpointing)
 
 
 def network() -> DDPMpp:
@@ -212,10 +212,9 @@ def pixels() -> Arrays:
     return Arrays(np.random.default_rng(0).integers(0, 256, (64, *SHAPE), dtype=np.uint8))
 
 
-def stepping(objective: Objective, **settings: Any) -> Work:
-    """Whole steps of the trainer, with one average."""
+def stepping(objective: Objective, rules: Mapping[str, Rule], **settings: Any) -> Work:
+    """Whole steps of the trainer, with these averages."""
     config = TrainConfig(steps=10**6, batch=BATCH, lr=1e-6, **settings)
-    rules = {"ema": constant(0.999)}
     return Trainer(objective, pixels(), config, rules, torch.device("cpu")).advance
 
 
@@ -247,7 +246,8 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{found['threads']} thread(s), medians of {found['pairs']} pairs"])
 
 
-def _interleaved(ours: Work, bare: Work, pairs: int) -> tuple[list[float], list[float]]:
+def interleaved(ours: Work, bare: Work, pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of each side, in turn, after one call of each."""
     for work in (ours, bare):
         work()
     found: tuple[list[float], list[float]] = [], []

@@ -40,6 +40,7 @@ from fewstep.metrics import (
     sliced_wasserstein,
 )
 from fewstep.model import Model, find
+from fewstep.processes import ALONE, World
 from fewstep.tables import table, write_metrics
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "learnt",
     "named_protocol",
     "own_data",
+    "shared",
     "table",
     "write_metrics",
 ]
@@ -73,6 +75,7 @@ class Protocol:
         draws: samples of each model, and of the training data.
         metrics: which of ``METRICS``.
         references: what keeps the statistics of data, where they are expensive.
+        world: the processes that share the sampling and the features; each finds all distances.
     """
 
     train: Batch
@@ -81,6 +84,7 @@ class Protocol:
     draws: int = DRAWS
     metrics: Sequence[str] = METRICS[:3]
     references: References | None = None
+    world: World = ALONE
 
     def judged_in(self) -> dict[str, dict[str, str]]:
         """Which features, where they were asked for by name."""
@@ -111,14 +115,22 @@ class Protocol:
         Speed is the median over draws of samples per second.
         """
         n = len(self.held_out)
+        part = self.world.part(n)
         label = self.held_out.cond.get("label")
+        chosen = {
+            "steps": steps,
+            "guidance": guidance,
+            "first": part.start,
+            "label": None if label is None else label[part],
+        }
         found, seconds = [], []
         for draw in range(self.draws):
             began = time.perf_counter()
-            seed = FIRST_SEED + draw
-            x = model.sample(n, steps=steps, seed=seed, label=label, guidance=guidance).cpu()
+            x = model.sample(part.stop - part.start, seed=FIRST_SEED + draw, **chosen).cpu()
+            x = self.world.together(x)
             seconds.append(time.perf_counter() - began)
-            own, train = _Judged(x, self.features), self._data(self._train_draw(draw))
+            own = _Judged(x, self.features, self.world)
+            train = self._data(self._train_draw(draw))
             row = self._to_held_out(own)
             if "fd" in self.metrics:
                 row["fd_train"] = frechet_distance(own.moments, train.moments)
@@ -143,7 +155,7 @@ class Protocol:
         return self._data(self.held_out.x0)
 
     def _data(self, x: Tensor) -> _Judged:
-        return _Judged(x, self.features, self.references)
+        return _Judged(x, self.features, self.world, self.references)
 
     def _to_held_out(self, own: _Judged) -> dict[str, float]:
         held_out, row = self._held_out, {}
@@ -180,16 +192,17 @@ class _Judged:
 
     x: Tensor
     judge: Features
+    world: World
     references: References | None = None
 
     @cached_property
     def features(self) -> Tensor:
-        return self.judge(self.x)
+        return self.world.together(self.judge(self.x[self.world.part(len(self.x))]))
 
     @cached_property
     def moments(self) -> Moments:
         if self.references is not None:
-            return self.references(self.x).moments
+            return self.world.agreed(self.world.first and self.references(self.x).moments)
         moments = StreamingMoments(self.features.shape[1])
         moments.update(self.features)
         return moments.moments()
@@ -327,6 +340,18 @@ def chosen(
     found = named_features(features, device)
     references = References(found) if found.expensive else None
     return replace(protocol, metrics=names, features=found, references=references)
+
+
+def shared(protocol: Protocol, world: World) -> Protocol:
+    """The protocol, its work shared by several processes.
+
+    Raises:
+        UsageError: more of them than samples.
+    """
+    n = len(protocol.held_out)
+    if world.size > n:
+        raise UsageError(f"{world.size} processes cannot share {n} samples; start fewer")
+    return replace(protocol, world=world)
 
 
 def own_data(model: str) -> str:

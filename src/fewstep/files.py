@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,11 +12,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fewstep.errors import UsageError
+
 TEMPORARY = ".new-"
 """Prefix of a name while it is being written."""
 
 STALE = ".old-"
 """Prefix of a folder's name while it is being replaced or deleted."""
+
+LOCK = ".lock"
+"""In a folder in which one process works at a time."""
+
+
+@contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Work in a folder as the only process; the lock goes with it, however that ends.
+
+    Raises:
+        UsageError: ``busy``: another process does.
+    """
+    with (folder / LOCK).open("w") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(busy) from error
+        yield
 
 
 @contextmanager

@@ -128,6 +128,7 @@ class Model:
         steps: int | None = None,
         times: Sequence[float] | None = None,
         seed: int = 0,
+        first: int = 0,
         seeds: Sequence[int] | None = None,
         label: int | Sequence[int] | Tensor | None = None,
         guidance: float | None = None,
@@ -138,10 +139,11 @@ class Model:
         """Generate.
 
         Args:
-            n: number of samples; sample i is a function of (seed, i).
+            n: number of samples; sample i is a function of (seed, first + i).
             steps: see :meth:`times`.
             times: the times themselves, descending, where the contract allows any.
             seed: of all samples.
+            first: the first sample's number, so that several processes can share the work.
             seeds: one a sample instead; sample i is then a function of (seeds[i], 0).
             label: one for all or one each, in [0, k], where k is "no label"; by default the index,
                 or the sample's own seed, modulo k.
@@ -157,13 +159,14 @@ class Model:
         Raises:
             UsageError: what is asked contradicts the contract.
         """
-        pairs = [(seed, i) for i in range(n)] if seeds is None else [(s, 0) for s in seeds]
+        numbers = range(first, first + n)
+        pairs = [(seed, i) for i in numbers] if seeds is None else [(s, 0) for s in seeds]
         if not pairs:
             raise UsageError(f"asked for {n} samples; expected at least 1")
         if batch < 1:
             raise UsageError(f"batch must be at least 1, got {batch}")
-        if any(s < 0 for s, _ in pairs):
-            raise UsageError("a seed must be 0 or more")
+        if any(s < 0 or i < 0 for s, i in pairs):
+            raise UsageError("a seed, and the number of a sample, must be 0 or more")
         grid = self._given_times(times) if times is not None else self.times(steps)
         own = [i if seeds is None else s for s, i in pairs]
         conditions = {**(cond or {}), **self.labelled(label, own)}

@@ -23,19 +23,18 @@ from fewstep import solvers
 from fewstep.bars import bar
 from fewstep.core import Cond, UsageError, widest
 from fewstep.data.pairs import RECORD, About, Pairs, name_of, opened, packed, read_record
-from fewstep.files import TEMPORARY, whole_file, write_json
+from fewstep.files import LOCK, TEMPORARY, whole_file, write_json
 from fewstep.model import Model, SampleNoise
 from fewstep.models import AbstractDenoiser
 from fewstep.paths import Event, Time
+from fewstep.processes import ALONE, World
 from fewstep.training.checkpoints import fingerprint
-from fewstep.training.distribution import ALONE, World
 
 SOLVERS: dict[str, Callable[[AbstractDenoiser, Event, Tensor, Cond], Event]] = {
     "heun": solvers.ode,
     "euler": partial(solvers.ode, step=solvers.euler),
     "dpm++2m": solvers.dpmpp_2m,
 }
-LOCK = ".lock"
 
 
 class Outcome(NamedTuple):

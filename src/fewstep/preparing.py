@@ -103,7 +103,7 @@ def pairs(
     from fewstep.devices import usable_device
     from fewstep.model import find, load
     from fewstep.pairs import make
-    from fewstep.training.distribution import announced
+    from fewstep.processes import announced
 
     world = announced()
     place = usable_device(device)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.core import UsageError, widest
-from fewstep.paths import Path
+from fewstep.paths import Path, VarianceExploding
 
 # Step grids: n descending times, float64, from t_max to t_min.
 
@@ -359,6 +359,45 @@ class DiscreteLogNormal:
         """Indices ``(b,)`` in [0, n - 2]."""
         mass = self.mass(grid).to(rng.device, widest(rng.device))
         return torch.multinomial(mass, b, replacement=True, generator=rng)
+
+
+LEVELS = LogUniform, LogNormal, TruncatedLogStudent, KarrasUniform, KarrasIndex, ShiftedFlow
+"""Laws of noise levels, which are times of the variance-exploding path alone."""
+
+
+def check_laws(path: Path, *laws: object) -> None:
+    """That laws draw times of a path; a callable that is none of these is taken at its word.
+
+    Raises:
+        UsageError: one draws noise levels where these are no times, or is another path's.
+    """
+    for law in laws:
+        if isinstance(law, LEVELS) and not isinstance(path, VarianceExploding):
+            raise UsageError(
+                f"{law} draws noise levels, which are no times of {path}; give all laws of times "
+                f"for it, e.g. fewstep.times.OnPath(path, {type(law).__name__}())"
+            )
+        ends = _ends(law)
+        outside = ends and (ends[0] < path.t_min * (1 - 1e-9) or ends[1] > path.t_max * (1 + 1e-9))
+        if outside or (isinstance(law, OnPath | HalfHigh) and law.path != path):
+            drawn = "times" if ends is None else "times of {:.4g} to {:.4g}".format(*ends)
+            raise UsageError(f"{law} draws {drawn}, and not of {path}; give one for this path")
+
+
+def _ends(law: object) -> tuple[float, float] | None:
+    """The first and last time of a law that has them."""
+    match law:
+        case Uniform() | LogUniform() | TruncatedLogStudent():
+            return law.low, law.high
+        case KarrasUniform():
+            return law.t_min, law.t_max
+        case KarrasIndex():
+            grid = law.grid()
+            return float(grid[law.first]), float(grid[law.last])
+        case OnPath() if levels := _ends(law.law):
+            low, high = law.path.time(torch.tensor(levels, dtype=torch.float64)).tolist()
+            return low, high
+    return None
 
 
 def _rand(b: int, rng: torch.Generator) -> Tensor:

@@ -118,6 +118,8 @@ def evaluate(
 ) -> None:
     """Compare a model with data it learnt from and data it never saw.
 
+    Under torchrun the processes share the work.
+
     Args:
         model: a model folder, a run folder or a bundled name.
         data: digits, mnist, fashion-mnist, cifar10, a toy's name, or the images it learnt from (a
@@ -139,14 +141,19 @@ def evaluate(
         raise UsageError(f"-n must be at least 2, got {n}")
     from fewstep import evaluation
     from fewstep.model import load
+    from fewstep.processes import joined
 
-    loaded = load(model, average=average, device=device)
-    data = data or evaluation.own_data(model)
-    protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
-    protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
-    judged = {steps: protocol.judge(loaded, steps, guidance) for steps in counts}
+    with joined() as world:
+        loaded = load(model, average=average, device=device)
+        data = data or evaluation.own_data(model)
+        protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
+        protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
+        protocol = evaluation.shared(protocol, world)
+        judged = {steps: protocol.judge(loaded, steps, guidance) for steps in counts}
+        floor = protocol.floor()
+    if not world.first:
+        return
     named = {str(loaded.calls(steps, guidance)): row for steps, row in judged.items()}
-    floor = protocol.floor()
     lines = [(f"{calls} call{'s' * (calls != '1')}", row) for calls, row in named.items()]
     slowest = min(row["images_per_second"] for row in named.values())
     print(evaluation.table([*lines, ("floor", floor)], slowest))

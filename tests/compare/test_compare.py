@@ -11,21 +11,25 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fewstep as library
 from fewstep import evaluation
 from fewstep.cli import main
 from fewstep.compare import Budget, Study
+from fewstep.compare.entry import Entrant, Entry
 from fewstep.data import positions
+from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.places import DIGITS, IMAGES, PLACES, TOYS
 from fewstep.training import feed
-from survive import living, logged, until
-from tiny import Outcome, fewstep, pictures, rows, trained
+from survive import held_by_another, living, logged, until
+from tiny import Outcome, fewstep, pictures, rows, trained, tree
 
 METHODS_HERE = ("ect", "pcm", "tcm", "ict")
 """Any number of steps; four only; two legs; a schedule that has no room in so few steps."""
@@ -246,6 +250,40 @@ def test_what_is_no_study_is_left_alone(teacher, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     refused(fewstep(capsys, *command(teacher, tmp_path, "ect", "500samples")), "something else")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_study_in_use_stays_as_it_is(study, teacher, capsys):
+    out, _ = study
+    before = tree(out)
+    with held_by_another(out):
+        args = command(teacher, out, ",".join(METHODS_HERE), "1100samples", "--seeds", 2)
+        refused(fewstep(capsys, *args), f"another process is comparing in {out}")
+    assert tree(out) == before
+
+
+def test_a_lock_alone_is_no_study(teacher, tmp_path, capsys):
+    (tmp_path / ".lock").touch()
+    args = command(teacher, tmp_path, "progressive", "512samples", "--steps", "1")
+    assert fewstep(capsys, *args).code == 0
+
+
+def test_pairs_are_guided_as_their_teacher_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewstep.compare.study.PAIRS", 12)
+    images = pictures(tmp_path / "images")
+    edm = trained(tmp_path / "edm", "edm", data=images, steps=1, batch=4)
+    methods = ("kd", "kd+guidance=2", "dmd+guidance=2", "ect")
+    study = Study(
+        data=str(images), methods=methods, budget=Budget("samples", 8), resolution=16, seeds=1
+    )
+    told = study._pairs(library.load(edm, device="cpu"), tmp_path)["pairs"]
+    assert told["n"] == 24
+    for folder, guidance in (("pairs", 1.0), ("pairs-2", 2.0)):
+        assert Pairs(tmp_path / folder).about.guidance == guidance
+    protocol = SimpleNamespace(train=SimpleNamespace(cond={"label": None}))
+    for method in methods[:3]:
+        name = method.split("+")[0]
+        entry = Entry(study, Entrant.of(method), 1, str(edm), protocol, tmp_path / method / "seed")
+        assert isinstance(entry._built(name, str(edm), 1).data, Paired)
 
 
 SLOWLY = """

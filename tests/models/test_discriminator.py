@@ -42,6 +42,14 @@ def test_every_unit_has_a_head_and_the_input_a_gradient(kind):
     assert not any(m._forward_hooks for m in network.modules())
 
 
+def test_heads_of_another_network_are_refused():
+    found = judge(NETWORKS["mlp"]())
+    other = Denoiser(MAKE["dit"](), EDM(sigma_data=0.5))
+    batch = example(other.net)
+    with pytest.raises(UsageError, match=r"heads are of features with \[.*got \[8, 8\]; make them"):
+        found.heads(features_of(other, batch.x0, T, batch.cond, -1), batch.cond)
+
+
 def test_features_are_what_the_blocks_answer_to_the_scaled_input():
     network = NETWORKS["mlp"]()
     found, batch = judge(network), example(network)

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.data import toy
 from fewstep.model import Model
-from fewstep.models import EDM, AbstractDenoiser, Denoiser
+from fewstep.models import EDM, AbstractDenoiser, Denoiser, FeatureDiscriminator
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.ctm import ConsistencyTrajectory, Draws
 from fewstep.objectives.distances import l1, l2
@@ -336,8 +337,10 @@ class Critic(nn.Module):
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(gain, dtype=D))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gain * x.flatten(1).sum(1)
+    def forward(self, x: Tensor, t: Tensor, cond) -> list[Tensor]:
+        assert t.eq(VE.t_min).all()
+        score = self.gain * x.flatten(1).sum(1)
+        return [score, 3 * score]
 
 
 def test_the_adversarial_terms():
@@ -349,7 +352,9 @@ def test_the_adversarial_terms():
         x_t = x0 + expand(t, x0) * draws.noise
         fake = objective.arrive(x_t, t, draws.s, {})
     weight = loss.logs["adversarial_weight"]
-    torch.testing.assert_close(loss.terms["adversarial"], -weight * fake.sum(1).mean())
+    torch.testing.assert_close(loss.terms["adversarial"], -2 * weight * fake.sum(1).mean())
+    stronger = wrong_ctm(discriminator=Critic(), adversarial=3.0).loss(Batch(x0), draws)
+    torch.testing.assert_close(stronger.terms["adversarial"], 3 * loss.terms["adversarial"])
     # It raises the score of the estimate, by as much as consistency pulls.
     (up,) = torch.autograd.grad(loss.terms["adversarial"], objective.student.last_weight)
     assert float(up[0]) < 0
@@ -361,8 +366,10 @@ def test_the_adversarial_terms():
     critic = Critic(0.1)
     objective = wrong_ctm(discriminator=critic)
     found = objective.discriminate(Batch(x0), draws).total()
-    real, made = 0.1 * x0.sum(1), 0.1 * fake.sum(1)
-    wanted = (1 - real).clamp(min=0).mean() + (1 + made).clamp(min=0).mean()
+    wanted = 0.0
+    for gain in (0.1, 0.3):
+        real, made = gain * x0.sum(1), gain * fake.sum(1)
+        wanted += ((1 - real).clamp(min=0).mean() + (1 + made).clamp(min=0).mean()) / 2
     torch.testing.assert_close(found, wanted)
     found.backward()
     assert objective.student.last_weight.grad is None
@@ -444,20 +451,25 @@ def test_the_trainer_trains_both():
     torch.manual_seed(0)
     student = Denoiser(Net(), EDM(sigma_data=0.5, path=VE))
     teacher = Denoiser(ResidualMLP((2,), 8, 1), EDM(sigma_data=0.5, path=VE))
-    critic = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
-    objective = ctm(student, teacher, solver=heun, discriminator=critic, adversarial_start=1)
+    judge = FeatureDiscriminator(copy.deepcopy(teacher), Batch(torch.zeros(1, 2)), width=4)
+    objective = ctm(student, teacher, solver=heun, discriminator=judge, adversarial_start=1)
+    assert objective.frozen == ("teacher", "discriminator.denoiser")
     config = TrainConfig(steps=3, batch=6, accumulation=2, lr=1e-2)
     trainer = Trainer(objective, toy("two-modes", 64), config, {}, torch.device("cpu"))
 
     def weights() -> list[Tensor]:
-        parts = (student, objective.target, critic, teacher)
+        parts = (student, objective.target, judge.heads, judge.denoiser, teacher)
         return [nn.utils.parameters_to_vector(p.parameters()).detach().clone() for p in parts]
 
     before = weights()
     for changed in ((True, True, False), (False, False, True), (True, True, False)):
         row = trainer.advance()
         after = weights()
-        assert [not a.equal(b) for a, b in zip(before, after, strict=True)] == [*changed, False]
+        assert [not a.equal(b) for a, b in zip(before, after, strict=True)] == [
+            *changed,
+            False,
+            False,
+        ]
         assert all(math.isfinite(value) for value in row.values())
         before = after
     assert {"consistency", "denoising", "adversarial", "adversarial_weight"} <= row.keys()
@@ -489,10 +501,13 @@ def test_contract_and_samples():
 def test_what_it_refuses():
     student = exact(VE)
     one_time = Learner(GaussianDenoiser(VE, DATA))
+    teacher = Denoiser(ResidualMLP((2,), 8, 1), EDM(sigma_data=0.5)).on(Linear())
+    elsewhere = FeatureDiscriminator(teacher, Batch(torch.zeros(1, 2)), width=4)
     cases = [
         (lambda: ctm(one_time), "two_time"),
         (lambda: ctm(GaussianFlowMap(VE, DATA)), "GaussianFlowMap has no last_weight"),
         (lambda: ctm(student, GaussianDenoiser(Linear(), DATA)), "path"),
+        (lambda: ctm(student, discriminator=elsewhere), "path"),
         (lambda: ctm(student, grid=karras(18, 0.2, 10.0)), "0.1"),
         (lambda: ctm(student, solver_steps=18), r"\[1, 17\].*18"),
         (lambda: ctm(student, solver_steps=0), r"\[1, 17\]"),

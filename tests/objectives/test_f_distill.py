@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewstep.contract import DataSpec
@@ -267,6 +268,17 @@ def test_running_means():
     assert "seen" not in f.state_dict()
 
 
+def test_without_running_means_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda _: pytest.fail("nothing is to be shared"))
+    f = factors(rate=0.0)
+    before = {name: v.clone() for name, v in f.named_buffers()}
+    f.begin(0)
+    f(torch.tensor([1.0, 3.0], dtype=D), full(1.0, torch.zeros(2)))
+    f.finish()
+    assert all(v.equal(before[name]) for name, v in f.named_buffers())
+
+
 # Draws, phases, what learns.
 
 
@@ -371,6 +383,8 @@ def test_a_guided_teacher_is_judged_through_without_guidance():
         Asked(normal(4, 1)),
         generate=FewSteps((path.t_max,)),
         weight=unweighted,
+        times=(levels := LogUniform(0.01, 20.0)),
+        critic_times=levels,
         judged="teacher",
     )
     objective.loss(Batch(x), made(objective, x, full(1.0, x), normal(4, 1, seed=1)))
@@ -441,7 +455,9 @@ def test_refused_settings(options, message):
 
 def test_refused_networks():
     student, other = GaussianDenoiser(VE), GaussianDenoiser(VarianceExploding(0.01, 9.0))
-    rest = {"generate": FewSteps((20.0,)), "weight": unweighted}
+    levels = LogUniform(0.1, 8.0)
+    rest = {"generate": FewSteps((9.0,)), "weight": unweighted}
+    rest |= {"times": levels, "critic_times": levels}
     with pytest.raises(UsageError, match="teacher lives on"):
         FDistill(student, other, student, Fixed(), **rest)
     with pytest.raises(UsageError, match="copy of the teacher"):

@@ -371,6 +371,33 @@ def test_any_module_can_judge():
         LADD(small(), judge, generate=FewSteps((10.0,)), times=None)
 
 
+class Backbone(nn.Module):
+    """A judge of a user's, with heads on what others made for it, some of it in a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eyes = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.heads = nn.Linear(4, 1)
+
+    def forward(self, x, t, cond=None):
+        return [self.heads(self.eyes(x))]
+
+
+def test_of_a_users_judge_only_the_heads_learn():
+    objective = LADD(small(), Backbone(), generate=FewSteps((10.0,)), times=None, penalty=0.0)
+    assert objective.frozen == ("judge.eyes",)
+    before = {k: v.clone() for k, v in objective.judge.state_dict().items()}
+    data = Arrays(normal(32, 2).float().numpy())
+    config = TrainConfig(steps=4, batch=8, lr=1e-2)
+    trainer = Trainer(objective, data, config, {}, torch.device("cpu"))
+    for _ in range(4):
+        trainer.advance()
+    assert not objective.judge.eyes.training
+    after = objective.judge.state_dict()
+    assert {k.split(".")[0] for k, v in after.items() if not v.equal(before[k])} == {"heads"}
+    assert not any(k.startswith("objective.judge.eyes") for k in trainer.state()[0])
+
+
 # Draws, contract, refusals.
 
 

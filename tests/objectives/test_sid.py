@@ -11,7 +11,7 @@ from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, UsageError, per_sample
 from fewstep.data import toy
 from fewstep.model import Model
-from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided, Judge
+from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided, Judge, LowRank
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.matching import Compared, FewSteps, Made
 from fewstep.objectives.sid import HIGHEST, SiD
@@ -105,7 +105,8 @@ def sid(student, teacher=None, fake=None, **options) -> SiD:
     path = student.path
     own = {"generate": FewSteps((start(path),))}
     if path != VE:
-        own |= {"times": OnPath(path, KarrasUniform()), "critic_times": OnPath(path, LogNormal())}
+        levels = KarrasUniform(0.1, 10.0), LogNormal()
+        own |= {"times": OnPath(path, levels[0]), "critic_times": OnPath(path, levels[1])}
     teacher = teacher or GaussianDenoiser(path, DATA)
     fake = fake or GaussianDenoiser(path, law(student))
     return SiD(student, teacher, fake, **{**own, **options})
@@ -443,6 +444,26 @@ def test_the_contract_starts_where_the_generator_does():
         model.sample(2, steps=2)
 
 
+def test_the_contract_says_whether_there_was_an_adversary():
+    student, teacher, fake = networks(3)
+    objective = SiD(student, teacher, fake, judge=Judge(fake, Batch(normal(2, 2)), width=4))
+    assert objective.contract(DataSpec(shape=(2,), range=None)).method == "sida"
+
+
+def test_a_judge_reads_the_features_of_adapters():
+    student, teacher = networks(2)
+    fake = LowRank(teacher, rank=2)
+    judge = Judge(fake, Batch(normal(2, 2)), width=4).double()
+    objective = SiD(student, teacher, fake, judge=judge)
+    critic, _ = objective.phases()
+    batch, draws = given(VE, 2, b=3)
+    with training(objective, critic.module):
+        for part in critic.losses:
+            part(batch, draws).total().backward()
+    reached = {n.split(".")[0] for n, p in objective.named_parameters() if p.grad is not None}
+    assert reached == {"fake", "judge"}
+
+
 def test_samples_of_a_solution_are_the_data():
     student = Affine(VE, DATA.std / 2.5, DATA.mean)
     contract = sid(student).contract(DataSpec(shape=(2,), range=None))
@@ -472,7 +493,9 @@ def test_a_trainer_takes_it(judged):
         ({"fake": GaussianDenoiser(VarianceExploding(0.01, 80.0))}, "student's Variance"),
         ({"fake": GaussianFlowMap(VE)}, r"2 time\(s\)"),
         ({"teacher": GaussianDenoiser(VarianceExploding(0.01, 80.0))}, "on the student's path"),
-        ({"critic_updates": 0}, "at least 1, got 0"),
+        ({"critic_updates": 0}, "critic_updates >= 1 .* got 0"),
+        ({"adversarial": -1e-4}, "adversarial >= 0, got 1 and -0.0001"),
+        ({"adversarial": math.nan}, "adversarial >= 0, got 1 and nan"),
         ({"judge": Said(1.0)}, "GaussianDenoiser is no Denoiser"),
     ],
 )

@@ -14,6 +14,7 @@ import torch
 import fewstep as library
 from fewstep.errors import UsageError
 from fewstep.models import ConsistencyBoundary, Guided
+from fewstep.objectives.meanflow import TrainedGuidance
 from fewstep.pairs import make
 from fewstep.recipes import RECIPES, TrainConfig, parts
 from fewstep.recipes.family import recipe_of
@@ -222,6 +223,31 @@ def test_options_of_distribution_matching(variant, at, tmp_path):
     assert loaded.sample(2, seed=1).equal(first.sample(2, seed=1))
 
 
+@pytest.mark.parametrize(("name", "weight"), [("ctm", 1.0), ("pcm", 0.1)])
+def test_a_discriminator_of_the_teachers_features(name, weight, at, tmp_path):
+    run = built("digits", name, at, adversarial=weight, updates=20)
+    judge = run.objective.discriminator
+    before = fingerprint(judge.heads)
+    assert train(run, tmp_path / "run").sample(2, steps=4).isfinite().all()
+    assert fingerprint(judge.heads) != before
+    found = rows(tmp_path / "run")[-1]
+    assert found["adversarial"] != 0
+    assert found["discriminator"] > 0
+    assert built("digits", name, at).objective.discriminator is None
+    with pytest.raises(UsageError, match="0 or more, got -1"):
+        built("digits", name, at, adversarial=-1.0)
+
+
+def test_guidance_is_trained_into_meanflow(at, tmp_path):
+    run = built("digits", "meanflow", at, omega=0.5, kappa=0.75)
+    assert run.objective.guidance == TrainedGuidance(0.5, 0.75)
+    assert train(run, tmp_path / "run").sample(2, label=3).isfinite().all()
+    assert built("digits", "meanflow", at).objective.guidance is None
+    for own in ({"omega": 2.0}, {"kappa": 0.5}):
+        with pytest.raises(UsageError, match=r"guide towards labels.*leave both out"):
+            built("toys", "meanflow", at, **own)
+
+
 @pytest.mark.parametrize("place", ["digits", "images"])
 @pytest.mark.parametrize("name", sorted(PAIRED))
 def test_the_command_that_makes_pairs_is_told(name, place, at):
@@ -246,6 +272,15 @@ def test_pairs_have_the_states_that_steps_need(at):
 def test_guidance_needs_a_teacher_that_answers(at):
     with pytest.raises(UsageError, match="without --distillation"):
         built("images", "ladd", at, guidance=2.0)
+
+
+@pytest.mark.parametrize(("name", "own"), [("imm", {"group": 4}), ("shortcut", {"every": 8})])
+def test_batches_hold_whole_groups(name, own, at, tmp_path):
+    run = built("digits", name, at, **own)
+    nine = replace(run, config=replace(run.config, batch=9))
+    message = f"multiple of {own.popitem()[1]} samples, got --train.batch 9"
+    with pytest.raises(UsageError, match=message):
+        train(nine, tmp_path / "run")
 
 
 def test_progressives_learning_rate_falls_in_each_stage(at, tmp_path):

@@ -20,7 +20,7 @@ from fewstep.objectives.consistency import Consistency
 from fewstep.objectives.distances import l2
 from fewstep.pairs import make
 from fewstep.recipes import RECIPES, TrainConfig, parts
-from fewstep.recipes.presets import CIFAR10, PRESETS, Preset
+from fewstep.recipes.presets import CIFAR10, CIFAR10_SMALL, IMAGENET_64, PRESETS, Preset
 from fewstep.recipes.published import DEEP, EDM2_S, EDM2_TRAIN, PUBLISHED
 from fewstep.recipes.standard import cd_of, ct_of, edm_of
 from fewstep.times import KarrasIndex, KarrasUniform, LogNormal
@@ -95,6 +95,22 @@ def test_cifar10_is_as_published():
         (2, 150),
         0.9,
     )
+
+
+def test_imagenet_64_is_as_published():
+    assert parameters(IMAGENET_64) == 295_899_267
+    assert (IMAGENET_64.dropout, IMAGENET_64.augment, IMAGENET_64.labels) == (0.1, 0.0, True)
+    edm, cd, ct = IMAGENET_64.edm, IMAGENET_64.cd, IMAGENET_64.ct
+    assert seen(edm) == pytest.approx(2500, rel=1e-3)
+    assert (edm.batch * edm.accumulation, edm.lr, edm.precision) == (4096, 1e-4, "fp16")
+    assert edm.warmup * 4096 == pytest.approx(10e6, rel=1e-3)
+    assert 0.5 ** (4096 / IMAGENET_64.half_life) == pytest.approx(0.9999432190, abs=1e-9)
+    for config, steps in ((cd, 600_000), (ct, 800_000)):
+        assert (config.steps, config.lr, config.optimizer) == (steps, 8e-6, "radam")
+        assert (config.batch * config.accumulation, config.warmup, config.clip) == (2048, 0, 0)
+    assert IMAGENET_64.rates[-1] == pytest.approx(0.9999432190, abs=1e-7)
+    assert (IMAGENET_64.points, IMAGENET_64.target) == (40, 0.95)
+    assert (IMAGENET_64.scales, IMAGENET_64.start_rate) == ((2, 200), 0.95)
 
 
 def test_published_consistency_weighs_all_times_equally(tmp_path):
@@ -536,6 +552,16 @@ def test_positional_teachers_pass_it_on(monkeypatch, tmp_path):
     train(RECIPES["imagenet-64-edm2"].build(positional=True, train=few), tmp_path / "edm2")
     run = RECIPES["imagenet-64-sct"].build(teacher=str(tmp_path / "edm2"), train=few)
     assert run.objective.student.net.options["positional"]
+
+
+@pytest.mark.parametrize("preset", [CIFAR10, CIFAR10_SMALL], ids=lambda p: p.named("x"))
+def test_double_normed_teachers_pass_it_on(preset: Preset, tmp_path):
+    few = settings(steps=1, batch=4)
+    small = edm_of(replace(preset, network=SMALL))
+    train(small(double_norm=True, train=few), tmp_path / "edm")
+    run = RECIPES[preset.named("sct")].build(teacher=str(tmp_path / "edm"), train=few)
+    assert run.objective.student.net.options["double_norm"]
+    assert not small(train=few).objective.student.net.options["double_norm"]
 
 
 def test_augmentations_that_would_be_learned_are_refused(built):

@@ -16,9 +16,9 @@ from fewstep.data import Arrays, toy
 from fewstep.models.nets import DDPMpp
 from fewstep.models.nets.blocks import ResidualBlock
 from fewstep.objectives.base import Objective
+from fewstep.processes import ALONE
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
-from fewstep.training.distribution import ALONE
 from fewstep.training.feed import Feed
 from fewstep.training.trainer import Trainer
 from survive import CPU, differing, tensors

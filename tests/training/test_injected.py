@@ -66,14 +66,18 @@ def moves(t: Trainer) -> None:
 
 
 # They learn from their own samples; data reach a judge, if anything, after the student's update.
-SELF_TAUGHT = {"f-distill": 2, "diff-instruct": 0}
+SELF_TAUGHT = {
+    **{"dmd": 0, "dmd2": 2, "dmd2 on the teacher": 2, "dmd2 with adapters": 2, "f-distill": 2},
+    **{"diff-instruct": 0, "sid": 0, "sida": 2, "ladd": 2},
+}
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("objective", SELF_TAUGHT)
-def test_a_bad_sample_stays_with_the_judge(objective):
+def test_a_bad_sample_stays_with_the_judge(objective, value):
     def spoil(count, batch):
         x0 = batch.x0.clone()
-        x0[positions(0, count - 1, 8, 64) == 17] = math.nan
+        x0[positions(0, count - 1, 8, 64) == 17] = value
         return Batch(x0)
 
     t = trainer(OBJECTIVES[objective](), Told(toy("two-modes", 64), spoil), batch=8)
@@ -136,9 +140,10 @@ def test_one_bad_number_in_one_gradient_is_skipped(value):
         (skips_and_stays if bad[0] else moves)(t)
 
 
-def test_a_teacher_of_bad_weights_changes_nothing():
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_teacher_of_bad_weights_changes_nothing(value):
     learnt = OBJECTIVES["cd with target"]()
-    learnt.step.teacher.net.last.bias.data[0] = math.nan
+    learnt.step.teacher.net.last.bias.data[0] = value
     t = trainer(learnt)
     before = tensors(t.state())
     for _ in range(9):

@@ -33,6 +33,7 @@ from fewstep.models import (
     LowRank,
 )
 from fewstep.models.nets import ResidualMLP
+from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
@@ -56,11 +57,17 @@ from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.start import Start
-from fewstep.times import KarrasUniform, LogNormal, OnPath, ShiftedFlow
+from fewstep.times import (
+    KarrasUniform,
+    LogNormal,
+    OnPath,
+    ShiftedFlow,
+)
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.config import Run
 from fewstep.training.train import train
+from survive import held_by_another
 from tiny import WithPairs, build, fewstep, settings, timeless, trained, tree
 
 STEPS = 10
@@ -196,6 +203,12 @@ def drifting() -> Objective:
     return Drifting(student, generate=FewSteps((80.0,)), group=4)
 
 
+def weighed() -> Objective:
+    student = Denoiser(network(0), EDM(sigma_data=0.5))
+    uncertainty = Uncertainty(8)
+    return Denoising(student, times=LogNormal(), weight=unweighted, uncertainty=uncertainty)
+
+
 def of_family(name: str, **options) -> Callable[[], Objective]:
     """As its recipe builds it."""
 
@@ -236,6 +249,7 @@ def matched(judged: Literal["fake", "teacher"], lora: bool = False) -> Objective
 
 OBJECTIVES = {
     "denoising": denoising,
+    "denoising of equal weight": weighed,
     "flow matching": flow_matching,
     "cd": lambda: distillation(0.0),
     "cd with target": lambda: distillation(0.9),
@@ -251,6 +265,8 @@ OBJECTIVES = {
     "scd": of_family("scd"),
     "ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9),
     "pcm": of_family("pcm", phases=2, points=5),
+    "adversarial ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9, adversarial=1.0),
+    "adversarial pcm": of_family("pcm", phases=2, points=5, adversarial=0.1),
     "meanflow": of_family("meanflow"),
     "imm": of_family("imm"),
     "shortcut": of_family("shortcut", rate=0.9),
@@ -338,6 +354,9 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
         "cd with target": {"target"},
         "ct": {"target"},
         "ctm": {"target"},
+        "adversarial ctm": {"target", "discriminator"},
+        "adversarial pcm": {"discriminator"},
+        "denoising of equal weight": {"uncertainty"},
         "dmd": {"fake"},
         "shortcut": {"target"},
         "scd": {"uncertainty"},
@@ -481,33 +500,12 @@ def test_signals(signum, tmp_path, capsys):
     assert timeless(out) == timeless(whole)
 
 
-HOLD = """
-import fcntl, sys
-handle = open(sys.argv[1], "w")
-fcntl.lockf(handle, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def trained_by_another(run: Path) -> Iterator[None]:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, run / ".lock"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout.readline() == "held\n"
-        yield
-
-
 @pytest.mark.parametrize("more", [(), ("--fresh",), ("--train.steps", 8)])
 def test_a_folder_in_use_stays_as_it_is(more, tmp_path, capsys):
     out = tmp_path / "run"
     assert fewstep(capsys, *command(out, "--train.steps", 4)).code == 0
     before = tree(tmp_path)
-    with trained_by_another(out):
+    with held_by_another(out):
         outcome = fewstep(capsys, *command(out, "--train.steps", 4, *more))
     assert outcome.code == 2, outcome.err
     assert outcome.err == f"fewstep: another process is training in {out}\n"

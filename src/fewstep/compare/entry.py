@@ -34,9 +34,6 @@ CALIBRATION = 3.0
 CURVE = 6
 """Points of the distance against training time."""
 
-PAIRED = "pairs"
-"""The folder, in a study's, of the teacher's pairs."""
-
 SPIKE = 10.0
 """A gradient norm so many times the median of the 100 before it."""
 
@@ -88,9 +85,18 @@ class Entrant:
         known = self.parameters(place)
         return {k: _value(self.method, k, v, known) for k, v in self.options.items()}
 
+    def guidance(self, place: Place) -> float:
+        """Of its teacher; 1 is none."""
+        return self.values(place).get("guidance", 1.0)
+
     def parameters(self, place: Place) -> Mapping[str, Parameter]:
         """Of the recipe."""
         return signature(recipe_of(place, self.method)).parameters
+
+
+def paired(guidance: float) -> str:
+    """The folder, in a study's, of the pairs of a teacher with this guidance."""
+    return "pairs" if guidance == 1 else f"pairs-{guidance:g}"
 
 
 def _value(method: str, name: str, text: str, known: Mapping[str, Parameter]) -> Any:
@@ -195,7 +201,7 @@ class Entry:
             "resolution": self.study.resolution,
             # As the teacher, whatever the data has.
             "labels": "label" in self.protocol.train.cond,
-            "pairs": str(self.folder.parents[1] / PAIRED),
+            "pairs": str(self.folder.parents[1] / paired(self.entrant.guidance(place))),
         }
         own = {k: v for k, v in known.items() if k in signature(build).parameters}
         if name == self.entrant.method:

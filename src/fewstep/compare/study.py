@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from fewstep.compare.entry import PAIRED, Entrant, Entry
+from fewstep.compare.entry import Entrant, Entry, paired
 from fewstep.compare.report import write_report
 from fewstep.data import STANDARD
 from fewstep.data.toys import SAMPLERS
 from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.evaluation import Protocol, named_protocol
-from fewstep.files import write_json
+from fewstep.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.model import Model, load
 from fewstep.pairs import make
 from fewstep.pictures import picture
@@ -125,7 +125,8 @@ class Study:
             )
         told = json.loads(json.dumps(asdict(self))) | {"weights": fingerprint(model.denoiser)}
         record = out / "study.json"
-        if not record.exists() and out.is_dir() and any(out.iterdir()):
+        own = {LOCK, f"{TEMPORARY}{record.name}"}
+        if not record.exists() and out.is_dir() and any(p.name not in own for p in out.iterdir()):
             raise UsageError(f"{out} holds something else than a study; choose another --out")
         before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else told
         changed = [
@@ -139,7 +140,13 @@ class Study:
             )
         protocol = named_protocol(self.data, self.held_out, model.contract.data, self.n)
         out.mkdir(parents=True, exist_ok=True)
-        write_json(record, told)
+        with locked(out, f"another process is comparing in {out}"):
+            write_json(record, told)
+            self._fill(out, teacher, model, protocol)
+        return out / "report.html"
+
+    def _fill(self, out: Path, teacher: str, model: Model, protocol: Protocol) -> None:
+        """Train and judge what is not done yet, and write the report after each."""
         common = self._common(model, protocol, out) | self._pairs(model, out)
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         rounds = [(seed, name) for seed in seeds for name in self.methods]
@@ -160,7 +167,6 @@ class Study:
                     _say(f"    failed: {found['failed'].splitlines()[0]}")
                 write_json(result, found)
             write_report(self, common, out)
-        return out / "report.html"
 
     def _teacher(self) -> str:
         if self.data in STANDARD and self.data not in SMALL:
@@ -183,14 +189,18 @@ class Study:
     def _pairs(self, model: Model, out: Path) -> dict[str, Any]:
         """What methods learn from that want the teacher's own pairs, and what it costs to make."""
         entrants = [Entrant.of(text) for text in self.methods]
-        if not any("pairs" in e.parameters(self.place) for e in entrants):
+        learning = [e for e in entrants if "pairs" in e.parameters(self.place)]
+        scales = sorted({e.guidance(self.place) for e in learning})
+        if not scales:
             return {}
         record = out / "pairs.json"
         if not record.exists():
-            _say(f"{PAIRS:,} pairs of noise and what the teacher makes of it")
+            n = PAIRS * len(scales)
+            _say(f"{n:,} pairs of noise and what the teacher makes of it")
             began = time.perf_counter()
-            make(model, out / PAIRED, PAIRS, steps=TEACHER_STEPS)
-            write_json(record, {"n": PAIRS, "seconds": time.perf_counter() - began})
+            for scale in scales:
+                make(model, out / paired(scale), PAIRS, steps=TEACHER_STEPS, guidance=scale)
+            write_json(record, {"n": n, "seconds": time.perf_counter() - began})
         return {"pairs": json.loads(record.read_text(encoding="utf-8"))}
 
     def _common(self, model: Model, protocol: Protocol, out: Path) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Batch, Cond, UsageError, local
+from fewstep.core import Batch, Cond, UsageError, local, same_dropout
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.lora import LowRank
 from fewstep.models.nets.blocks import label_of
@@ -33,6 +33,7 @@ class Heads(nn.Module):
 
     def __init__(self, channels: Sequence[int], width: int, classes: int = 0) -> None:
         super().__init__()
+        self.channels = [*channels]
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(c), nn.Linear(c, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
@@ -45,6 +46,12 @@ class Heads(nn.Module):
 
     def forward(self, features: Sequence[Tensor], cond: Cond | None = None) -> list[Tensor]:
         """One tensor a head, with a logit for each position of its feature."""
+        found = [f.shape[-1] for f in features]
+        if found != self.channels:
+            raise UsageError(
+                f"these heads are of features with {self.channels} channels, got {found}; make "
+                "them of the denoiser that is judged through"
+            )
         if not self.labels:
             return [head(f) for head, f in zip(self.heads, features, strict=True)]
         label, logits = label_of(cond), []
@@ -107,7 +114,8 @@ def features_of(
 
     They are caught by hooks, so any network that names its units will do, as it is: not compiled,
     because compiled code does not look for hooks that come later. Nothing is computed after the
-    last of them, unless the network is sharded: shards are put back at its end.
+    last of them, unless the network is sharded: shards are put back at its end. What dropout draws
+    on the way there is drawn again by what follows, so both learn the same.
     """
     found: list[Tensor] = []
     kinds: tuple[type[nn.Module], ...] = getattr(denoiser.net, "units", ())
@@ -123,18 +131,19 @@ def features_of(
     sharded = any(local(p) is not p for p in denoiser.net.parameters())
     wanted = 1 + max(i % len(units) for i in at or range(len(units)))
 
-    def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
-        found.append(answer)
-        if len(found) == wanted and not sharded:
-            raise _Enough
+    with ExitStack() as stack:
 
-    hooks = [unit.register_forward_hook(keep) for unit in units]
-    try:
+        def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
+            found.append(answer)
+            if len(found) == wanted:
+                if not sharded:
+                    raise _Enough
+                stack.enter_context(same_dropout(answer))
+
+        for unit in units:
+            stack.callback(unit.register_forward_hook(keep).remove)
         with suppress(_Enough):
             denoiser.raw(x, t, None, cond)
-    finally:
-        for hook in hooks:
-            hook.remove()
     chosen = [found[i % len(units)] for i in at] if at else found
     return [f.movedim(axis, -1).to(x.dtype) for f in chosen]
 

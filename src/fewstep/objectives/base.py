@@ -23,7 +23,10 @@ from fewstep.models import AbstractDenoiser
 
 @dataclass(frozen=True)
 class Loss:
-    """Scalars: ``terms`` are summed and back-propagated, ``logs`` only recorded."""
+    """Scalars: ``terms`` are summed and back-propagated, ``logs`` only recorded.
+
+    Without terms, as of a loss whose time has not come, there is nothing to do.
+    """
 
     terms: Mapping[str, Tensor]
     logs: Mapping[str, Tensor] = field(default_factory=dict)
@@ -78,7 +81,8 @@ class Objective(nn.Module, ABC):
     ``frozen`` names submodules that training never changes (teachers): checkpoints keep their
     hash only. ``forward_mode`` says that a loss takes directional derivatives of the student, by
     ``derivative``, which the trainer chooses; ``second_order``, that it differentiates them again,
-    for which forward mode is the only way. A method that couples samples names the
+    for which forward mode is the only way. ``shardable`` is False where a loss takes a gradient
+    within itself, for which sharded weights will not do. A method that couples samples names the
     ``batch_multiple`` that a microbatch must have.
     """
 
@@ -87,6 +91,7 @@ class Objective(nn.Module, ABC):
     forward_mode: bool = False
     derivative: Derivative
     second_order: bool = False
+    shardable: bool = True
     batch_multiple: int = 1
 
     @abstractmethod

@@ -28,19 +28,9 @@ from torch import Tensor, nn
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
 from fewstep.models import AbstractDenoiser
+from fewstep.objectives import terms
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import Distance, l2
-from fewstep.objectives.terms import (
-    SnrWeight,
-    draw_noised,
-    follow,
-    frozen_copy,
-    hinge_discriminator,
-    hinge_generator,
-    last_weight,
-    on_path_of,
-    weighed,
-)
 from fewstep.paths import Event, Time
 from fewstep.solvers import Step, heun
 from fewstep.times import Uniform
@@ -69,8 +59,9 @@ class ConsistencyTrajectory(Objective):
         solver: of the teacher.
         rate: of the target's average.
         distance: d; published runs use LPIPS.
-        discriminator: from events to logits; it learns at odd steps, the student at even ones,
-        adversarial_start: from this step on.
+        discriminator: from ``(x, t, cond)``, t being ``t_min``, to a list of logits; it learns (if
+            it has ``heads``, only these) at odd steps, the student at even ones,
+        adversarial_start, adversarial: from this step on, and so many times as strong.
         gamma: users' share of noise, see :func:`fewstep.solvers.gamma_sampling`.
         sampling_times: the times at which users sample in so many calls.
     """
@@ -83,12 +74,13 @@ class ConsistencyTrajectory(Objective):
         grid: Tensor,
         solver_steps: int,
         times: Callable[[int, torch.Generator], Tensor],
-        weight: SnrWeight,
+        weight: terms.SnrWeight,
         solver: Step = heun,
         rate: float = 0.999,
         distance: Distance = l2,
         discriminator: nn.Module | None = None,
         adversarial_start: int = 0,
+        adversarial: float = 1.0,
         gamma: float = 0.0,
         sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
@@ -103,18 +95,20 @@ class ConsistencyTrajectory(Objective):
                 f"rate in [0, 1) and gamma in [0, 1], got {grid.tolist()}, {solver_steps}, {rate} "
                 f"and {gamma}"
             )
-        last_weight(student)  # or refuse
+        terms.last_weight(student)  # or refuse
         self.student = student
-        self.target = frozen_copy(student)
-        self.teacher = None if teacher is None else on_path_of(student, teacher)
+        self.target = terms.frozen_copy(student)
+        self.teacher = None if teacher is None else terms.on_path_of(student, teacher)
         self.discriminator: Any = discriminator
-        self.distance = distance
-        own = {"teacher": teacher, "distance": distance}
+        if (judging := getattr(discriminator, "denoiser", None)) is not None:
+            terms.on_path_of(student, judging)
+        own = {"teacher": teacher, "distance": distance, "discriminator.denoiser": judging}
         self.frozen = tuple(name for name, part in own.items() if isinstance(part, nn.Module))
         self.grid, self.solver_steps, self.solver, self.rate = grid, solver_steps, solver, rate
-        self.times, self.weight, self.gamma = times, weight, gamma
-        self.adversarial_start = adversarial_start
+        self.times, self.weight, self.distance, self.gamma = times, weight, distance, gamma
+        self.adversarial_start, self.adversarial = adversarial_start, adversarial
         self.sampling_times = dict(sampling_times or {})
+        self.shardable = discriminator is None
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """The number of solver steps is common to all processes; t and s are each sample's own."""
@@ -125,8 +119,8 @@ class ConsistencyTrajectory(Objective):
         last = first + m + (Uniform()(b, rng) * (points - m - first)).long()
         grid = self.grid.to(device, widest(device))
         trajectory = grid[first + torch.arange(m + 1, device=device)[:, None]]
-        _, noise, _ = draw_noised(batch, trajectory[0], None, rng)
-        t, noise_denoising, _ = draw_noised(batch, self.times(b, rng), None, rng)
+        _, noise, _ = terms.draw_noised(batch, trajectory[0], None, rng)
+        t, noise_denoising, _ = terms.draw_noised(batch, self.times(b, rng), None, rng)
         adversarial = self.discriminator is not None and step >= self.adversarial_start
         return Draws(trajectory, grid[last], noise, t, noise_denoising, torch.tensor(adversarial))
 
@@ -137,8 +131,7 @@ class ConsistencyTrajectory(Objective):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The three terms, weighed."""
-        path, cond = self.student.path, batch.cond
-        t, s = draws.trajectory[0], draws.s
+        path, cond, t, s = self.student.path, batch.cond, draws.trajectory[0], draws.s
         x_t = path.perturb(batch.x0, draws.noise, t)
         with torch.no_grad():
             x_u, teacher = x_t, self.target if self.teacher is None else self.teacher
@@ -147,15 +140,19 @@ class ConsistencyTrajectory(Objective):
             with same_dropout(x_t):
                 target = self.arrive(x_u, draws.trajectory[-1], s, cond)
         estimate = self.arrive(x_t, t, s, cond)
-        terms = {"consistency": self.distance(estimate, target, batch.mask).mean()}
+        found = {"consistency": self.distance(estimate, target, batch.mask).mean()}
         t = draws.t_denoising
         noisy = path.perturb(batch.x0, draws.noise_denoising, t)
         each = l2(self.student(noisy, t, None, cond), batch.x0, batch.mask)
-        terms["denoising"] = (self.weight(path.snr(t)).to(each.dtype) * each).mean()
+        found["denoising"] = (self.weight(path.snr(t)).to(each.dtype) * each).mean()
         if draws.adversarial:
-            terms["adversarial"] = hinge_generator(self.discriminator(estimate))
+            logits = self._logits(estimate, cond)
+            found["adversarial"] = terms.over_heads(terms.hinge_generator, logits)
         limits = {"denoising": (0.0, 1e4), "adversarial": (0.01, 10.0)}
-        return Loss(*weighed(terms, limits, self.student))
+        found, weights = terms.weighed(found, limits, self.student)
+        if draws.adversarial:
+            found["adversarial"] *= self.adversarial
+        return Loss(found, weights)
 
     def discriminate(self, batch: Batch, draws: Draws) -> Loss:
         """The discriminator's hinge loss between the data and the student's estimates."""
@@ -163,8 +160,12 @@ class ConsistencyTrajectory(Objective):
         with torch.no_grad():
             x_t = self.student.path.perturb(batch.x0, draws.noise, t)
             fake = self.arrive(x_t, t, draws.s, batch.cond)
-        logits = self.discriminator(batch.x0), self.discriminator(fake)
-        return Loss({"discriminator": hinge_discriminator(*logits)})
+        logits = (self._logits(x, batch.cond) for x in (batch.x0, fake))
+        return Loss({"discriminator": terms.over_heads(terms.hinge_discriminator, *logits)})
+
+    def _logits(self, x: Event, cond: Cond) -> list[Tensor]:
+        clean = x.new_full((len(x),), self.student.path.t_min, dtype=widest(x.device))
+        return self.discriminator(x, clean, cond)
 
     def trains_student(self, step: int) -> bool:
         """Whether a step is the student's; else it is the discriminator's."""
@@ -173,15 +174,15 @@ class ConsistencyTrajectory(Objective):
     def phases(self) -> Sequence[Phase]:
         """The student's update, or at some steps the discriminator's."""
         student = Phase("student", self.student, self.draw, self.loss, self.trains_student)
-        if self.discriminator is None:
+        if (judge := self.discriminator) is None:
             return (student,)
-        args = self.discriminator, self.draw, self.discriminate
+        args = getattr(judge, "heads", judge), self.draw, self.discriminate
         return student, Phase("discriminator", *args, lambda step: not self.trains_student(step))
 
     def after_step(self, step: int) -> None:
         """The target follows the student's updates."""
         if self.trains_student(step):
-            follow(self.target, self.student, self.rate)
+            terms.follow(self.target, self.student, self.rate)
 
     def contract(self, data: DataSpec) -> Contract:
         """Jumps between any times, with noise by gamma."""

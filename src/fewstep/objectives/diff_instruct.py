@@ -94,7 +94,7 @@ class DiffInstruct(Objective):
             raise UsageError(f"expected critic_updates of 1 or more, got {critic_updates}")
         self.student, self.fake = student, fake
         self.teacher = on_path_of(student, teacher)
-        self.generate, self.weight, self.gain = generate, weight, gain
+        self.generate, self.weight, self.gain = generate.on(student.path), weight, gain
         self.times, self.critic_times = times, critic_times
         self.critic_updates = critic_updates
 
@@ -117,14 +117,13 @@ class DiffInstruct(Objective):
                 real = self.teacher(x_t, t, None, cond)
             fake = self.fake(x_t, t, None, cond)
             gradient = expand(self.gain(path.snr(t)), x) * (fake - real)
-            logs = {**statistics(x, batch), "lag": lag(x, real, fake)}
+            logs = {**statistics(x, batch), "lag": lag(x, real, fake, batch.mask)}
         self.teacher.eval()
         return Loss({"matching": surrogate(x, gradient, batch.mask).mean()}, logs)
 
     def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
         """The fake denoiser's error on samples."""
-        with torch.no_grad():
-            x = self.generate(self.student, batch, draws.made, batch.cond)
+        x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         each = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
         weight = self.weight(self.fake.path.snr(draws.t)).to(each.dtype)
         return Loss({"denoising": (weight * each).mean()})

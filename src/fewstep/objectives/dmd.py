@@ -109,7 +109,7 @@ class DMD(Objective):
         self.teacher = on_path_of(student, teacher)
         self.fake = fake
         self.frozen = ("teacher", *(("distance",) if isinstance(distance, nn.Module) else ()))
-        self.generate = generate
+        self.generate = generate.on(student.path)
         self.weight = weight
         self.times, self.critic_times = times, critic_times
         self.distance = distance
@@ -130,7 +130,7 @@ class DMD(Objective):
         with torch.no_grad():
             x_t = self.student.path.perturb(x, draws.noise, draws.t)
             real, fake = (d(x_t, draws.t, None, batch.cond) for d in (self.teacher, self.fake))
-            logs = {"lag": lag(x, real, fake), **statistics(x, batch)}
+            logs = {"lag": lag(x, real, fake, batch.mask), **statistics(x, batch)}
         gradient = matching_gradient(x, real, fake, batch.mask)
         return Loss({"matching": surrogate(x, gradient, batch.mask).mean()}, logs)
 
@@ -151,8 +151,7 @@ class DMD(Objective):
 
     def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
         """The fake's: denoising of generated samples."""
-        with torch.no_grad():
-            x = self.generate(self.student, batch, draws.made, batch.cond)
+        x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         error = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
         weight = self.weight(self.student.path.snr(draws.t)).to(error.dtype)
         return Loss({"denoising": (weight * error).mean()})

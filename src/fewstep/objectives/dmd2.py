@@ -6,16 +6,16 @@ learns on such samples. With y data and d the logit of a judge, the generator's 
 $$\tfrac12 \mathrm{mean}(x - \mathrm{sg}(x - g))^2 + \lambda_G \log(1 + e^{-d(x_u)}), \quad
 g = (\mu_f(x_t, t) - \mu_r(x_t, t)) / \mathrm{mean}|x - \mu_r(x_t, t)|$$
 
-at every K-th step (section 4.2), and that of the critic, $\mu_f$ and heads of d on its features,
+at every K-th step, and that of the critic, $\mu_f$ and heads of d on its features,
 
 $$w(t)\, \mathrm{mean}(\mu_f(x_t, t) - x)^2
 + \lambda_D (\log(1 + e^{d(x_u)}) + \log(1 + e^{-d(y_v)}))$$
 
 at every one; times and noise are each term's own. At the best d, the log of the densities' ratio
-r, the generator's term leads along $(s_f - s_r)/(1 + r)$ (section 4.3). What a generator of several
-calls is asked was made by its calls before (section 4.5): see ``FewSteps``. The official critic
-learns on the very samples that an update was computed with; ours has noise of its own, hence fresh
-samples of the updated generator. Samples have the batch's conditions.
+r, the generator's term leads along $(s_f - s_r)/(1 + r)$. What a generator of several calls is
+asked was made by its calls before: see ``FewSteps``. The official critic learns on the very samples
+that an update was computed with; ours has noise of its own, hence fresh samples of the updated
+generator. Samples have the batch's conditions.
 """
 
 from __future__ import annotations
@@ -114,11 +114,10 @@ class DMD2(Objective):
             given = f"critic_updates={critic_updates}, weights {weights} and judged={judged!r}"
             raise UsageError(f"expected 1 or more, 0 or more, and fake or teacher, got {given}")
         self.student, self.teacher = student, on_path_of(student, teacher)
-        heads = {} if judge is None else {"judge": judge}
-        self.critic: Any = nn.ModuleDict({"fake": fake, **heads})
-        self.generate, self.weight, self.judged = generate, weight, judged
+        self.critic: Any = nn.ModuleDict({"fake": fake} | ({"judge": judge} if judge else {}))
+        self.critic_updates = critic_updates
+        self.generate, self.weight, self.judged = generate.on(student.path), weight, judged
         self.times, self.critic_times, self.adversarial_times = laws
-        self.due = every(critic_updates)
         self.adversarial, self.adversarial_critic, self.penalty, self.penalty_std = weights
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
@@ -150,7 +149,7 @@ class DMD2(Objective):
         with torch.no_grad():
             asked = self.student.path.perturb(x, noise, t), t, None, batch.cond
             real, fake = self.teacher(*asked), self.critic["fake"](*asked)
-            logs = {**statistics(x, batch), "lag": lag(x, real, fake)}
+            logs = {**statistics(x, batch), "lag": lag(x, real, fake, batch.mask)}
         gradient = matching_gradient(x, real, fake, batch.mask)
         terms = {"matching": surrogate(x, gradient, batch.mask).mean()}
         if draws.fake is not None:
@@ -191,9 +190,10 @@ class DMD2(Objective):
     def phases(self) -> Sequence[Phase]:
         """The generator's update at every K-th step, then the critic's at every one."""
         more = (self.judge_loss,) if "judge" in self.critic else ()
-        generator = Phase("student", self.student, self.draw, self.loss, self.due)
-        critic = Phase("critic", self.critic, self.draw_critic, self.critic_loss, more=more)
-        return generator, critic
+        return (
+            Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
+            Phase("critic", self.critic, self.draw_critic, self.critic_loss, more=more),
+        )
 
     def contract(self, data: DataSpec) -> Contract:
         """In as many calls as it has, or fewer."""

@@ -75,7 +75,7 @@ class Drifting(Objective):
                 f"{group} and {tuple(temperatures)}"
             )
         self.student = student
-        self.generate = generate
+        self.generate = generate.on(student.path)
         self.batch_multiple = group
         self.temperatures = tuple(temperatures)
         self.features = None if features is None else features.eval().requires_grad_(False)

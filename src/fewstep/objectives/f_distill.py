@@ -122,7 +122,7 @@ class FDistill(Objective):
         self.student, self.teacher = student, on_path_of(student, teacher)
         self.critic = nn.ModuleDict({"fake": fake, "judge": judge})
         self.factors = Factors(divergence, student.path, limits=ratio, bins=bins, rate=rate)
-        self.generate, self.weight, self.judged = generate, weight, judged
+        self.generate, self.weight, self.judged = generate.on(student.path), weight, judged
         self.critic_updates = critic_updates
         self.adversarial, self.adversarial_critic = adversarial, adversarial_critic
 
@@ -150,7 +150,7 @@ class FDistill(Objective):
             ratio = self.factors.ratio(logits)
             h = self.factors(ratio, t)
             logs = {"ratio": ratio.mean(), "factor/min": h.min(), "factor/max": h.max()}
-            logs |= {**statistics(x, batch), "lag": lag(x, real, fake)}
+            logs |= {**statistics(x, batch), "lag": lag(x, real, fake, mask)}
         gradient = expand(h, x) * matching_gradient(x, real, fake, mask)
         terms = {"matching": surrogate(x, gradient, mask).mean()}
         terms["adversarial"] = self.adversarial * over_heads(softplus_generator, logits)
@@ -158,7 +158,7 @@ class FDistill(Objective):
 
     def critic_loss(self, batch: Batch, draws: CriticDraws) -> Loss:
         """The fake denoiser's error on samples."""
-        x = self._samples(batch, draws)
+        x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         fake: Any = self.critic["fake"]
         each = denoising_error(fake, x, draws.noise, draws.t, batch.cond, batch.mask)
         weight = self.weight(fake.path.snr(draws.t)).to(each.dtype)
@@ -167,14 +167,11 @@ class FDistill(Objective):
     def judge_loss(self, batch: Batch, draws: CriticDraws) -> Loss:
         """How well the judge tells data from samples."""
         cond, perturb = batch.cond, self.student.path.perturb
-        events = (batch.x0, draws.real), (self._samples(batch, draws), draws.fake)
+        x = self.generate.fixed(self.student, batch, draws.made, cond)
+        events = (batch.x0, draws.real), (x, draws.fake)
         logits = [self._logits(perturb(x, at.noise, at.t), at.t, cond) for x, at in events]
         found = over_heads(softplus_discriminator, *logits)
         return Loss({"judge": self.adversarial_critic * found})
-
-    @torch.no_grad()
-    def _samples(self, batch: Batch, draws: CriticDraws) -> Event:
-        return self.generate(self.student, batch, draws.made, batch.cond)
 
     def _logits(self, x_t: Event, t: Time, cond: Cond) -> list[Tensor]:
         denoiser = self.teacher if self.judged == "teacher" else self.critic["fake"]

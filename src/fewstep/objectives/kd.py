@@ -50,7 +50,7 @@ class KnowledgeDistillation(Objective):
         distance: of answer and sample.
 
     Raises:
-        UsageError: a time that the pairs do not know.
+        UsageError: a time that the pairs or the path do not know.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class KnowledgeDistillation(Objective):
         super().__init__()
         self.student = student
         self.states = tuple(states)
-        self.generate = FewSteps(self.states[:1] if times is None else tuple(times))
+        calls = FewSteps(self.states[:1] if times is None else tuple(times))
+        self.generate = calls.on(student.path)
         self.distance = distance
         self.frozen = ("distance",) if isinstance(distance, torch.nn.Module) else ()
         own = self.generate.times

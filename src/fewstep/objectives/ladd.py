@@ -18,8 +18,8 @@ $$L_H = E \max(0, 1 - H_k(F_k(x_t))) + E \max(0, 1 + H_k(F_k(\hat x_t)))
 
 The papers add up heads, and squares over the event; here both are means. The penalty (R1) alone has
 the square of a sample's whole feature, for the sum of its logits. The papers draw s for each sample
-and not equally often; here it is common to a batch, and each as likely. Heads learn at odd steps,
-the student at even ones.
+(in LADD mostly pure noise); here it is common to a batch, and each as likely. Heads learn at odd
+steps, the student at even ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.distances import l2
 from fewstep.objectives.matching import FewSteps, Made, Times, statistics
 from fewstep.paths import Event
-from fewstep.times import LogNormal
+from fewstep.times import LogNormal, check_laws
 
 LEVELS = LogNormal(1.0, 1.0)
 """LADD's law of sigma/alpha: on a linear path, times that are logit-normal (1, 1)."""
@@ -58,8 +58,9 @@ class LADD(Objective):
     Args:
         student: starts as a diffusion model.
         judge: a :class:`fewstep.models.FeatureDiscriminator`, or any module from ``(x, t, cond)``
-            to a list of logits. If it has ``heads``, only these learn; a penalty needs them, from
-            features and conditions to logits, and ``features(x, t, cond)``.
+            to a list of logits. If it has ``heads``, only these learn, and its submodules beside
+            them are frozen; a penalty needs them, from features and conditions to logits, and
+            ``features(x, t, cond)``.
         generate: the student's times, e.g. ``FewSteps((1.0, 0.75, 0.5, 0.25), inputs="noised")``.
         times: at which answers are judged, e.g. ``OnPath(student.path, LEVELS)``, which suits data
             of standard deviation 1; None is clean, and the judge is told ``t_min``.
@@ -84,12 +85,12 @@ class LADD(Objective):
         heads_rate: float = 1.0,
     ) -> None:
         super().__init__()
-        frozen: Any = judge.denoiser if isinstance(judge, FeatureDiscriminator) else None
-        if frozen is not None and frozen.path != student.path:
+        if isinstance(judge, FeatureDiscriminator) and judge.denoiser.path != student.path:
             raise UsageError(
-                f"the judge lives on {frozen.path}, the student on {student.path}; make it of a "
-                "denoiser read there with .on"
+                f"the judge lives on {judge.denoiser.path}, the student on {student.path}; make it "
+                "of a denoiser read there with .on"
             )
+        check_laws(student.path, times, teacher_times)
         if (teacher is None) != (teacher_times is None):
             raise UsageError("a teacher and teacher_times go together: give both, or neither")
         if not (distillation >= 0 and penalty >= 0 and heads_rate > 0):
@@ -104,11 +105,14 @@ class LADD(Objective):
             )
         self.student = student
         self.judge: Any = judge
-        self.generate = generate
+        self.generate = generate.on(student.path)
         self.times, self.teacher_times = times, teacher_times
         self.teacher = None if teacher is None else terms.on_path_of(student, teacher)
-        held = {"teacher": teacher is not None, "judge.denoiser": frozen is not None}
-        self.frozen = tuple(name for name, there in held.items() if there)
+        heads = getattr(judge, "heads", None)
+        beside = [
+            n for n, m in judge.named_children() if heads is not None and heads not in m.modules()
+        ]
+        self.frozen = (*(["teacher"] if teacher else []), *(f"judge.{n}" for n in beside))
         self.distillation, self.penalty, self.heads_rate = distillation, penalty, heads_rate
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
@@ -139,8 +143,7 @@ class LADD(Objective):
     def heads_loss(self, batch: Batch, draws: Draws) -> Loss:
         """The heads': data above their margin, answers below; on data, a small gradient."""
         t, cond, found = draws.judged.t, batch.cond, {}
-        with torch.no_grad():
-            answer = self.generate(self.student, batch, draws.made, cond)
+        answer = self.generate.fixed(self.student, batch, draws.made, cond)
         shown = self._shown(batch.x0, draws.judged)
         if self.penalty:
             features = [f.detach().requires_grad_() for f in self.judge.features(shown, t, cond)]

@@ -19,8 +19,8 @@ from fewstep.core import Batch, Cond, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.distances import l2
 from fewstep.objectives.terms import draw_noised
-from fewstep.paths import Event, Path, Time, VarianceExploding
-from fewstep.times import KarrasIndex, KarrasUniform, LogNormal
+from fewstep.paths import Event, Path, Time
+from fewstep.times import check_laws
 
 Times = Callable[[int, torch.Generator], Tensor]
 """(b, rng) -> times ``(b,)``."""
@@ -59,6 +59,19 @@ class FewSteps:
     def __post_init__(self) -> None:
         if not self.times or not all(a > b for a, b in pairwise([*self.times, 0.0])):
             raise UsageError(f"expected one or more descending times above 0, got {self.times}")
+
+    def on(self, path: Path) -> FewSteps:
+        """Itself.
+
+        Raises:
+            UsageError: these are no times of the path.
+        """
+        if not path.t_min < self.times[-1] <= self.times[0] <= path.t_max:
+            raise UsageError(
+                f"the calls' times {self.times} must lie above {path.t_min:g} and be at most "
+                f"{path.t_max:g}, as those of {path}"
+            )
+        return self
 
     def draw(self, batch: Batch, rng: Rng) -> Made:
         """Which call, and the noise before each."""
@@ -108,20 +121,16 @@ def check_critic(student: AbstractDenoiser, fake: AbstractDenoiser, *laws: Times
     """That ``fake`` can learn what the student makes, at times that are some of its path.
 
     Raises:
-        UsageError: it cannot, or ``laws`` draw noise levels where these are no times.
+        UsageError: it cannot, or ``laws`` are not of this path.
     """
     path = student.path
-    if fake.path != path or fake.two_time:
+    if fake.path != path or fake.two_time or fake.calls != 1:
         raise UsageError(
-            f"the fake denoiser must be a one-time network on the student's {path}, got one of "
-            f"{1 + fake.two_time} time(s) on {fake.path}; give a copy of the teacher"
+            f"the fake denoiser must be a one-time network without guidance on the student's "
+            f"{path}, got {type(fake).__name__} of {1 + fake.two_time} time(s) on {fake.path}; "
+            "give a copy of the teacher"
         )
-    levels = [law for law in laws if isinstance(law, KarrasIndex | KarrasUniform | LogNormal)]
-    if levels and not isinstance(path, VarianceExploding):
-        raise UsageError(
-            f"{levels[0]} draws noise levels, which are no times of {path}; give all laws of times "
-            "for it, e.g. fewstep.times.OnPath(path, KarrasIndex())"
-        )
+    check_laws(path, *laws)
 
 
 class Compared(NamedTuple):
@@ -157,14 +166,27 @@ def statistics(x: Event, batch: Batch) -> dict[str, Tensor]:
     """What a collapse shows in: how bright generated samples are, how much they vary.
 
     ``brightness`` is their mean less the data's; ``spread`` the standard deviation over samples,
-    as a share of the data's. Then mean and standard deviation of each channel.
+    as a share of the data's. Then mean and standard deviation of each channel. All of them are of
+    what the mask leaves.
     """
-    axes = [i for i in range(x.ndim) if i != 1]
-    means, stds = x.mean(axes), x.std(axes, correction=0)
+    there = torch.ones_like(batch.x0)
+    if batch.mask is not None:
+        there = batch.mask.to(x).expand_as(x)
+
+    def moments(v: Event, *axes: int) -> tuple[Tensor, Tensor]:
+        count = there.sum(axes, keepdim=True).clamp(min=1)
+        mean = (v * there).sum(axes, keepdim=True) / count
+        variance = ((v - mean).square() * there).sum(axes, keepdim=True) / count
+        return mean.flatten(), variance.sqrt().flatten()
+
+    (means, stds), (_, over), (_, wanted) = (
+        moments(x, *(i for i in range(x.ndim) if i != 1)),
+        moments(x, 0),
+        moments(batch.x0, 0),
+    )
     found = {
-        "brightness": x.mean() - batch.x0.mean(),
-        "spread": x.std(0, correction=0).mean()
-        / batch.x0.std(0, correction=0).mean().clamp(min=1e-12),
+        "brightness": ((x - batch.x0) * there).sum() / there.sum(),
+        "spread": over.mean() / wanted.mean().clamp(min=1e-12),
     }
     for i in range(min(len(means), CHANNELS)):
         found |= {f"mean/{i}": means[i], f"std/{i}": stds[i]}

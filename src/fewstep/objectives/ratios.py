@@ -45,7 +45,7 @@ class Factors(nn.Module):
 
     r is limited, then divided by the mean of its bin of times: the microbatch's own, mixed at
     ``rate`` with those of the steps before. These running means are over all of a step's samples,
-    so that processes and accumulation are the same.
+    so that processes and accumulation are the same; at a rate of 0 nothing is kept.
 
     Args:
         divergence: f.
@@ -95,7 +95,8 @@ class Factors(nn.Module):
             of = (share * self.bins).long().clamp(0, self.bins - 1)
             inside = F.one_hot(of, self.bins).to(r)
             found = torch.stack([(inside * r[:, None]).sum(0), inside.sum(0)])
-            self.seen += found
+            if self.rate:
+                self.seen += found
             r = r / self._mixed(found)[of]
         h = FACTORS[self.divergence](r)
         return h / h.mean()
@@ -113,6 +114,8 @@ class Factors(nn.Module):
 
     def finish(self) -> None:
         """The running means, with what all processes saw."""
+        if not self.rate:
+            return
         if dist.is_initialized():
             dist.all_reduce(self.seen)
         self.level.copy_(self._mixed(self.seen))

@@ -19,8 +19,8 @@ x is made in 1, 2, ... ``calls`` calls in turn, at times of its own for each sam
 (officially pi/2), then the lower of a new draw and the time before. Only the last has a gradient.
 
 mu_f minimises |mu_f - x|^2 / sin^2 t. **A step moves either the student or mu_f**: the student in
-the warm-up, in which L_2 has weight 0, and then at each K-th step; so K - 1 updates of mu_f go to
-one of the student, steps are counted over both, and turns of calls for each of them.
+the warm-up, which has no L_2, and then at each K-th step; so K - 1 updates of mu_f go to one of the
+student, steps are counted over both, and turns of calls for each of them.
 """
 
 from __future__ import annotations
@@ -54,16 +54,13 @@ from fewstep.paths import Event, Trig
 
 
 class Draws(NamedTuple):
-    """``t``, ``noise`` and the warm-up ``r`` are the first loss's, ``weight`` the second's.
-
-    ``times`` ``(n + 1, b)`` and ``noises`` are of a sample's n calls, and then of its noising.
-    """
+    """``t``, ``noise``, ``r`` of L_1; for L_2 those of a sample's n calls, then of its noising."""
 
     t: Tensor
     noise: Tensor
     r: Tensor
-    weight: Tensor
-    times: Tensor
+    weight: Tensor | None  # of L_2, after the warm-up
+    times: Tensor  # (n + 1, b)
     noises: Tensor
 
 
@@ -131,7 +128,7 @@ class RCM(Objective):
         b, warm = len(batch), step < self.warmup
         t, noise, _ = draw_noised(batch, self.times(b, rng), None, rng)
         r = torch.full_like(t, step / self.warmup if warm else 1.0)
-        weight = t.new_tensor(0.0 if warm else self.weight)
+        weight = None if warm else t.new_tensor(self.weight)
         students = min(step, self.warmup) + -(-max(step - self.warmup, 0) // self.every)
         turn = students if self._student_is_due(step) else step - students
         *drawn, end = (self.matching_times(b, rng) for _ in range(turn % self.calls + 1))
@@ -168,14 +165,17 @@ class RCM(Objective):
         return Loss({"consistency": each.mean()}, logs)
 
     def matching_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The second, weighted."""
+        """The second, weighted; nothing in the warm-up."""
+        if draws.weight is None:
+            return Loss({})
         x, x_t = self.simulate(draws, batch.cond)
         with torch.no_grad():
-            t = draws.times[-1]
-            real, fake = (m(x_t, t, None, batch.cond) for m in (self.teacher, self.fake))
+            asked = x_t, draws.times[-1], None, batch.cond
+            real, fake = self.teacher(*asked), self.fake(*asked)
         g = matching_gradient(x, real, fake, batch.mask, floor=1e-5)
         matching = 2 * draws.weight.to(x.dtype) * surrogate(x, g, batch.mask).mean()
-        return Loss({"matching": matching}, {"lag": lag(x, real, fake), **statistics(x, batch)})
+        logs = {**statistics(x, batch), "lag": lag(x, real, fake, batch.mask)}
+        return Loss({"matching": matching}, logs)
 
     def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
         """Denoising of samples, as errors of F."""

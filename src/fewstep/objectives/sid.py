@@ -13,10 +13,11 @@ subtracts a times the second from the first,
 $$L = E[ (\mu_r - \mu_f) \cdot ((\mu_r - x) - a (\mu_r - \mu_f)) / sg(mean|x - \mu_r|) ].$$
 
 Without the denominator it is (1 - a) F at the best mu_f, 0 for a = 1 and negative for a = 1.2: its
-value says nothing about progress (the log ``fisher`` does). What teaches is the gradient with mu_f
-held, which goes through x and **through the inputs of both networks**, whose weights rest. In one
-dimension, with P and Q the variances of noised data and samples, the mean is led home where
-P / Q > (2a - 2) / (2a - 1): for a = 1.2 not where Q > 3.5 P, for a = 1/2 everywhere.
+value says nothing about progress. The log ``fisher`` does: F, which times $\alpha_t^2 / \sigma_t^4$
+is the Fisher divergence of the noised laws. What teaches is the gradient with mu_f held, which goes
+through x and **through the inputs of both networks**, whose weights rest. In one dimension, with P
+and Q the variances of noised data and samples, the mean is led home where P / Q > (2a - 2) /
+(2a - 1): for a = 1.2 not where Q > 3.5 P, for a = 1/2 everywhere.
 
 The paper's generator takes noise of std 2.5 at t = 2.5, and t is uniform in t^(1/7) up to
 KarrasUniform().at(0.8) = 24.4. mu_f learns as EDM does, from log-normal t.
@@ -44,7 +45,7 @@ from torch import Tensor, nn
 
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, per_sample
-from fewstep.models import AbstractDenoiser, Denoiser, Judge
+from fewstep.models import AbstractDenoiser, Denoiser, Judge, LowRank
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.matching import (
     Compared,
@@ -105,16 +106,19 @@ class SiD(Objective):
     ) -> None:
         super().__init__()
         check_critic(student, fake, times, critic_times)
-        if critic_updates < 1:
-            raise UsageError(f"critic_updates must be at least 1, got {critic_updates}")
-        if judge is not None and not isinstance(fake, Denoiser):
+        if critic_updates < 1 or not adversarial >= 0:
+            raise UsageError(
+                "expected critic_updates >= 1 and adversarial >= 0, got "
+                f"{critic_updates} and {adversarial}"
+            )
+        if judge is not None and not isinstance(fake, Denoiser | LowRank):
             raise UsageError(
                 f"a judge reads features of a network, and {type(fake).__name__} is no Denoiser"
             )
         self.student = student
         self.teacher = on_path_of(student, teacher)
         self.fake = fake
-        self.generate = generate
+        self.generate = generate.on(student.path)
         self.times, self.critic_times = times, critic_times
         self.weight = weight
         self.a = a
@@ -140,7 +144,7 @@ class SiD(Objective):
         size = per_sample((x - real).detach().abs(), mask).clamp(min=1e-5)
         each = per_sample(gap * (real - x - self.a * gap), mask)
         terms = {"identity": (each / size).mean()}
-        logs = {"fisher": per_sample(gap**2, mask).mean(), "lag": lag(x, real, fake)}
+        logs = {"fisher": per_sample(gap**2, mask).mean(), "lag": lag(x, real, fake, mask)}
         if self.judge is not None:
             logits = [v.clamp(-10, 10) for v in self._judged(x_t, t, batch)]
             entropy = over_heads(softplus_generator, logits)
@@ -162,13 +166,12 @@ class SiD(Objective):
         return Loss({"discriminator": weight.mean() / x[0].numel() * entropy})
 
     def _samples_and_weight(self, batch: Batch, draws: Compared) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            x = self.generate(self.student, batch, draws.made, batch.cond)
+        x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         return x, self.weight(self.student.path.snr(draws.t)).to(x.dtype)
 
     def _judged(self, x_t: Tensor, t: Tensor, batch: Batch) -> list[Tensor]:
         assert self.judge is not None
-        assert isinstance(self.fake, Denoiser)
+        assert isinstance(self.fake, Denoiser | LowRank)
         return self.judge(self.fake, x_t, t, batch.cond)
 
     def phases(self) -> Sequence[Phase]:
@@ -183,4 +186,5 @@ class SiD(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """The generator's calls."""
-        return self.generate.contract("sid", self.student.path, data)
+        name = "sid" if self.judge is None else "sida"
+        return self.generate.contract(name, self.student.path, data)

@@ -35,7 +35,7 @@ def dmd(
 
     Args:
         pairs: a folder of noise and what the teacher makes of it, of fewstep data pairs; needed
-            unless regression is 0.
+            unless regression is 0. Their noise is of std 1, and of the generator's level here.
         level: of the noise that the generator starts from; by default the teacher's highest.
         highest: noise level up to which scores are compared and learnt; by default the teacher's.
         regression: weight of the distance to those pairs.
@@ -335,12 +335,14 @@ def rcm(
     )
 
 
-def drifting(start: Any, *, group: int = 64, r: tuple[float, ...] = (0.02, 0.05, 0.2)) -> Objective:
+def drifting(
+    start: Any, *, group: int = 64, temperatures: tuple[float, ...] = (0.02, 0.05, 0.2)
+) -> Objective:
     """Drifting: samples are drawn to the data and driven from each other, without a teacher.
 
     Args:
         group: samples that meet.
-        r: temperatures of the kernel, in mean distances.
+        temperatures: of the kernel, in mean distances.
     """
     from fewstep.objectives.drifting import Drifting
     from fewstep.objectives.matching import FewSteps
@@ -348,7 +350,8 @@ def drifting(start: Any, *, group: int = 64, r: tuple[float, ...] = (0.02, 0.05,
 
     path = VarianceExploding(0.0, start.source.path.t_max)
     student = start.student(path)
-    return Drifting(student, generate=FewSteps((path.t_max,)), group=group, temperatures=r)
+    generate = FewSteps((path.t_max,))
+    return Drifting(student, generate=generate, group=group, temperatures=temperatures)
 
 
 def _matching(

@@ -219,6 +219,32 @@ _TRAJECTORY: dict[str, Any] = {"points": 10, "solver_steps": 3, "rate": 0.99}
 _LEVELS: dict[str, Any] = {"level": 1.5, "highest": 5.0, "train": {"batch": 64, "lr": 5e-4}}
 """In minutes a generator does not learn to start from almost nothing but noise."""
 
+_COMPARED = {
+    "progressive": "1 call: fd 0.558",
+    "ict": "1 call: fd 0.565",
+    "ect": "1 call: fd 0.491",
+    "sct": "1 call: fd 1.037",
+    "scd": "1 call: fd 1.203",
+    "ctm": "1 call: fd 0.393",
+    "pcm": "4 calls: fd 0.425",
+    "tcm": "1 call: fd 0.495",
+    "meanflow": "1 call: fd 0.538",
+    "imm": "1 call: fd 0.878",
+    "shortcut": "1 call: fd 2.770",
+    "flowmap": "1 call: fd 0.926",
+    "dmd": "1 call: fd 0.576",
+    "dmd2": "1 call: fd 0.858",
+    "f-distill": "1 call: fd 0.697",
+    "sid": "1 call: fd 0.768",
+    "sida": "1 call: fd 1.393",
+    "diff-instruct": "1 call: fd 1.420",
+    "ladd": "1 call: fd 4.333",
+    "kd": "1 call: fd 0.404",
+    "rcm": "1 call: fd 2.832",
+    "drifting": "1 call: fd 0.447",
+}
+"""Results of docs/compare.md."""
+
 DIGITS = Place(
     named=lambda method: f"digits-{method}",
     start=digits,
@@ -256,8 +282,9 @@ DIGITS = Place(
             "train": {"lr": 1e-4, "clip": 10.0},
         },
         "rcm": {**_CONTINUOUS, "critic_updates": 1},
-        "drifting": {"r": (0.2, 0.5, 1.0)},
+        "drifting": {"temperatures": (0.2, 0.5, 1.0)},
     },
+    told={name: ("40 s: docs/compare.md", result) for name, result in _COMPARED.items()},
 )
 
 TOYS = Place(
@@ -290,7 +317,9 @@ TOYS = Place(
             **{"mean": 0.0, "std": 1.4, "c": 1.0, "lagrangian": True},
             "train": {"steps": 1800, "lr": 5e-4},
         },
-        "drifting": {"r": (0.2, 0.5, 1.0)},
+        "sida": {"critic_updates": 2, "train": {"lr": 5e-4, "betas": (0.0, 0.999)}},
+        "rcm": {**{"mean": 0.0, "std": 1.6, "weight": 0.3}, "critic_updates": 1, "rate": 1.0},
+        "drifting": {"temperatures": (0.2, 0.5, 1.0)},
     },
 )
 

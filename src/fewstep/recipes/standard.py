@@ -19,6 +19,7 @@ def edm_of(preset: Preset) -> Callable[..., Run]:
         augment: float = preset.augment,
         sigma_data: float = preset.sigma_data,
         power: tuple[float, ...] = (),
+        double_norm: bool = False,
         train: TrainConfig = preset.edm,
     ) -> Run:
         """An EDM diffusion model: a teacher.
@@ -30,6 +31,7 @@ def edm_of(preset: Preset) -> Callable[..., Run]:
             sigma_data: standard deviation of the data.
             power: relative widths of further averages, e.g. 0.05 0.1, by power functions (EDM2);
                 with --train.snapshot-every any other width can be made of them afterwards.
+            double_norm: blocks normalise the time's scale and shift, as sCM's teachers do.
             train: the trainer's settings.
         """
         from fewstep.recipes import parts
@@ -40,10 +42,16 @@ def edm_of(preset: Preset) -> Callable[..., Run]:
             "augment": augment,
             "sigma_data": sigma_data,
             "power": list(power),
+            "double_norm": double_norm,
         }
         data = parts.standard_data(preset.data, labels)
+        kind, options = preset.network
         network = parts.network(
-            preset.network, data, dropout=dropout, augment=augment > 0, seed=train.seed
+            (kind, {**options, "double_norm": double_norm}),
+            data,
+            dropout=dropout,
+            augment=augment > 0,
+            seed=train.seed,
         )
         return parts.diffusion(
             preset.named("edm"),

@@ -248,6 +248,7 @@ def ctm(
     solver_steps: int = 17,
     rate: float = 0.999,
     distance: DistanceName = "l2",
+    adversarial: float = 0.0,
 ) -> Objective:
     """Consistency trajectory models: jumps between any two times of a teacher's trajectory.
 
@@ -256,6 +257,8 @@ def ctm(
         solver_steps: of the teacher at most, in one update.
         rate: of the target's average.
         distance: lpips is for images and needs the extra of that name.
+        adversarial: strength of a discriminator on the teacher's features, beside the weight by
+            gradients, 1 as published; 0 leaves it out.
     """
     from fewstep.objectives.ctm import ConsistencyTrajectory
     from fewstep.objectives.terms import karras_weight
@@ -273,16 +276,20 @@ def ctm(
         weight=karras_weight(start.sigma_data),
         rate=rate,
         distance=parts.distance(distance),
+        discriminator=_discriminator(start, path, adversarial),
+        adversarial=adversarial,
         sampling_times=start.sampling_times(path),
     )
 
 
-def pcm(start: Any, *, phases: int = 4, points: int = 41) -> Objective:
+def pcm(start: Any, *, phases: int = 4, points: int = 41, adversarial: float = 0.0) -> Objective:
     """Phased consistency: consistency within each of so many phases, which is one step each.
 
     Args:
         phases: and steps of the sampler.
         points: of the Karras grid.
+        adversarial: weight of a discriminator on the teacher's features, 0.1 as published; 0
+            leaves it out.
     """
     from fewstep.objectives.pcm import PhasedConsistency, TeacherStep
     from fewstep.solvers import ddim
@@ -295,6 +302,8 @@ def pcm(start: Any, *, phases: int = 4, points: int = 41) -> Objective:
         TeacherStep(start.teacher_on(path), ddim),
         phases=Phases(karras(points, path.t_min, path.t_max), phases),
         drop=start.drop,
+        discriminator=_discriminator(start, path, adversarial),
+        adversarial=adversarial,
     )
 
 
@@ -306,6 +315,8 @@ def meanflow(
     equal: float = 0.75,
     power: float = 1.0,
     c: float = 0.01,
+    omega: float = 1.0,
+    kappa: float = 0.0,
 ) -> Objective:
     """MeanFlow: the average velocity between any two times, by its derivative.
 
@@ -315,18 +326,29 @@ def meanflow(
         equal: share of samples whose two times are one.
         power: of the adaptive weight.
         c: of the adaptive weight.
+        omega: share of the sample's own velocity in what is learnt; 1, with kappa 0, is no
+            guidance.
+        kappa: share of the model's velocity with the label; the rest, to 1, is the one without.
+            The guidance so trained in has the scale omega / (1 - kappa).
     """
-    from fewstep.objectives.meanflow import AdaptiveWeight, MeanFlow
+    from fewstep.objectives.meanflow import AdaptiveWeight, MeanFlow, TrainedGuidance
     from fewstep.paths import Linear
     from fewstep.times import LogitNormal, TwoTimes
 
     path = Linear()
     law = LogitNormal(mean, std)
+    guided = (omega, kappa) != (1.0, 0.0)
+    if guided and start.drop is None:
+        raise UsageError(
+            f"omega={omega:g} and kappa={kappa:g} guide towards labels, a share of which must be "
+            "dropped; here there are none, or none are dropped; leave both out"
+        )
     return MeanFlow(
         start.student(path, two_time=True),
         times=TwoTimes(law, law, equal),
         weight=AdaptiveWeight(power, c),
         drop=start.drop,
+        guidance=TrainedGuidance(omega, kappa) if guided else None,
         sampling_times=start.sampling_times(path),
     )
 
@@ -422,6 +444,13 @@ def flowmap(
         warmup=round(warmup * start.train.steps),
         sampling_times=start.sampling_times(path),
     )
+
+
+def _discriminator(start: Any, path: Any, weight: float) -> Any:
+    """A discriminator for a term of that weight."""
+    if not weight >= 0:
+        raise UsageError(f"adversarial is a weight, 0 or more, got {weight}; 0 leaves it out")
+    return start.discriminator(path) if weight else None
 
 
 def _edm_weight(start: Any, path: Any, wanted: bool) -> dict[str, Any]:

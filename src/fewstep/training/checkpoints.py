@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from fewstep.core import UsageError, local
 from fewstep.files import drop, tidy, whole_folder
-from fewstep.training.distribution import ALONE, World, rows
+from fewstep.processes import ALONE, World
+from fewstep.training.distribution import rows
 
 State = tuple[Mapping[str, Tensor], dict[str, Any]]
 """Tensors by dotted name, and JSON values."""

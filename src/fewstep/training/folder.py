@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from fewstep.core import UsageError
-from fewstep.files import TEMPORARY, write_json
+from fewstep.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.training.config import FREE, Run
 from fewstep.version import __version__
 
@@ -60,8 +59,6 @@ class RunFolder:
     def opened(self, record: dict[str, Any]) -> Iterator[None]:
         """Begin a run here or go on with it, as the only process that does.
 
-        The lock goes with the process, however that ends.
-
         Args:
             record: from :func:`describe`.
 
@@ -73,14 +70,8 @@ class RunFolder:
         with self._locked():
             yield
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.path / ".lock").open("w") as handle:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UsageError(f"another process is training in {self.path}") from error
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self.path, f"another process is training in {self.path}")
 
     def write(self, record: dict[str, Any]) -> None:
         """Write run.json, keeping which step was delivered and the run's own name."""
@@ -106,7 +97,7 @@ class RunFolder:
 
     def _check(self, record: dict[str, Any]) -> None:
         # A process that was killed in its first moments leaves a lock and half a record.
-        own = {".lock", f"{TEMPORARY}{self.record.name}"}
+        own = {LOCK, f"{TEMPORARY}{self.record.name}"}
         others = self.path.is_dir() and any(p.name not in own for p in self.path.iterdir())
         if others and not self.record.exists():
             raise UsageError(f"{self.path} is not empty and not a run; choose another --out")

@@ -19,11 +19,11 @@ from fewstep.devices import usable_device
 from fewstep.errors import Interrupted
 from fewstep.model import Model
 from fewstep.pictures import picture
+from fewstep.processes import World, joined
 from fewstep.training import checkpoints
 from fewstep.training.announce import card, header, plan
 from fewstep.training.config import Run
 from fewstep.training.derivative import check_derivative
-from fewstep.training.distribution import World, joined
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb

@@ -15,17 +15,16 @@ from fewstep.data import Dataset
 from fewstep.models import AbstractDenoiser, Network
 from fewstep.objectives.base import Objective, Phase
 from fewstep.objectives.terms import frozen_copy
+from fewstep.processes import ALONE, World
 from fewstep.training.averages import Averages, Rule
 from fewstep.training.checkpoints import State, fingerprint, load_into
 from fewstep.training.config import Augment, TrainConfig
 from fewstep.training.derivative import chosen_derivative
 from fewstep.training.distribution import (
-    ALONE,
     Alone,
     Replicated,
     Sharded,
     Strategy,
-    World,
     checkpoint_blocks,
     full,
     networks,
@@ -158,6 +157,8 @@ class Trainer:
                     with self.strategy.microbatch(phase, part, shard == self.shards[-1]) as score:
                         with self.autocast():
                             loss = score(batch, draws)
+                        if not loss.terms:
+                            continue
                         total = loss.total() / shards
                         (total * scale.value).backward()
                     logs["loss"] += total.detach()
@@ -303,6 +304,23 @@ def _check(objective: Objective, config: TrainConfig, world: World) -> None:
         raise UsageError(
             f"{type(objective).__name__} needs microbatches of a multiple of "
             f"{objective.batch_multiple} samples, got --train.batch {config.batch}"
+        )
+    trained = {p.name: {id(w) for w in p.module.parameters()} for p in objective.phases()}
+    for name, weights in trained.items():
+        if not weights:
+            raise UsageError(
+                f"{type(objective).__name__} has nothing to learn as its {name}: no weights"
+            )
+        for held in objective.frozen:
+            if not weights.isdisjoint(id(w) for w in objective.get_submodule(held).parameters()):
+                raise UsageError(
+                    f"{type(objective).__name__}'s {held} is to stay as it is, and has weights "
+                    f"that its {name} learns; give a copy of the one or the other"
+                )
+    if not objective.shardable and world.size > 1 and config.parallel == "fsdp":
+        raise UsageError(
+            f"{type(objective).__name__} with a discriminator takes a gradient within its loss, "
+            "for which weights cannot be sharded; take --train.parallel ddp"
         )
     if config.compile and objective.forward_mode:
         raise UsageError(

@@ -138,6 +138,17 @@ def guidance_of(cond: Cond | None, like: Tensor) -> Tensor:
     return cond["guidance"].to(like.dtype)
 
 
+def augment_of(cond: Cond | None, width: int, like: Tensor) -> Tensor:
+    """The augmentation labels ``(b, width)`` among the conditions; zeros if there are none.
+
+    Zeros change no answer, but the weights that read them get a gradient: processes that train
+    together wait for one of every weight.
+    """
+    if cond is None or "augment" not in cond:
+        return like.new_zeros(len(like), width)
+    return cond["augment"].to(like.dtype)
+
+
 def zero(layer: Layer) -> Layer:
     """Zero weight and bias: a layer that answers nothing at first."""
     for parameter in layer.parameters():
@@ -263,8 +274,12 @@ class ResidualBlock(nn.Module):
             self.qkv = xavier(nn.Conv2d(c_out, 3 * c_out, 1), gain=math.sqrt(0.2))
             self.proj = xavier(nn.Conv2d(c_out, c_out, 1), gain=1e-5)
 
-    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
-        """``(b, c_out, h, w)`` at the resampled size."""
+    def forward(
+        self, x_BCHW: Tensor, embedding_BE: Tensor, skip_BCHW: Tensor | None = None
+    ) -> Tensor:
+        """``(b, c_out, h, w)`` at the resampled size; a skip's channels come after ``x``'s."""
+        if skip_BCHW is not None:
+            x_BCHW = torch.cat([x_BCHW, skip_BCHW], dim=1)
         h_BCHW = self.conv0(self.resize(F.silu(self.norm0(x_BCHW)), self.resample))
         affine_BE = self.affine(embedding_BE)
         if self.double_norm:

@@ -12,6 +12,7 @@ from fewstep.models.nets.blocks import (
     LabelEmbedding,
     PositionalEmbedding,
     ResidualBlock,
+    augment_of,
     condition_keys,
     group_norm,
     guidance_of,
@@ -129,8 +130,9 @@ class DDPMpp(AbstractNetwork):
             embedding = embedding + self.map_guidance(guidance_of(cond, c_noise))
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
-        if self.map_augment is not None and cond is not None and "augment" in cond:
-            embedding = embedding + self.map_augment(cond["augment"].to(embedding.dtype))
+        if self.map_augment is not None:
+            given = augment_of(cond, self.map_augment.weight.shape[1], embedding)
+            embedding = embedding + self.map_augment(given)
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
         skips = encode(self.encoder, self.first(F.pixel_unshuffle(x, self.patch)), embedding)

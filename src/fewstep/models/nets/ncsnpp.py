@@ -14,6 +14,7 @@ from fewstep.models.nets.blocks import (
     FourierEmbedding,
     LabelEmbedding,
     ResidualBlock,
+    augment_of,
     condition_keys,
     fir_kernel,
     group_norm,
@@ -138,8 +139,9 @@ class NCSNpp(AbstractNetwork):
             embedding = embedding + self.map_end(end)
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
-        if self.map_augment is not None and cond is not None and "augment" in cond:
-            embedding = embedding + self.map_augment(cond["augment"].to(embedding.dtype))
+        if self.map_augment is not None:
+            given = augment_of(cond, self.map_augment.weight.shape[1], embedding)
+            embedding = embedding + self.map_augment(given)
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
         h = decode(self.middle, self.decoder, self._encode(x, embedding), embedding)

@@ -1,0 +1,213 @@
+"""What methods of distribution matching share: laws and calls of one path, statistics of masks."""
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.core import Batch, UsageError
+from fewstep.data import Arrays
+from fewstep.models import EDM, Denoiser, FeatureDiscriminator, Guided, Judge
+from fewstep.models.nets import ResidualMLP
+from fewstep.objectives.diff_instruct import DiffInstruct
+from fewstep.objectives.dmd import DMD
+from fewstep.objectives.dmd2 import DMD2
+from fewstep.objectives.drifting import Drifting
+from fewstep.objectives.f_distill import FDistill
+from fewstep.objectives.kd import KnowledgeDistillation
+from fewstep.objectives.ladd import LADD
+from fewstep.objectives.matching import FewSteps, statistics
+from fewstep.objectives.sid import SiD
+from fewstep.objectives.terms import lag, unweighted
+from fewstep.paths import Linear, Path, Trig, VarianceExploding
+from fewstep.times import (
+    HalfHigh,
+    KarrasIndex,
+    KarrasUniform,
+    LogNormal,
+    LogUniform,
+    OnPath,
+    ShiftedFlow,
+    TruncatedLogStudent,
+    Uniform,
+    check_laws,
+)
+from fewstep.training.trainer import Trainer
+from oracles import normal
+from tiny import settings
+
+VE = VarianceExploding()
+
+
+def small(path: Path = VE) -> Denoiser:
+    return Denoiser(ResidualMLP((2,), 8, 2), EDM(sigma_data=0.5)).on(path)
+
+
+def three(path: Path) -> dict[str, Denoiser]:
+    return {name: small(path) for name in ("student", "teacher", "fake")}
+
+
+def example() -> Batch:
+    return Batch(torch.zeros(2, 2))
+
+
+LAWS = {"times": Uniform(0.1, 0.9), "critic_times": Uniform(0.1, 0.9)}
+LEVELS = {"times": LogNormal(), "critic_times": LogNormal()}
+MADE = {"weight": unweighted}
+METHODS = {
+    "dmd": lambda path, f, **o: DMD(**three(path), generate=f, **MADE, **{**LAWS, **o}),
+    "dmd2": lambda path, f, **o: DMD2(**three(path), generate=f, **MADE, **{**LAWS, **o}),
+    "diff-instruct": lambda path, f, **o: DiffInstruct(
+        **three(path), generate=f, **MADE, **{**LAWS, **o}
+    ),
+    "sid": lambda path, f, **o: SiD(**{**three(path), **LAWS, **o}, generate=f),
+    "f-distill": lambda path, f, **o: FDistill(
+        **three(path),
+        judge=Judge(small(path), example(), width=4),
+        generate=f,
+        **MADE,
+        **{**LAWS, **o},
+    ),
+    "ladd": lambda path, f, **o: LADD(
+        small(path),
+        FeatureDiscriminator(small(path), example(), width=4),
+        generate=f,
+        **{"times": Uniform(0.1, 0.9), **o},
+    ),
+    "drifting": lambda path, f: Drifting(small(path), generate=f),
+    "kd": lambda path, f: KnowledgeDistillation(small(path), states=f.times),
+}
+
+
+# Laws.
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        LogUniform(),
+        LogNormal(),
+        TruncatedLogStudent(),
+        KarrasUniform(),
+        KarrasIndex(),
+        ShiftedFlow(),
+    ],
+    ids=lambda law: type(law).__name__,
+)
+def test_noise_levels_are_times_of_one_path(law):
+    with pytest.raises(UsageError, match=f"{type(law).__name__}.* no times of Linear"):
+        check_laws(Linear(), law)
+    check_laws(VarianceExploding(0.0, 100.0), law)
+    check_laws(Linear(), OnPath(Linear(), law))
+
+
+@pytest.mark.parametrize(
+    ("path", "law", "says"),
+    [
+        (VE, LogUniform(), r"times of 0.02 to 100, and not of VarianceExploding"),
+        (VE, Uniform(0.0, 1.0), "times of 0 to 1,"),
+        (VarianceExploding(0.01, 20.0), KarrasIndex(), "times of 0.003232 to 72.05"),
+        (VarianceExploding(0.01, 100.0), KarrasUniform(), "times of 0.002 to 80"),
+        (VarianceExploding(0.01, 70.0), TruncatedLogStudent(), "times of 1 to 80"),
+        (Linear(), Uniform(0.5, 1.5), "times of 0.5 to 1.5"),
+        (Linear(), OnPath(Trig(), LogNormal()), "draws times, and not of Linear"),
+        (Linear(), HalfHigh(VE), "draws times, and not of Linear"),
+        (Linear(0.0, 0.9), OnPath(Linear(0.0, 0.9), KarrasIndex()), "to 0.986"),
+    ],
+)
+def test_a_law_of_another_range_is_refused(path, law, says):
+    with pytest.raises(UsageError, match=says):
+        check_laws(path, law)
+
+
+def test_the_ends_of_a_path_are_its_own():
+    path = Trig(t_max=float(torch.tensor(160.0).double().atan()))
+    check_laws(path, OnPath(path, KarrasIndex(0, 999)), None, lambda b, rng: torch.full((b,), 7.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        *((m, n) for m in ("dmd", "dmd2", "diff-instruct", "sid", "f-distill") for n in LAWS),
+        ("ladd", "times"),
+        ("ladd", "teacher_times"),
+    ],
+)
+def test_every_method_asks_for_laws_of_its_path(name, law):
+    with pytest.raises(UsageError, match=r"ShiftedFlow.* no times of Linear"):
+        METHODS[name](Linear(), FewSteps((1.0,)), **{law: ShiftedFlow()})
+
+
+# Calls.
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("times", [(1.5,), (0.1,)], ids=["above", "below"])
+def test_calls_are_at_times_of_the_path(name, times):
+    path = Linear(0.1, 1.0)
+    METHODS[name](path, FewSteps((1.0,)))
+    with pytest.raises(UsageError, match=r"must lie above 0\.1 and be at most 1, as .*Linear"):
+        METHODS[name](path, FewSteps(times))
+
+
+def test_calls_descend():
+    for times in ((), (1.0, 2.0), (1.0, 1.0), (1.0, 0.0)):
+        with pytest.raises(UsageError, match="one or more descending times above 0"):
+            FewSteps(times)
+
+
+# Masks.
+
+
+def test_what_a_mask_leaves_out_is_in_no_statistic():
+    x, x0, real, fake = normal(4, 6, 2, 5)
+    mask = torch.zeros(6, 1, 5, dtype=x.dtype)
+    mask[..., :3] = 1
+    part = [v[..., :3] for v in (x, x0, real, fake)]
+    found, wanted = statistics(x, Batch(x0, mask=mask)), statistics(part[0], Batch(part[1]))
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(lag(x, real, fake, mask), lag(part[0], *part[2:]))
+    assert set(found) == {"brightness", "spread", "mean/0", "std/0", "mean/1", "std/1"}
+
+
+def test_statistics_are_moments():
+    x, x0 = normal(2, 6, 2, 5)
+    found = statistics(x, Batch(x0))
+    torch.testing.assert_close(found["brightness"], x.mean() - x0.mean())
+    spreads = [v.std(0, correction=0).mean() for v in (x, x0)]
+    torch.testing.assert_close(found["spread"], spreads[0] / spreads[1])
+    torch.testing.assert_close(found["mean/1"], x[:, 1].mean())
+    torch.testing.assert_close(found["std/1"], x[:, 1].std(correction=0))
+
+
+def test_samples_of_different_lengths():
+    x0 = torch.tensor([[[1.0, 3.0, 9.0]], [[3.0, 9.0, 9.0]]])
+    mask = torch.tensor([[[1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]]])
+    found = statistics(2 * x0, Batch(x0, mask=mask))
+    assert float(found["brightness"]) == pytest.approx(7 / 3)
+    assert float(found["spread"]) == pytest.approx(2.0)
+    assert float(found["mean/0"]) == pytest.approx(14 / 3)
+
+
+# Networks.
+
+
+def test_a_guided_fake_is_refused():
+    with pytest.raises(UsageError, match=r"without guidance .* got Guided"):
+        METHODS["sid"](VE, FewSteps((2.5,)), **LEVELS, fake=Guided(small(), {}, 2.0))
+
+
+@pytest.mark.parametrize("role", ["student", "fake"])
+def test_what_is_to_stay_does_not_learn_elsewhere(role):
+    objective = METHODS["sid"](VE, FewSteps((2.5,)), **LEVELS, **{role: (shared := small())})
+    objective.teacher = shared
+    data = Arrays(normal(16, 2).float().numpy())
+    phase = {"student": "student", "fake": "critic"}[role]
+    with pytest.raises(UsageError, match=f"SiD's teacher is to stay .* its {phase} learns"):
+        Trainer(objective, data, settings(batch=4), {}, torch.device("cpu"))
+
+
+def test_a_judge_without_weights_has_nothing_to_learn():
+    objective = LADD(small(), nn.Identity(), generate=FewSteps((80.0,)), times=None, penalty=0.0)
+    data = Arrays(normal(16, 2).float().numpy())
+    with pytest.raises(UsageError, match="LADD has nothing to learn as its heads"):
+        Trainer(objective, data, settings(batch=4), {}, torch.device("cpu"))
