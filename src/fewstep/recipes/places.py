@@ -301,7 +301,7 @@ TOYS = Place(
         "ect": {**_NEAR_SQUARE, "stages": 8, "mean": 0.0},
         "tcm": {**_NEAR_SQUARE, "stage": 7},
         "sct": _WIDE,
-        "scd": {**_WIDE, "train": {"steps": 4000, "lr": 3e-4}},
+        "scd": {**_WIDE, "mean": -0.7, "train": {"steps": 3000, "lr": 3e-4}},
         "ctm": {"solver_steps": 3, "rate": 0.99, "train": {"steps": 1800}},
         "pcm": {"points": 61, "train": {"steps": 9000}},
         "meanflow": {
