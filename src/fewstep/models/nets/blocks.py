@@ -274,12 +274,8 @@ class ResidualBlock(nn.Module):
             self.qkv = xavier(nn.Conv2d(c_out, 3 * c_out, 1), gain=math.sqrt(0.2))
             self.proj = xavier(nn.Conv2d(c_out, c_out, 1), gain=1e-5)
 
-    def forward(
-        self, x_BCHW: Tensor, embedding_BE: Tensor, skip_BCHW: Tensor | None = None
-    ) -> Tensor:
-        """``(b, c_out, h, w)`` at the resampled size; a skip's channels come after ``x``'s."""
-        if skip_BCHW is not None:
-            x_BCHW = torch.cat([x_BCHW, skip_BCHW], dim=1)
+    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
+        """``(b, c_out, h, w)`` at the resampled size."""
         h_BCHW = self.conv0(self.resize(F.silu(self.norm0(x_BCHW)), self.resample))
         affine_BE = self.affine(embedding_BE)
         if self.double_norm:

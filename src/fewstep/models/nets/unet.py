@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.core import UsageError
@@ -12,7 +13,7 @@ from fewstep.core import UsageError
 MakeBlock = Callable[[int, int, float, bool], nn.Module]
 """A block from c_in, c_out, resample (0.5, 1 or 2) and whether it attends.
 
-It has an attribute ``resample`` and maps (x, embedding) or (x, embedding, skip) to x.
+It has an attribute ``resample`` and maps (x, embedding) to x.
 """
 
 
@@ -81,9 +82,8 @@ def decode(
     for block in middle:
         h = block(h, embedding)
     for block in decoder:
-        # Only the blocks that double the resolution take no skip. Blocks put the two side by side
-        # themselves, so one that is computed again keeps no copy of them.
-        h = block(h, embedding, *([] if block.resample == 2 else [skips.pop()]))
+        # Only the blocks that double the resolution take no skip.
+        h = block(h if block.resample == 2 else torch.cat([h, skips.pop()], dim=1), embedding)
     return h
 
 
