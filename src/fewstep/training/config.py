@@ -38,6 +38,7 @@ FREE = (
     "parallel",
     "compile",
     "checkpointing",
+    "offload",
 )
 """Settings that a resumed run may change; all others would make it another run."""
 
@@ -86,6 +87,8 @@ class TrainConfig:
     """Compile the networks; a minute or more at the start."""
     checkpointing: bool = False
     """Compute blocks again in the backward pass instead of keeping what is inside them."""
+    offload: bool = False
+    """Keep in the CPU's memory what a phase does not need, at the price of copying it."""
     derivative: Literal["forward", "difference"] = "forward"
     """Directional derivatives (sCM, MeanFlow, ...): forward mode, or differences where it fails."""
     threads: int = 1

@@ -41,11 +41,24 @@ GATHERED = 3
 
 @dataclass(frozen=True)
 class Pass:
-    """The memory of one loss: its phase's gradients, and what lives beside them at its peak."""
+    """The memory of one loss.
+
+    Args:
+        name: of its phase.
+        gradients: of the phase.
+        beside: what lives beside them at the peak.
+        away: of what is held, what waits in the CPU's memory meanwhile.
+    """
 
     name: str
     gradients: int
     beside: int
+    away: int = 0
+
+    @property
+    def total(self) -> int:
+        """What it adds to what is held."""
+        return self.gradients + self.beside - self.away
 
 
 @dataclass(frozen=True)
@@ -65,19 +78,18 @@ class Estimate:
     @property
     def largest(self) -> Pass:
         """What decides the peak."""
-        return max(self.passes, key=lambda p: p.gradients + p.beside)
+        return max(self.passes, key=lambda p: p.total)
 
     @property
     def kept(self) -> int:
         """By the allocator, and kernels."""
-        most = self.largest.gradients + self.largest.beside
+        most = max(p.gradients + p.beside for p in self.passes)
         return KERNELS + int(KEPT * most) if self.cpu else 0
 
     @property
     def peak(self) -> int:
         """The most that the process will have had."""
-        most = self.largest
-        return sum(self.held.values()) + most.gradients + most.beside + self.kept
+        return sum(self.held.values()) + self.largest.total + self.kept
 
 
 def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
@@ -101,9 +113,13 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
     few, more = (_batch(run, trainer, n) for n in (b, 2 * b))
     microbatches = config.accumulation // size
     held["batches"] = _tensors(few) * config.batch * microbatches // b
-    passes = []
-    for phase in objective.phases():
+    passes: list[Pass] = []
+    phases = objective.phases()
+    for phase in phases:
         gradients = own[phase.name] // share
+        found: list[tuple[str, int]] = []
+        if trainer.offload is not None:
+            trainer.offload.phase = phase.name
         for i, loss in enumerate(phase.losses):
             # Gradients of an earlier loss stay, and a new one is added to them as soon as it is
             # there; else they come one by one, while activations go.
@@ -112,7 +128,12 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
             beside = _extrapolated(lines, config.batch / b)
             copies = gradients if size > 1 and not sharded and not phase.more else 0
             name = phase.name if len(phase.losses) == 1 else f"{phase.name}, loss {i + 1}"
-            passes.append(Pass(name, gradients, beside + copies - (0 if stay else gradients)))
+            found.append((name, beside + copies - (0 if stay else gradients)))
+        states = {name: 2 * size for name, size in own.items()}
+        away = 0 if trainer.offload is None else trainer.offload.waiting(phase.name, states)
+        passes += [Pass(name, gradients, beside, away) for name, beside in found]
+        if phase is phases[-1] and away:
+            passes.append(Pass("averages follow", 0, 0, away - averages))
     return Estimate(held, passes, trainer.device.type == "cpu")
 
 
@@ -120,10 +141,12 @@ def table(found: Estimate, batch: int) -> str:
     """The estimate by part, in MiB."""
     rows = [*found.held.items()]
     for each in found.passes:
-        rows += [
-            (f"{each.name}: gradients", each.gradients),
-            (f"{each.name}: activations of {batch:,} samples", each.beside),
-        ]
+        of = {
+            "gradients": each.gradients,
+            f"activations of {batch:,} samples": each.beside,
+            "waits in the CPU's memory": -each.away,
+        }
+        rows += [(f"{each.name}: {part}", size) for part, size in of.items() if size]
     if found.kept:
         rows.append(("kernels, and holes in the heap", found.kept))
     rows.append((f"in all, at the peak ({found.largest.name})", found.peak))

@@ -22,7 +22,7 @@ from fewstep.pictures import picture
 from fewstep.processes import World, joined
 from fewstep.training import checkpoints
 from fewstep.training.announce import card, header, plan
-from fewstep.training.config import Run
+from fewstep.training.config import Run, TrainConfig
 from fewstep.training.derivative import check_derivative
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
@@ -61,7 +61,7 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
         require_wandb()
     folder = RunFolder(Path(out))
     with joined() as world, ExitStack() as stack:
-        device = usable_device(config.device)
+        device = _device(config)
         if device.type == "cuda" and world.size > 1:
             device = torch.device("cuda", world.local)
         if run.objective.forward_mode and config.derivative == "forward":
@@ -89,10 +89,20 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
 
 def dry(run: Run) -> str:
     """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
-    device = usable_device(run.config.device)
+    device = _device(run.config)
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
     return plan(run, describe(run, device, trainer.fingerprints), trainer)
+
+
+def _device(config: TrainConfig) -> torch.device:
+    device = usable_device(config.device)
+    if config.offload and device.type == "cpu":
+        raise UsageError(
+            "--train.offload moves to the CPU's memory what an accelerator need not hold, and this "
+            "run is on the CPU; leave it out"
+        )
+    return device
 
 
 def _open(folder: RunFolder, record: dict[str, Any], world: World, stack: ExitStack) -> None:

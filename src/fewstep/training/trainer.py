@@ -31,6 +31,7 @@ from fewstep.training.distribution import (
 )
 from fewstep.training.feed import Feed
 from fewstep.training.guards import LossScale, Spikes
+from fewstep.training.offload import Offload
 from fewstep.training.optimizers import load_optimizer, optimizer_of
 
 PATIENCE = 10
@@ -98,6 +99,7 @@ class Trainer:
             for network in trained:
                 network.compile()
         self.optimizers = self._optimizers()
+        self.offload = Offload(objective, self.averages, device) if config.offload else None
 
     def _strategy(self) -> Strategy:
         if self.world.size == 1:
@@ -123,6 +125,7 @@ class Trainer:
         if good:
             self.objective.after_step(self.step)
             if student_moved:
+                self._have_averages()
                 self.averages.update(self.objective.student)
         self.skipped_in_a_row = 0 if good else self.skipped_in_a_row + 1
         self.skipped += not good
@@ -147,6 +150,8 @@ class Trainer:
         """Draw, score, back-propagate, step. False if the step was skipped."""
         config, optimizer = self.config, self.optimizers[phase.name]
         scale, shards = self.scales[phase.name], len(batches)
+        if self.offload is not None:
+            self.offload.begin(phase.name, self.optimizers)
         with training(self.objective, phase.module):
             for shard, batch in zip(self.shards, batches, strict=True):
                 rng = Rng(config.seed, self.step, phase.name, shard, self.device)
@@ -194,6 +199,8 @@ class Trainer:
     def student(self, average: str | None) -> AbstractDenoiser:
         """The student, or one of its averages, whole; under FSDP2 all processes must call this."""
         chosen = self.objective.student if average is None else self.averages.copies[average]
+        if self.offload is not None and average is not None:
+            self.offload.have(chosen)
         if not isinstance(self.strategy, Sharded):
             return chosen
         with torch.no_grad():
@@ -208,8 +215,14 @@ class Trainer:
         if stage != self.stage:
             self.stage, self.stage_start = stage, self.step
             self.optimizers = self._optimizers()
+            self._have_averages()
             self.averages.restart(self.objective.student)
             self.spikes = {name: Spikes(self.config.spike) for name in self.spikes}
+
+    def _have_averages(self) -> None:
+        if self.offload is not None:
+            for copy in self.averages.copies.values():
+                self.offload.have(copy)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {p.name: optimizer_of(p.module, self.config) for p in self.objective.phases()}
@@ -331,4 +344,9 @@ def _check(objective: Objective, config: TrainConfig, world: World) -> None:
         raise UsageError(
             "compiled networks and shards have not been made to work together; take "
             "--train.parallel ddp, or leave out --train.compile"
+        )
+    if config.offload and (config.compile or (world.size > 1 and config.parallel == "fsdp")):
+        raise UsageError(
+            "compiled networks and shards stay where they are; leave out --train.offload, or take "
+            "--train.parallel ddp without --train.compile"
         )
