@@ -1,10 +1,11 @@
 """What methods of distribution matching share: laws and calls of one path, statistics of masks."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fewstep.core import Batch, UsageError
+from fewstep.core import Batch, Rng, UsageError
 from fewstep.data import Arrays
 from fewstep.models import EDM, Denoiser, FeatureDiscriminator, Guided, Judge
 from fewstep.models.nets import ResidualMLP
@@ -62,10 +63,9 @@ METHODS = {
     "sid": lambda path, f, **o: SiD(**{**three(path), **LAWS, **o}, generate=f),
     "f-distill": lambda path, f, **o: FDistill(
         **three(path),
-        judge=Judge(small(path), example(), width=4),
         generate=f,
         **MADE,
-        **{**LAWS, **o},
+        **{"judge": Judge(small(path), example(), width=4), **LAWS, **o},
     ),
     "ladd": lambda path, f, **o: LADD(
         small(path),
@@ -211,3 +211,51 @@ def test_a_judge_without_weights_has_nothing_to_learn():
     data = Arrays(normal(16, 2).float().numpy())
     with pytest.raises(UsageError, match="LADD has nothing to learn as its heads"):
         Trainer(objective, data, settings(batch=4), {}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["dmd2", "sid", "f-distill"])
+def test_a_judge_with_a_denoiser_of_its_own_is_refused(name):
+    own = FeatureDiscriminator(small(), example(), width=4)
+    with pytest.raises(UsageError, match="take a Judge, made of the fake denoiser"):
+        METHODS[name](VE, FewSteps((2.5,)), **LEVELS, judge=own)
+
+
+def test_ladd_gives_no_denoiser_to_judge_through():
+    judge = Judge(small(), example(), width=4)
+    with pytest.raises(UsageError, match="take a FeatureDiscriminator"):
+        LADD(small(), judge, generate=FewSteps((2.5,)), times=LogNormal())
+
+
+@pytest.mark.parametrize("part", ["network", "heads"])
+def test_labels_that_a_table_has_not_are_told_before(part):
+    data = Arrays(np.zeros((8, 2), dtype=np.float32), np.arange(8) % 4)
+
+    def conditional(classes):
+        return Denoiser(ResidualMLP((2,), 8, 2, classes=classes), EDM(sigma_data=0.5)).on(VE)
+
+    classes, of_heads = (3, 4) if part == "network" else (4, 3)
+    networks = [conditional(classes) for _ in range(3)]
+    judge = Judge(networks[2], data.batch([0, 1]), width=4, classes=of_heads)
+    objective = DMD2(*networks, judge=judge, generate=FewSteps((2.5,)), **LEVELS, **MADE)
+    knows = {"network": "ResidualMLP", "heads": "Heads"}[part] + r" knows 3 label\(s\)"
+    with pytest.raises(UsageError, match=f"{knows}, the data has 4; make it with classes=4"):
+        Trainer(objective, data, settings(), {}, torch.device("cpu"))
+
+
+# Samples that several losses share.
+
+
+@pytest.mark.parametrize("name", ["dmd2", "sid", "f-distill"])
+def test_the_critics_losses_learn_from_one_set_of_samples(name):
+    f = FewSteps((2.5, 1.0))
+    objective = METHODS[name](VE, f, **LEVELS, judge=Judge(small(), example(), width=4))
+    phase = next(p for p in objective.phases() if p.name == "critic")
+    batch, rng = Batch(normal(1, 6, 2)[0].float()), Rng(0, 0, "critic", 0, torch.device("cpu"))
+    draws, calls = phase.draw(batch, 0, rng), []
+    apart = [loss(batch, draws).terms for loss in phase.losses]
+    objective.student.register_forward_hook(lambda *_: calls.append(1))
+    shared = phase.prepared(batch, draws)
+    together = [loss(batch, shared).terms for loss in phase.losses]
+    assert len(calls) == int(draws.made.call) + 1
+    torch.testing.assert_close(together, apart, rtol=0, atol=0)
+    assert not shared.made.answer.requires_grad

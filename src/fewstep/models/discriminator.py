@@ -33,6 +33,7 @@ class Heads(nn.Module):
 
     def __init__(self, channels: Sequence[int], width: int, classes: int = 0) -> None:
         super().__init__()
+        self.options = {"classes": classes}
         self.channels = [*channels]
         self.heads = nn.ModuleList(
             nn.Sequential(

@@ -59,6 +59,8 @@ class Phase:
         more: further losses of the same draws, added to the first; each is back-propagated before
             the next is computed, so that memory holds one of them at a time.
         rate: its learning rate is so many times the run's.
+        before: ``(batch, draws) -> draws`` with what the losses share, made once, without gradient.
+            Given draws without it, a loss makes it itself.
     """
 
     name: str
@@ -68,6 +70,12 @@ class Phase:
     due: Callable[[int], bool] = always
     more: Sequence[Callable[[Batch, Any], Loss]] = ()
     rate: float = 1.0
+    before: Callable[[Batch, Any], Any] | None = None
+
+    @torch.no_grad()
+    def prepared(self, batch: Batch, draws: Any) -> Any:
+        """The draws, with what the losses share."""
+        return draws if self.before is None else self.before(batch, draws)
 
     @property
     def losses(self) -> Sequence[Callable[[Batch, Any], Loss]]:

@@ -33,6 +33,7 @@ from fewstep.objectives.matching import (
     Made,
     Times,
     check_critic,
+    check_judge,
     denoising_error,
     draw_compared,
     statistics,
@@ -112,6 +113,7 @@ class FDistill(Objective):
         self.times, self.critic_times = times, critic_times
         self.judge_times = adversarial_times or times
         check_critic(student, fake, times, critic_times, self.judge_times)
+        check_judge(judge)
         sound = critic_updates >= 1 and adversarial >= 0 and adversarial_critic > 0
         if not sound or judged not in ("fake", "teacher"):
             raise UsageError(
@@ -183,12 +185,17 @@ class FDistill(Objective):
         """The running means of ratios."""
         self.factors.finish()
 
+    def _sampled(self, batch: Batch, draws: CriticDraws) -> CriticDraws:
+        answer = self.generate.fixed(self.student, batch, draws.made, batch.cond)
+        return draws._replace(made=draws.made._replace(answer=answer))
+
     def phases(self) -> Sequence[Phase]:
         """The generator's update at every K-th step, then the critic's at every one."""
         more = (self.judge_loss,)
+        critic = self.critic, self.draw_critic, self.critic_loss
         return (
             Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
-            Phase("critic", self.critic, self.draw_critic, self.critic_loss, more=more),
+            Phase("critic", *critic, more=more, before=self._sampled),
         )
 
     def contract(self, data: DataSpec) -> Contract:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, widest
-from fewstep.models import AbstractDenoiser, FeatureDiscriminator
+from fewstep.models import AbstractDenoiser, FeatureDiscriminator, Judge
 from fewstep.objectives import terms
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.distances import l2
@@ -89,6 +89,11 @@ class LADD(Objective):
             raise UsageError(
                 f"the judge lives on {judge.denoiser.path}, the student on {student.path}; make it "
                 "of a denoiser read there with .on"
+            )
+        if isinstance(judge, Judge):
+            raise UsageError(
+                "a Judge must be given the denoiser it judges through, and LADD gives none; take a "
+                "FeatureDiscriminator"
             )
         check_laws(student.path, times, teacher_times)
         if (teacher is None) != (teacher_times is None):

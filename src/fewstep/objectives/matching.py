@@ -12,11 +12,11 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, widest
-from fewstep.models import AbstractDenoiser
+from fewstep.models import AbstractDenoiser, FeatureDiscriminator
 from fewstep.objectives.distances import l2
 from fewstep.objectives.terms import draw_noised
 from fewstep.paths import Event, Path, Time
@@ -32,11 +32,13 @@ CHANNELS = 4
 class Made(NamedTuple):
     """Draws of samples: unit noise before each call, ``(calls, b, *event)``; the call to learn.
 
-    ``call`` is a scalar, in [0, calls), and common to all processes.
+    ``call`` is a scalar, in [0, calls), and common to all processes. ``answer`` is the sample where
+    it was made before, without gradient.
     """
 
     noise: Tensor
     call: Tensor
+    answer: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class FewSteps:
     @torch.no_grad()
     def fixed(self, student: AbstractDenoiser, batch: Batch, draws: Made, cond: Cond) -> Event:
         """Samples without gradient, for a critic to learn from."""
-        return self(student, batch, draws, cond)
+        return self(student, batch, draws, cond) if draws.answer is None else draws.answer
 
     def contract(self, method: str, path: Path, data: DataSpec) -> Contract:
         """All of the calls, or the first few of them; no other times."""
@@ -131,6 +133,19 @@ def check_critic(student: AbstractDenoiser, fake: AbstractDenoiser, *laws: Times
             "give a copy of the teacher"
         )
     check_laws(path, *laws)
+
+
+def check_judge(judge: nn.Module | None) -> None:
+    """That it can be asked with the denoiser it judges through.
+
+    Raises:
+        UsageError: it brings a denoiser of its own.
+    """
+    if isinstance(judge, FeatureDiscriminator):
+        raise UsageError(
+            "a FeatureDiscriminator brings its denoiser along, and the judge is given one; take "
+            "a Judge, made of the fake denoiser or, with judged='teacher', of the teacher"
+        )
 
 
 class Compared(NamedTuple):

@@ -52,6 +52,7 @@ from fewstep.objectives.matching import (
     FewSteps,
     Times,
     check_critic,
+    check_judge,
     denoising_error,
     draw_compared,
     statistics,
@@ -106,6 +107,7 @@ class SiD(Objective):
     ) -> None:
         super().__init__()
         check_critic(student, fake, times, critic_times)
+        check_judge(judge)
         if critic_updates < 1 or not adversarial >= 0:
             raise UsageError(
                 "expected critic_updates >= 1 and adversarial >= 0, got "
@@ -174,13 +176,18 @@ class SiD(Objective):
         assert isinstance(self.fake, Denoiser | LowRank)
         return self.judge(self.fake, x_t, t, batch.cond)
 
+    def _sampled(self, batch: Batch, draws: Compared) -> Compared:
+        answer = self.generate.fixed(self.student, batch, draws.made, batch.cond)
+        return draws._replace(made=draws.made._replace(answer=answer))
+
     def phases(self) -> Sequence[Phase]:
         """Critic, then generator."""
         module, more = self.fake, ()
         if self.judge is not None:
             module, more = nn.ModuleList([self.fake, self.judge]), (self.judge_loss,)
+        critic = module, self.draw_critic, self.critic_loss
         return (
-            Phase("critic", module, self.draw_critic, self.critic_loss, more=more),
+            Phase("critic", *critic, more=more, before=self._sampled),
             Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
         )
 

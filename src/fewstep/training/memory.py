@@ -218,6 +218,7 @@ def _watched(
         rng = Rng(trainer.config.seed, 0, phase.name, 0, trainer.device)
         draws = phase.draw(batch, 0, rng)
         with trainer.autocast():
+            draws = phase.prepared(batch, draws)
             total = loss(batch, draws).total()
         total.backward()
         for hook in hooks:

@@ -69,6 +69,7 @@ class Trainer:
         augment: Augment | None = None,
     ) -> None:
         _check(objective, config, world)
+        _check_labels(objective, data)
         self.objective = objective.to(device)
         self.data, self.config, self.device, self.world = data, config, device, world
         self.augment = augment
@@ -158,6 +159,8 @@ class Trainer:
                 draws = phase.draw(batch, self.step, rng)
                 # Dropout has no generator of its own: torch's default ones are seeded alike.
                 torch.manual_seed(entropy(config.seed, self.step, phase.name, shard))
+                with self.autocast():
+                    draws = phase.prepared(batch, draws)
                 for part in phase.losses:
                     with self.strategy.microbatch(phase, part, shard == self.shards[-1]) as score:
                         with self.autocast():
@@ -297,6 +300,17 @@ def training(objective: Objective, module: nn.Module) -> Iterator[None]:
 
 def _holds(module: nn.Module, student: nn.Module) -> bool:
     return any(m is student for m in module.modules())
+
+
+def _check_labels(objective: Objective, data: Dataset) -> None:
+    """A label beyond a table's end would be an error deep inside, or on a GPU the end of it all."""
+    for module in objective.modules():
+        known = getattr(module, "options", {}).get("classes", 0)
+        if 0 < known < data.labels:
+            raise UsageError(
+                f"{type(module).__name__} knows {known} label(s), the data has {data.labels}; "
+                f"make it with classes={data.labels}"
+            )
 
 
 def _check(objective: Objective, config: TrainConfig, world: World) -> None:
