@@ -234,6 +234,9 @@ def test_a_discriminator_of_the_teachers_features(name, weight, at, tmp_path):
     assert found["adversarial"] != 0
     assert found["discriminator"] > 0
     assert built("digits", name, at).objective.discriminator is None
+    if name == "ctm":
+        late = built("digits", name, at, adversarial=weight, adversarial_from=0.5, updates=20)
+        assert late.objective.adversarial_start == 10
     with pytest.raises(UsageError, match="0 or more, got -1"):
         built("digits", name, at, adversarial=-1.0)
 

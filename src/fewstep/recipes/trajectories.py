@@ -249,6 +249,7 @@ def ctm(
     rate: float = 0.999,
     distance: DistanceName = "l2",
     adversarial: float = 0.0,
+    adversarial_from: float = 0.0,
 ) -> Objective:
     """Consistency trajectory models: jumps between any two times of a teacher's trajectory.
 
@@ -259,6 +260,7 @@ def ctm(
         distance: lpips is for images and needs the extra of that name.
         adversarial: strength of a discriminator on the teacher's features, beside the weight by
             gradients, 1 as published; 0 leaves it out.
+        adversarial_from: share of the steps after which it joins.
     """
     from fewstep.objectives.ctm import ConsistencyTrajectory
     from fewstep.objectives.terms import karras_weight
@@ -278,6 +280,7 @@ def ctm(
         distance=parts.distance(distance),
         discriminator=_discriminator(start, path, adversarial),
         adversarial=adversarial,
+        adversarial_start=round(adversarial_from * start.train.steps),
         sampling_times=start.sampling_times(path),
     )
 
