@@ -219,6 +219,9 @@ _TRAJECTORY: dict[str, Any] = {"points": 10, "solver_steps": 3, "rate": 0.99}
 _LEVELS: dict[str, Any] = {"level": 1.5, "highest": 5.0, "train": {"batch": 64, "lr": 5e-4}}
 """In minutes a generator does not learn to start from almost nothing but noise."""
 
+_ADVERSARIAL: dict[str, Any] = {"lr": 2e-4, "clip": 10.0, "betas": (0.0, 0.99)}
+"""Momentum makes two players circle each other."""
+
 _COMPARED = {
     "progressive": "1 call: fd 0.558",
     "ict": "1 call: fd 0.565",
@@ -319,8 +322,8 @@ TOYS = Place(
         },
         "sida": {"critic_updates": 2, "train": {"lr": 5e-4, "betas": (0.0, 0.999)}},
         "ladd": {
-            **{"mean": -0.8, "std": 1.2, "penalty": 10.0, "heads_rate": 10.0},
-            "train": {"steps": 9000, "lr": 2e-4, "clip": 10.0, "betas": (0.0, 0.99)},
+            **{"mean": -1.2, "penalty": 10.0, "heads_rate": 10.0},
+            "train": {"steps": 9000, "batch": 512, **_ADVERSARIAL},
         },
         "rcm": {**{"mean": 0.0, "std": 1.6, "weight": 0.3}, "critic_updates": 1, "rate": 1.0},
         "drifting": {"temperatures": (0.2, 0.5, 1.0)},
