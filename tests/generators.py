@@ -12,9 +12,9 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser, Judge
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.matching import FewSteps, Made, denoising_error, statistics
+from fewstep.objectives.collapse import lag, statistics
+from fewstep.objectives.matching import FewSteps, Made, denoising_error
 from fewstep.objectives.terms import (
-    lag,
     matching_gradient,
     on_path_of,
     over_heads,

@@ -9,6 +9,7 @@ from fewstep.core import Batch, Rng, UsageError
 from fewstep.data import Arrays
 from fewstep.models import EDM, Denoiser, FeatureDiscriminator, Guided, Judge
 from fewstep.models.nets import ResidualMLP
+from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.diff_instruct import DiffInstruct
 from fewstep.objectives.dmd import DMD
 from fewstep.objectives.dmd2 import DMD2
@@ -16,9 +17,9 @@ from fewstep.objectives.drifting import Drifting
 from fewstep.objectives.f_distill import FDistill
 from fewstep.objectives.kd import KnowledgeDistillation
 from fewstep.objectives.ladd import LADD
-from fewstep.objectives.matching import FewSteps, statistics
+from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.sid import SiD
-from fewstep.objectives.terms import lag, unweighted
+from fewstep.objectives.terms import unweighted
 from fewstep.paths import Linear, Path, Trig, VarianceExploding
 from fewstep.times import (
     HalfHigh,

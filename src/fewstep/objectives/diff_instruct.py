@@ -39,6 +39,7 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, expand, same_dropout
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.matching import (
     Compared,
     FewSteps,
@@ -46,9 +47,8 @@ from fewstep.objectives.matching import (
     check_critic,
     denoising_error,
     draw_compared,
-    statistics,
 )
-from fewstep.objectives.terms import SnrWeight, lag, on_path_of, surrogate, unweighted
+from fewstep.objectives.terms import SnrWeight, on_path_of, surrogate, unweighted
 from fewstep.times import LogNormal
 
 LOG_NORMAL = LogNormal()

@@ -41,6 +41,7 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.distances import Distance, l2
 from fewstep.objectives.matching import (
     Compared,
@@ -50,11 +51,9 @@ from fewstep.objectives.matching import (
     check_critic,
     denoising_error,
     draw_compared,
-    statistics,
 )
 from fewstep.objectives.terms import (
     SnrWeight,
-    lag,
     matching_gradient,
     on_path_of,
     surrogate,

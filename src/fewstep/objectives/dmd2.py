@@ -31,20 +31,18 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Cond, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.matching import (
     FewSteps,
     Made,
     Times,
     check_critic,
-    check_judge,
     denoising_error,
-    statistics,
 )
 from fewstep.objectives.terms import Draws as Noised
 from fewstep.objectives.terms import (
     SnrWeight,
     draw_noised,
-    lag,
     matching_gradient,
     on_path_of,
     over_heads,
@@ -109,8 +107,7 @@ class DMD2(Objective):
     ) -> None:
         super().__init__()
         laws = times, critic_times, None if judge is None else adversarial_times
-        check_critic(student, fake, *filter(None, laws))
-        check_judge(judge)
+        check_critic(student, fake, *filter(None, laws), judge=judge)
         weights = adversarial, adversarial_critic, penalty, penalty_std
         if not (critic_updates >= 1 and min(weights) >= 0 and judged in ("fake", "teacher")):
             given = f"critic_updates={critic_updates}, weights {weights} and judged={judged!r}"
@@ -189,17 +186,13 @@ class DMD2(Objective):
         x_t = self.student.path.perturb(x, at.noise, at.t) + add
         return self.critic["judge"](denoiser, x_t, at.t, cond)
 
-    def _sampled(self, batch: Batch, draws: Draws) -> Draws:
-        answer = self.generate.fixed(self.student, batch, draws.made, batch.cond)
-        return draws._replace(made=draws.made._replace(answer=answer))
-
     def phases(self) -> Sequence[Phase]:
         """The generator's update at every K-th step, then the critic's at every one."""
         more = (self.judge_loss,) if "judge" in self.critic else ()
         critic = self.critic, self.draw_critic, self.critic_loss
         return (
             Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
-            Phase("critic", *critic, more=more, before=self._sampled),
+            Phase("critic", *critic, more=more, before=self.generate.before(self.student)),
         )
 
     def contract(self, data: DataSpec) -> Contract:

@@ -27,23 +27,21 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Cond, Rng, UsageError, expand
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.matching import (
     Compared,
     FewSteps,
     Made,
     Times,
     check_critic,
-    check_judge,
     denoising_error,
     draw_compared,
-    statistics,
 )
 from fewstep.objectives.ratios import Divergence, Factors
 from fewstep.objectives.terms import Draws as Noised
 from fewstep.objectives.terms import (
     SnrWeight,
     draw_noised,
-    lag,
     matching_gradient,
     on_path_of,
     over_heads,
@@ -112,8 +110,7 @@ class FDistill(Objective):
         super().__init__()
         self.times, self.critic_times = times, critic_times
         self.judge_times = adversarial_times or times
-        check_critic(student, fake, times, critic_times, self.judge_times)
-        check_judge(judge)
+        check_critic(student, fake, times, critic_times, self.judge_times, judge=judge)
         sound = critic_updates >= 1 and adversarial >= 0 and adversarial_critic > 0
         if not sound or judged not in ("fake", "teacher"):
             raise UsageError(
@@ -185,17 +182,13 @@ class FDistill(Objective):
         """The running means of ratios."""
         self.factors.finish()
 
-    def _sampled(self, batch: Batch, draws: CriticDraws) -> CriticDraws:
-        answer = self.generate.fixed(self.student, batch, draws.made, batch.cond)
-        return draws._replace(made=draws.made._replace(answer=answer))
-
     def phases(self) -> Sequence[Phase]:
         """The generator's update at every K-th step, then the critic's at every one."""
         more = (self.judge_loss,)
         critic = self.critic, self.draw_critic, self.critic_loss
         return (
             Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
-            Phase("critic", *critic, more=more, before=self._sampled),
+            Phase("critic", *critic, more=more, before=self.generate.before(self.student)),
         )
 
     def contract(self, data: DataSpec) -> Contract:

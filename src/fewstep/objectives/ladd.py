@@ -35,8 +35,9 @@ from fewstep.core import Batch, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser, FeatureDiscriminator, Judge
 from fewstep.objectives import terms
 from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.collapse import statistics
 from fewstep.objectives.distances import l2
-from fewstep.objectives.matching import FewSteps, Made, Times, statistics
+from fewstep.objectives.matching import FewSteps, Made, Times
 from fewstep.paths import Event
 from fewstep.times import LogNormal, check_laws
 

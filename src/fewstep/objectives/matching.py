@@ -1,7 +1,7 @@
 """How a generator makes samples while it learns: as users will make them.
 
 What the methods of distribution matching share beside terms: a student of few fixed times, which
-starts from noise alone, and the statistics that show a collapse.
+starts from noise alone, and a critic of what it makes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from fewstep.times import check_laws
 
 Times = Callable[[int, torch.Generator], Tensor]
 """(b, rng) -> times ``(b,)``."""
-
-CHANNELS = 4
-"""Of so many, at most, statistics are logged one by one."""
 
 
 class Made(NamedTuple):
@@ -108,6 +105,15 @@ class FewSteps:
         """Samples without gradient, for a critic to learn from."""
         return self(student, batch, draws, cond) if draws.answer is None else draws.answer
 
+    def before(self, student: AbstractDenoiser) -> Callable[[Batch, Any], Any]:
+        """Draws to draws with the samples, without gradient, that a critic's losses learn from."""
+
+        def sampled(batch: Batch, draws: Any) -> Any:
+            answer = self.fixed(student, batch, draws.made, batch.cond)
+            return draws._replace(made=draws.made._replace(answer=answer))
+
+        return sampled
+
     def contract(self, method: str, path: Path, data: DataSpec) -> Contract:
         """All of the calls, or the first few of them; no other times."""
         first = torch.tensor([self.times[0]], dtype=torch.float64)
@@ -119,11 +125,16 @@ class FewSteps:
         return Contract(method=method, data=data, sampling=sampling)
 
 
-def check_critic(student: AbstractDenoiser, fake: AbstractDenoiser, *laws: Times) -> None:
+def check_critic(
+    student: AbstractDenoiser,
+    fake: AbstractDenoiser,
+    *laws: Times,
+    judge: nn.Module | None = None,
+) -> None:
     """That ``fake`` can learn what the student makes, at times that are some of its path.
 
     Raises:
-        UsageError: it cannot, or ``laws`` are not of this path.
+        UsageError: it cannot, ``laws`` are not of this path, or the judge brings a denoiser along.
     """
     path = student.path
     if fake.path != path or fake.two_time or fake.calls != 1:
@@ -133,18 +144,10 @@ def check_critic(student: AbstractDenoiser, fake: AbstractDenoiser, *laws: Times
             "give a copy of the teacher"
         )
     check_laws(path, *laws)
-
-
-def check_judge(judge: nn.Module | None) -> None:
-    """That it can be asked with the denoiser it judges through.
-
-    Raises:
-        UsageError: it brings a denoiser of its own.
-    """
     if isinstance(judge, FeatureDiscriminator):
         raise UsageError(
-            "a FeatureDiscriminator brings its denoiser along, and the judge is given one; take "
-            "a Judge, made of the fake denoiser or, with judged='teacher', of the teacher"
+            "the judge is asked with a denoiser, and a FeatureDiscriminator has its own; take a "
+            "Judge, made of the fake denoiser or, with judged='teacher', of the teacher"
         )
 
 
@@ -174,35 +177,3 @@ def denoising_error(
     """Mean square of D(x_t, t) - x, ``(b,)``; ``x`` is a target and gets no gradient."""
     x = x.detach()
     return l2(denoiser(denoiser.path.perturb(x, noise, t), t, None, cond), x, mask)
-
-
-@torch.no_grad()
-def statistics(x: Event, batch: Batch) -> dict[str, Tensor]:
-    """What a collapse shows in: how bright generated samples are, how much they vary.
-
-    ``brightness`` is their mean less the data's; ``spread`` the standard deviation over samples,
-    as a share of the data's. Then mean and standard deviation of each channel. All of them are of
-    what the mask leaves.
-    """
-    there = torch.ones_like(batch.x0)
-    if batch.mask is not None:
-        there = batch.mask.to(x).expand_as(x)
-
-    def moments(v: Event, *axes: int) -> tuple[Tensor, Tensor]:
-        count = there.sum(axes, keepdim=True).clamp(min=1)
-        mean = (v * there).sum(axes, keepdim=True) / count
-        variance = ((v - mean).square() * there).sum(axes, keepdim=True) / count
-        return mean.flatten(), variance.sqrt().flatten()
-
-    (means, stds), (_, over), (_, wanted) = (
-        moments(x, *(i for i in range(x.ndim) if i != 1)),
-        moments(x, 0),
-        moments(batch.x0, 0),
-    )
-    found = {
-        "brightness": ((x - batch.x0) * there).sum() / there.sum(),
-        "spread": over.mean() / wanted.mean().clamp(min=1e-12),
-    }
-    for i in range(min(len(means), CHANNELS)):
-        found |= {f"mean/{i}": means[i], f"std/{i}": stds[i]}
-    return found

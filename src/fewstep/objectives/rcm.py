@@ -38,11 +38,11 @@ from fewstep.core import Batch, Cond, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.distances import l2
-from fewstep.objectives.matching import Times, check_critic, statistics
+from fewstep.objectives.matching import Times, check_critic
 from fewstep.objectives.terms import (
     draw_noised,
-    lag,
     matching_gradient,
     normalised,
     on_path_of,

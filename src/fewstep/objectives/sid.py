@@ -47,20 +47,18 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, per_sample
 from fewstep.models import AbstractDenoiser, Denoiser, Judge, LowRank
 from fewstep.objectives.base import Loss, Objective, Phase, every
+from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.matching import (
     Compared,
     FewSteps,
     Times,
     check_critic,
-    check_judge,
     denoising_error,
     draw_compared,
-    statistics,
 )
 from fewstep.objectives.terms import (
     SnrWeight,
     karras_weight,
-    lag,
     on_path_of,
     over_heads,
     softplus_discriminator,
@@ -106,8 +104,7 @@ class SiD(Objective):
         adversarial: float = 1e-4,
     ) -> None:
         super().__init__()
-        check_critic(student, fake, times, critic_times)
-        check_judge(judge)
+        check_critic(student, fake, times, critic_times, judge=judge)
         if critic_updates < 1 or not adversarial >= 0:
             raise UsageError(
                 "expected critic_updates >= 1 and adversarial >= 0, got "
@@ -176,10 +173,6 @@ class SiD(Objective):
         assert isinstance(self.fake, Denoiser | LowRank)
         return self.judge(self.fake, x_t, t, batch.cond)
 
-    def _sampled(self, batch: Batch, draws: Compared) -> Compared:
-        answer = self.generate.fixed(self.student, batch, draws.made, batch.cond)
-        return draws._replace(made=draws.made._replace(answer=answer))
-
     def phases(self) -> Sequence[Phase]:
         """Critic, then generator."""
         module, more = self.fake, ()
@@ -187,7 +180,7 @@ class SiD(Objective):
             module, more = nn.ModuleList([self.fake, self.judge]), (self.judge_loss,)
         critic = module, self.draw_critic, self.critic_loss
         return (
-            Phase("critic", *critic, more=more, before=self._sampled),
+            Phase("critic", *critic, more=more, before=self.generate.before(self.student)),
             Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
         )
 

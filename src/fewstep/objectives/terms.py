@@ -211,18 +211,6 @@ def surrogate(x: Event, gradient: Event, mask: Tensor | None = None) -> Tensor:
     return per_sample((x - (x - gradient).detach()) ** 2, mask) / 2
 
 
-@torch.no_grad()
-def lag(x: Event, real: Event, fake: Event, mask: Tensor | None = None) -> Tensor:
-    """Correlation, in [-1, 1], of what ``fake`` misses, x - fake, with real - fake.
-
-    The best denoiser of generated samples misses nothing that a function of what it saw predicts,
-    so this is 0 but for chance; above 0 it should have stayed nearer to the teacher.
-    """
-    there = 1 if mask is None else mask
-    missed, gap = (x - fake) * there, (real - fake) * there
-    return (missed * gap).sum() / (missed.norm() * gap.norm()).clamp(min=1e-12)
-
-
 # Adversarial terms. Logits are of any shape; each term is a mean over all of them.
 
 

@@ -216,8 +216,11 @@ _NEAR_SQUARE: dict[str, Any] = {"c": 0.03, "edm_weight": True, "train": {"clip":
 _TRAJECTORY: dict[str, Any] = {"points": 10, "solver_steps": 3, "rate": 0.99}
 """With the published 17 solver steps an update costs ten times as much."""
 
-_LEVELS: dict[str, Any] = {"level": 1.5, "highest": 5.0, "train": {"batch": 64, "lr": 5e-4}}
+_LEVELS: dict[str, Any] = {"level": 1.5, "highest": 5.0, "critic_updates": 2}
 """In minutes a generator does not learn to start from almost nothing but noise."""
+
+_CHASED: dict[str, Any] = {"batch": 64, "lr": 5e-4, "betas": (0.0, 0.999)}
+"""Momentum lets a critic chase what the generator left."""
 
 _ADVERSARIAL: dict[str, Any] = {"lr": 2e-4, "clip": 10.0, "betas": (0.0, 0.99)}
 """Momentum makes two players circle each other."""
@@ -271,20 +274,20 @@ DIGITS = Place(
         "imm": {"k": 8.0},
         "shortcut": {"sections": 16, "every": 4, "rate": 0.99},
         "flowmap": {"mean": 0.0, "std": 1.4, "lagrangian": True, "train": {"lr": 5e-4}},
-        "dmd": {**_LEVELS, "critic_updates": 2},
-        "dmd2": _LEVELS,
-        "f-distill": _LEVELS,
-        "sid": {"critic_updates": 2, "train": {"lr": 2e-4}},
-        "sida": {"critic_updates": 2, "train": {"lr": 2e-4}},
-        "diff-instruct": {"train": {"lr": 3e-4}},
+        "dmd": {**_LEVELS, "train": _CHASED},
+        "dmd2": {**_LEVELS, "train": _CHASED},
+        "f-distill": {**_LEVELS, "train": _CHASED},
+        "sid": {**_LEVELS, "train": {**_CHASED, "lr": 2e-4}},
+        "sida": {**_LEVELS, "train": {**_CHASED, "lr": 2e-4}},
+        "diff-instruct": {"level": 1.5, "critic_updates": 5, "train": {"batch": 64, "lr": 5e-4}},
         "ladd": {
-            "level": 2.5,
-            "mean": 0.0,
-            "penalty": 1e-2,
-            "heads_rate": 5.0,
-            "train": {"lr": 1e-4, "clip": 10.0},
+            **{"level": 1.5, "mean": -0.5, "std": 1.2, "penalty": 10.0, "heads_rate": 4.0},
+            "train": {**_ADVERSARIAL, "lr": 5e-4},
         },
-        "rcm": {**_CONTINUOUS, "critic_updates": 1},
+        "rcm": {
+            **{"mean": -0.5, "std": 1.6, "weight": 0.3, "critic_updates": 2, "rate": 1.0},
+            "train": {**_CHASED, "lr": 3e-4},
+        },
         "drifting": {"temperatures": (0.2, 0.5, 1.0)},
     },
     told={name: ("40 s: docs/compare.md", result) for name, result in _COMPARED.items()},
