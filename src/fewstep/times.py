@@ -169,6 +169,10 @@ class LogNormal:
     mean: float = -1.2
     std: float = 1.2
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 <= self.std < math.inf):
+            raise UsageError(f"expected a finite mean and a std of 0 or more, got {self}")
+
     def __call__(self, b: int, rng: torch.Generator) -> Tensor:
         """Times ``(b,)``."""
         return (self.mean + self.std * _randn(b, rng)).exp()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
+from itertools import pairwise
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from fewstep.recipes.trajectories import halving_stage
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Run
 from fewstep.training.folder import describe
-from fewstep.training.train import train
+from fewstep.training.train import dry, train
 from tiny import fewstep, pictures, rows, settings, trained
 
 AT = {"digits": DIGITS, "toys": TOYS, "images": IMAGES}
@@ -221,6 +224,71 @@ def test_options_of_distribution_matching(variant, at, tmp_path):
     assert all(first.serves(n) for n in range(1, own.get("steps", 1) + 1))
     loaded = library.load(tmp_path / "run", device="cpu")
     assert loaded.sample(2, seed=1).equal(first.sample(2, seed=1))
+
+
+@pytest.mark.parametrize("name", ["dmd2", "f-distill", "ladd"])
+def test_several_calls_from_a_lower_level(name, at):
+    times = built("digits", name, at, steps=4).objective.generate.times
+    assert times[0] == 1.5
+    assert all(a > b > 0 for a, b in pairwise(times))
+    assert built("digits", name, at, steps=4, level=None).objective.generate.times == pytest.approx(
+        [80.0, 8.0, 2.0, 0.5]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "says"),
+    [
+        ("sid", "a", nan, "--a must be finite, got nan"),
+        ("sid", "highest", nan, "--highest must be finite"),
+        ("dmd2", "adversarial_critic", nan, "--adversarial-critic must be finite"),
+        ("dmd2", "adversarial", inf, "--adversarial must be finite"),
+        ("drifting", "temperatures", (0.1, nan), "--temperatures must be finite"),
+        ("ladd", "std", -1.0, "std of 0 or more"),
+        ("diff-instruct", "std", -1.0, "std of 0 or more"),
+        ("rcm", "std", -1.0, "std of 0 or more"),
+        ("rcm", "rate", -1.0, "--rate above 0"),
+        ("rcm", "warmup", -1.0, r"--warmup in \[0, 1\]"),
+        ("rcm", "weight", -1.0, "--weight of 0 or more"),
+        ("dmd2", "foo", 1, "digits-dmd2 has no option foo; it has teacher, "),
+    ],
+)
+def test_options_that_make_no_sense(name, option, value, says, at):
+    with pytest.raises(UsageError, match=says):
+        built("digits", name, at, **{option: value})
+
+
+def test_an_option_that_is_needed():
+    with pytest.raises(UsageError, match="toy-dmd2 needs the option teacher"):
+        recipe_of(TOYS, "dmd2")()
+
+
+@everywhere
+@methods
+def test_a_dry_run_plans_every_loss(place, name, at):
+    told = dry(built(place, name, at))
+    assert "in all, at the peak" in told
+    for phase in built(place, name, at).objective.phases():
+        assert f"{phase.name}: " in told or f"{phase.name}, loss" in told
+
+
+def test_too_few_samples_for_a_share_are_told_before(at, tmp_path):
+    run = built("digits", "tcm", at)
+    few = replace(run, config=settings(steps=3, batch=2))
+    with pytest.raises(UsageError, match=r"at least 4 samples, got --train\.batch 2"):
+        train(few, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pairs_shard_with_another_byte_is_refused(at, tmp_path):
+    folder = tmp_path / "pairs"
+    shutil.copytree(at["digits-pairs"], folder)
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UsageError, match="does not match its sha256"):
+        built("digits", "kd", at, pairs=str(folder))
 
 
 @pytest.mark.parametrize(("name", "weight"), [("ctm", 1.0), ("pcm", 0.1)])

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,37 @@ from fewstep.training.config import Run
 from fewstep.training.trainer import Diverged, Trainer
 from survive import Told, born, differing, ended, run_of, tensors, trainer_of, trains
 from tiny import WithPairs, fewstep, settings, timeless, tree
+
+FAILING = """
+from fewstep.cli import main
+from fewstep.core import UsageError
+from fewstep.data import toy
+from fewstep.recipes import parts
+
+class Broken:
+    def __init__(self, data):
+        self.data, self.shape, self.labels, self.image = data, data.shape, data.labels, data.image
+
+    def __len__(self):
+        return len(self.data)
+
+    def batch(self, indices):
+        raise {error}("row 7 is broken")
+
+parts.toy_data = lambda name: Broken(toy("two-modes", 64))
+main("train toy-edm --width 8 --train.workers 1 --train.sample-every 0 --out {out}".split())
+"""
+
+
+@pytest.mark.parametrize(("error", "code"), [("UsageError", 2), ("ValueError", 1)])
+def test_an_error_in_a_worker_ends_the_process(error, code, tmp_path):
+    script = FAILING.format(error=error, out=tmp_path / "run")
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == code
+    assert ended.stderr.rstrip().endswith("row 7 is broken")
+
 
 # Numbers that are none. Of several phases one may be spoilt without the others.
 

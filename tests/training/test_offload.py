@@ -136,6 +136,32 @@ def test_an_average_that_is_asked_for_is_there():
     assert given is made.averages.copies["main"]
 
 
+def test_a_device_without_a_number_is_the_first_one():
+    given = OBJECTIVES["dmd2"](), DATA, settings(batch=8, accumulation=2, offload=True)
+    made = Trainer(*given, {"main": constant(0.9)}, torch.device("cpu:0"))
+    advanced(made, 2)
+    assert [kind for kind, ts in apart(made).items() if ts] == ["frozen", "average", "student"]
+
+
+def test_a_module_within_brings_its_network_back():
+    made = trainer("dmd2", offload=True)
+    advanced(made, 2)
+    away = apart(made)["frozen"]
+    assert away
+    made.objective.teacher.net.first(torch.zeros(1, 2))
+    assert apart(made)["frozen"] == []
+
+
+def test_at_the_end_all_is_back_and_nothing_watches():
+    made = trainer("dmd2", offload=True)
+    hooks = [len(m._forward_pre_hooks) for m in made.objective.teacher.modules()]
+    assert any(hooks)
+    advanced(made, 2)
+    made.close()
+    assert not any(apart(made).values())
+    assert not any(len(m._forward_pre_hooks) for m in made.objective.teacher.modules())
+
+
 def test_what_waits_is_told_before():
     made = trainer("dmd2", offload=True)
     run = replace(build("toy-edm"), objective=made.objective, data=DATA, config=made.config)
@@ -144,7 +170,7 @@ def test_what_waits_is_told_before():
     for phase in ("student", "critic"):
         made.offload.begin(phase, made.optimizers)
         assert told[phase] == sum(t.nbytes for ts in apart(made).values() for t in ts)
-    assert told["averages follow"] == told["critic"] - sum(
+    assert told["averages follow"] == min(told["student"], told["critic"]) - sum(
         t.nbytes for t in tensors(made.averages.copies["main"])
     )
 

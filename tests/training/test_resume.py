@@ -561,18 +561,6 @@ def test_other_arguments_are_listed_and_refused(option, value, says, tmp_path, c
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("version", ["0.0.1", None])
-def test_an_option_that_an_older_version_had_not_was_not_chosen(version, tmp_path, capsys):
-    out = trained_toy(tmp_path / "run", capsys, steps=2)
-    record = json.loads((out / "run.json").read_text())
-    del record["run"]["arguments"]["fourier_scale"], record["run"]["train"]["spike"]
-    record["versions"]["fewstep"] = version or record["versions"]["fewstep"]
-    (out / "run.json").write_text(json.dumps(record))
-    outcome = fewstep(capsys, *command(out, "--train.steps", 4))
-    assert outcome.code == (0 if version else 2)
-    assert outcome.err.count(": was None, now") == (0 if version else 2)
-
-
 def trained_toy(out: Path, capsys, steps: int = 4) -> Path:
     assert fewstep(capsys, *command(out, "--train.steps", steps, "--train.save-every", 2)).code == 0
     return out

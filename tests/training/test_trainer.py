@@ -322,14 +322,14 @@ def test_a_bad_gradient_is_skipped_and_counted():
     row = advance(t, 1)[0]
     assert math.isinf(row["student"])
     assert not math.isfinite(row["grad_norm/student"])
-    assert (t.step, t.skipped, t.skipped_in_a_row) == (3, 1, 1)
+    assert (t.step, t.skipped, t.failed["student"]) == (3, 1, 1)
     assert objective.after == [0, 1]
     assert t.averages.updates == 2
     assert same(weights(objective.student), student)
     assert same(weights(t.averages.copies["ema"]), average)
     assert same([*t.optimizers["student"].state[objective.student.weight].values()], moments)
     advance(t, 2)
-    assert (t.step, t.skipped, t.skipped_in_a_row) == (5, 1, 0)
+    assert (t.step, t.skipped, t.failed["student"]) == (5, 1, 0)
     assert objective.after == [0, 1, 3, 4]
     assert t.averages.updates == 4
     assert not same(weights(objective.student), student)
@@ -369,9 +369,26 @@ def test_a_bad_later_phase_stops_what_follows_the_student():
 def test_ten_bad_steps_in_a_row_stop_the_run():
     t = trainer(Duel(bad=range(3, 13)))
     advance(t, 12)
-    assert t.skipped_in_a_row == 9
-    with pytest.raises(Diverged, match=r"10 steps in a row, up to step 13.*--train\.lr"):
+    assert t.failed["student"] == 9
+    with pytest.raises(
+        Diverged, match=r"10 updates of the student in a row, up to step 13.*lower --train\.lr"
+    ):
         t.advance()
+
+
+def test_good_steps_of_another_phase_do_not_hide_bad_ones():
+    objective = Duel(bad=range(0, 99, 2))
+    due = [Phase("head", objective.head, objective._draw("head"), objective._loss("head"))]
+    student = Phase(
+        *("student", objective.student, objective._draw("student"), objective._loss("student")),
+        due=lambda step: step % 2 == 0,
+    )
+    objective.phases = lambda: [*due, student]
+    t = trainer(objective)
+    advance(t, 18)
+    assert (t.failed["student"], t.failed["head"], t.skipped) == (9, 0, 9)
+    with pytest.raises(Diverged, match=r"10 updates of the student in a row, up to step 19"):
+        advance(t, 2)
 
 
 def test_a_good_step_starts_the_count_anew():

@@ -91,7 +91,7 @@ class Objective(nn.Module, ABC):
     ``derivative``, which the trainer chooses; ``second_order``, that it differentiates them again,
     for which forward mode is the only way. ``shardable`` is False where a loss takes a gradient
     within itself, for which sharded weights will not do. A method that couples samples names the
-    ``batch_multiple`` that a microbatch must have.
+    ``batch_multiple`` that a microbatch must have; one that needs some samples, ``batch_least``.
     """
 
     student: AbstractDenoiser
@@ -101,6 +101,7 @@ class Objective(nn.Module, ABC):
     second_order: bool = False
     shardable: bool = True
     batch_multiple: int = 1
+    batch_least: int = 1
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:

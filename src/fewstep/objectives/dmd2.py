@@ -14,8 +14,7 @@ $$w(t)\, \mathrm{mean}(\mu_f(x_t, t) - x)^2
 at every one; times and noise are each term's own. At the best d, the log of the densities' ratio
 r, the generator's term leads along $(s_f - s_r)/(1 + r)$. What a generator of several calls is
 asked was made by its calls before: see ``FewSteps``. The official critic learns on the very samples
-that an update was computed with; ours has noise of its own, hence fresh samples of the updated
-generator. Samples have the batch's conditions.
+that an update was computed with; ours on fresh ones of the updated generator, of the same labels.
 """
 
 from __future__ import annotations
@@ -109,7 +108,8 @@ class DMD2(Objective):
         laws = times, critic_times, None if judge is None else adversarial_times
         check_critic(student, fake, *filter(None, laws), judge=judge)
         weights = adversarial, adversarial_critic, penalty, penalty_std
-        if not (critic_updates >= 1 and min(weights) >= 0 and judged in ("fake", "teacher")):
+        sound = critic_updates >= 1 and all(w >= 0 for w in weights)
+        if not sound or judged not in ("fake", "teacher"):
             given = f"critic_updates={critic_updates}, weights {weights} and judged={judged!r}"
             raise UsageError(f"expected 1 or more, 0 or more, and fake or teacher, got {given}")
         self.student, self.teacher = student, on_path_of(student, teacher)

@@ -113,7 +113,7 @@ class TruncatedConsistency(Objective):
         self.curriculum = curriculum
         self.at = at
         self.times = times or TruncatedLogStudent(at, student.path.t_max)
-        self.share = share
+        self.share, self.batch_least = share, math.ceil(1 / share)
         self.boundary_weight = boundary_weight
         self.weight = weight
         self.distance = distance
@@ -127,7 +127,7 @@ class TruncatedConsistency(Objective):
         if count == 0:
             raise UsageError(
                 f"a share of {self.share} of {b} samples is none at t'; take (micro)batches of at "
-                f"least {math.ceil(1 / self.share)}"
+                f"least {self.batch_least}"
             )
         boundary = torch.zeros(b, dtype=torch.bool, device=rng.device)
         boundary[torch.randperm(b, generator=rng, device=rng.device)[:count]] = True

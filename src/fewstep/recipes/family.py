@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_type_hints
 
+from fewstep.errors import UsageError
 from fewstep.recipes.methods import METHODS
 from fewstep.recipes.places import Place
 from fewstep.recipes.trajectories import halving_stage
@@ -25,6 +27,7 @@ def recipe_of(place: Place, name: str) -> Callable[..., Run]:
 
     def build(**given: Any) -> Run:
         options = {p.name: p.default for p in parameters if p.default is not p.empty} | given
+        _check(recipe, options, [p.name for p in parameters])
         train = options.pop("train")
         if name == "progressive" and not train.decay_steps:
             # The learning rate falls to 0 in each of its stages.
@@ -48,6 +51,17 @@ def recipe_of(place: Place, name: str) -> Callable[..., Run]:
     build.__annotations__ = {p.name: p.annotation for p in parameters}
     build.__doc__ = _doc(method.build, place.start)
     return build
+
+
+def _check(recipe: str, options: dict[str, Any], known: list[str]) -> None:
+    if unknown := [name for name in options if name not in known]:
+        raise UsageError(f"{recipe} has no option {unknown[0]}; it has {', '.join(known)}")
+    if missing := [name for name in known if name not in options]:
+        raise UsageError(f"{recipe} needs the option {missing[0]}")
+    for name, value in options.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"--{name.replace('_', '-')} must be finite, got {value}")
 
 
 def _teacher(place: Place, name: str) -> str | None:

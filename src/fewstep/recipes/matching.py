@@ -286,9 +286,10 @@ def kd(start: Any, *, pairs: str = "", steps: int = 1, distance: DistanceName = 
 
     states = start.paired().times
     if steps not in {1, len(states)}:
+        served = "1" if len(states) == 1 else f"1 or {len(states)}"
         raise UsageError(
-            f"steps must be 1, or {len(states)} as these pairs have states, got {steps}; make "
-            "others with fewstep data pairs --paths STEPS-1"
+            f"--steps must be {served} with the states of these pairs, got {steps}; make others "
+            "with fewstep data pairs --paths STEPS-1"
         )
     return KnowledgeDistillation(
         start.student(), states=states, times=states[:steps], distance=parts.distance(distance)
@@ -319,6 +320,11 @@ def rcm(
     from fewstep.paths import Trig
     from fewstep.times import KarrasIndex, LogNormal, OnPath
 
+    if not (0 <= warmup <= 1 and weight >= 0 and critic_updates >= 1 and rate > 0):
+        raise UsageError(
+            "expected --warmup in [0, 1], --weight of 0 or more, --critic-updates of 1 or more and "
+            f"--rate above 0, got {warmup}, {weight}, {critic_updates} and {rate}"
+        )
     own, sigma_data = start.source.path, start.sigma_data
     path = Trig(t_max=math.atan(own.t_max / sigma_data), sigma_data=sigma_data)
     return RCM(
@@ -374,7 +380,9 @@ def _matching(
     # Noised again, an answer counts as clean data, in training as in sampling.
     path = VarianceExploding(0.0, own.t_max)
     levels = {"t_min": own.t_min, "t_max": top}
-    times = (first, *start.times(path, steps)[1:])
+    # From a lower level on, the later times keep their places on a logarithmic scale.
+    low, share = own.t_min, math.log(first / own.t_min) / math.log(own.t_max / own.t_min)
+    times = (first, *(low * (t / low) ** share for t in start.times(path, steps)[1:]))
     return start.student(path), {
         "teacher": start.teacher_on(path),
         "generate": FewSteps(times),

@@ -175,7 +175,7 @@ class Start:
         if not folder:
             return self
         assert self.model is not None
-        pairs = Pairs(folder)
+        pairs = Pairs(folder, verify=True)
         pairs.check(fingerprint(self.model.denoiser), self.guidance)
         return replace(self, data=Paired(self.data, pairs), pairs=pairs)
 

@@ -108,12 +108,6 @@ class Sharded(Strategy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        modules = [*modules]
-        if any(isinstance(m, LowRank) for module in modules for m in module.modules()):
-            raise UsageError(
-                "a denoiser of low-rank adapters shares its weights with another one, and shared "
-                "weights cannot be sharded twice; take --train.parallel ddp, or a whole copy"
-            )
         # It warns of answers that are views, in case somebody writes into them; nobody does.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(device.type, (size,))

@@ -53,6 +53,16 @@ class Feed:
                 raise batch
         return found
 
+    def close(self) -> None:
+        """End the workers, also where the traceback of an error still holds what reads from them.
+
+        They do not hear the signal by which Python would end them, and it would wait for ever.
+        """
+        ahead, self.ahead = self.ahead, None
+        shutdown = getattr(ahead, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+
     def _loader(self, config: TrainConfig, start: int) -> DataLoader[Batch]:
         order = _Order(start, config.steps, self.shards)
         return DataLoader(

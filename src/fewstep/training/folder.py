@@ -144,8 +144,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for part, prefix in (("arguments", ""), ("train", "train.")):
         old, new = old_run[part], new_run[part]
         names = {*old, *new} - (set(FREE) if part == "train" else set())
-        if before["versions"]["fewstep"] != now["versions"]["fewstep"]:
-            names &= {*old}  # what that version did not offer, nobody chose
         pairs += [(prefix + n, old.get(n), new.get(n)) for n in sorted(names)]
     for name in sorted({*before["frozen"], *now["frozen"]}):
         digests = before["frozen"].get(name, ""), now["frozen"].get(name, "")

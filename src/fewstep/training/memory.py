@@ -109,7 +109,7 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
     held |= {"averages": averages // share, "optimiser": 2 * sum(own.values()) // share}
     if sharded:
         held["blocks that are whole at once"] = _gathered(objective)
-    b = max(2, objective.batch_multiple)
+    b = max(2, objective.batch_multiple, objective.batch_least)
     few, more = (_batch(run, trainer, n) for n in (b, 2 * b))
     microbatches = config.accumulation // size
     held["batches"] = _tensors(few) * config.batch * microbatches // b
@@ -132,8 +132,8 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
         states = {name: 2 * size for name, size in own.items()}
         away = 0 if trainer.offload is None else trainer.offload.waiting(phase.name, states)
         passes += [Pass(name, gradients, beside, away) for name, beside in found]
-        if phase is phases[-1] and away:
-            passes.append(Pass("averages follow", 0, 0, away - averages))
+    if away := min((p.away for p in passes), default=0):
+        passes.append(Pass("averages follow", 0, 0, away - averages))
     return Estimate(held, passes, trainer.device.type == "cpu")
 
 
@@ -215,12 +215,14 @@ def _watched(
     parameters = [*phase.module.parameters()]
     with training(trainer.objective, phase.module), Watched() as watched:
         hooks = [p.register_post_accumulate_grad_hook(forget) for p in parameters if stay]
-        rng = Rng(trainer.config.seed, 0, phase.name, 0, trainer.device)
-        draws = phase.draw(batch, 0, rng)
+        step = trainer.config.steps - 1  # by then all terms are there
+        rng = Rng(trainer.config.seed, step, phase.name, 0, trainer.device)
+        draws = phase.draw(batch, step, rng)
         with trainer.autocast():
             draws = phase.prepared(batch, draws)
-            total = loss(batch, draws).total()
-        total.backward()
+            found = loss(batch, draws)
+        if found.terms:
+            found.total().backward()
         for hook in hooks:
             hook.remove()
     for parameter in parameters:

@@ -25,8 +25,8 @@ Optimizers = Mapping[str, torch.optim.Optimizer]
 class Offload:
     """Of one trainer; the last phase's things stay until another begins.
 
-    A frozen network comes back when it is called. It then stays through this phase's later turns,
-    so a network that a phase never calls does not move in and out.
+    A frozen network comes back when it, or a module in it, is called. It then stays through this
+    phase's later turns, so a network that a phase never calls does not move in and out.
 
     Args:
         objective: on its device. Frozen networks that adapters share are not moved.
@@ -35,14 +35,14 @@ class Offload:
     """
 
     def __init__(self, objective: Objective, averages: Averages, device: torch.device) -> None:
-        self.device, self.averages = device, averages
+        self.device, self.averages = torch.empty(0, device=device).device, averages
         adapted = {
             id(p) for m in objective.modules() if isinstance(m, LowRank) for p in m.net.parameters()
         }
         frozen = networks(objective.get_submodule(name) for name in objective.frozen)
         self.frozen = [net for net in frozen if adapted.isdisjoint(map(id, net.parameters()))]
-        for net in self.frozen:
-            net.register_forward_pre_hook(self._before)
+        self.of = {module: net for net in self.frozen for module in net.modules()}
+        self.hooks = [module.register_forward_pre_hook(self._before) for module in self.of]
         self.called: dict[str, set[nn.Module]] = {p.name: set() for p in objective.phases()}
         self.phase = ""
         self.copies: Any = WeakTensorKeyDictionary()
@@ -61,6 +61,15 @@ class Offload:
         for net in self.called[phase]:
             self._return(_tensors(net))
         self._return(_state(optimizers[phase]))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)  # copies may be read from now on
+
+    def end(self) -> None:
+        """Have everything back, and watch no more."""
+        for hook in self.hooks:
+            hook.remove()
+        for tensor in [*self.copies]:
+            self._return([tensor])
 
     def have(self, module: nn.Module) -> None:
         """Have an average back, until the next phase begins."""
@@ -78,8 +87,9 @@ class Offload:
         others = sum(size for name, size in sizes.items() if name != phase)
         return others + sum(t.nbytes for module in modules for t in _tensors(module))
 
-    def _before(self, net: nn.Module, _: Any) -> None:
-        if self.phase and net not in self.called[self.phase]:
+    def _before(self, module: nn.Module, _: Any) -> None:
+        net = self.of.get(module)
+        if self.phase and net is not None and net not in self.called[self.phase]:
             self.called[self.phase].add(net)
             self._return(_tensors(net))
 
@@ -92,7 +102,7 @@ class Offload:
                 if copy is None:
                     pinned = self.device.type != "cpu"
                     copy = torch.empty_like(tensor, device="cpu", pin_memory=pinned)
-                copy.copy_(tensor.detach())
+                copy.copy_(tensor.detach(), non_blocking=True)
             self.copies[tensor] = copy
             tensor.data = copy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
 from fewstep.training.snapshots import snapshot
-from fewstep.training.trainer import Trainer
+from fewstep.training.trainer import Trainer, check
 
 PICTURED = 64
 """Samples in a picture of a run."""
@@ -69,6 +70,7 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
         if fresh and world.first and (aside := folder.move_aside()):
             _say(f"moved the old run to {aside}")
         trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)
+        stack.callback(trainer.close)
         record = describe(run, device, trainer.fingerprints)
         _open(folder, record, world, stack)
         resumed = world.agreed(checkpoints.newest(folder.checkpoints))
@@ -90,6 +92,7 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
 def dry(run: Run) -> str:
     """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
     device = _device(run.config)
+    check(run.objective, run.config, World(size=int(os.environ.get("WORLD_SIZE") or 1)))
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
     return plan(run, describe(run, device, trainer.fingerprints), trainer)

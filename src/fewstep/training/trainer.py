@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
-from fewstep.models import AbstractDenoiser, Network
+from fewstep.models import AbstractDenoiser, LowRank, Network
+from fewstep.models.discriminator import Heads
 from fewstep.objectives.base import Objective, Phase
 from fewstep.objectives.terms import frozen_copy
 from fewstep.processes import ALONE, World
@@ -35,11 +36,11 @@ from fewstep.training.offload import Offload
 from fewstep.training.optimizers import load_optimizer, optimizer_of
 
 PATIENCE = 10
-"""Steps in a row with a non-finite gradient after which a run stops."""
+"""Updates of a phase in a row with a non-finite gradient after which a run stops."""
 
 
 class Diverged(RuntimeError):
-    """Too many non-finite gradients in a row."""
+    """Too many non-finite gradients of a phase in a row."""
 
 
 class Trainer:
@@ -68,7 +69,7 @@ class Trainer:
         world: World = ALONE,
         augment: Augment | None = None,
     ) -> None:
-        _check(objective, config, world)
+        check(objective, config, world)
         _check_labels(objective, data)
         self.objective = objective.to(device)
         self.data, self.config, self.device, self.world = data, config, device, world
@@ -80,7 +81,8 @@ class Trainer:
         self.fingerprints = {n: fingerprint(objective.get_submodule(n)) for n in objective.frozen}
         self.step = 0
         self.stage, self.stage_start = objective.stage(0), 0
-        self.skipped = self.skipped_in_a_row = 0
+        self.skipped = 0
+        self.failed = {p.name: 0 for p in objective.phases()}
         self.scales = {p.name: LossScale(config.precision) for p in objective.phases()}
         self.spikes = {p.name: Spikes(config.spike) for p in objective.phases()}
         self.feed: Feed | None = None
@@ -120,6 +122,7 @@ class Trainer:
         good, student_moved = True, False
         for phase in (p for p in self.objective.phases() if p.due(self.step)):
             good = self._update(phase, batches, rate, logs)
+            self.failed[phase.name] = 0 if good else self.failed[phase.name] + 1
             if not good:
                 break
             student_moved |= _holds(phase.module, self.objective.student)
@@ -128,16 +131,17 @@ class Trainer:
             if student_moved:
                 self._have_averages()
                 self.averages.update(self.objective.student)
-        self.skipped_in_a_row = 0 if good else self.skipped_in_a_row + 1
         self.skipped += not good
         self.step += 1
         # A phase that is not due when a row is written is told of by its last update.
         self.latest |= logs
-        if self.skipped_in_a_row >= PATIENCE:
-            raise Diverged(
-                f"{PATIENCE} steps in a row, up to step {self.step}, had gradients that are not "
-                "finite; lower --train.lr, clip with --train.clip 1, or check the data"
-            )
+        for name, count in self.failed.items():
+            if count >= PATIENCE:
+                raise Diverged(
+                    f"{PATIENCE} updates of the {name} in a row, up to step {self.step}, had "
+                    "gradients that are not finite; lower --train.lr, clip with --train.clip 1, or "
+                    "check the data"
+                )
         return logs
 
     def _batches(self) -> list[Batch]:
@@ -222,6 +226,13 @@ class Trainer:
             self.averages.restart(self.objective.student)
             self.spikes = {name: Spikes(self.config.spike) for name in self.spikes}
 
+    def close(self) -> None:
+        """End what fetches batches, and have back what waits elsewhere."""
+        if self.feed is not None:
+            self.feed.close()
+        if self.offload is not None:
+            self.offload.end()
+
     def _have_averages(self) -> None:
         if self.offload is not None:
             for copy in self.averages.copies.values():
@@ -251,7 +262,7 @@ class Trainer:
             "stage": self.stage,
             "stage_start": self.stage_start,
             "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            "failed": self.failed,
             "updates": self.averages.updates,
             "scales": {name: scale.state() for name, scale in self.scales.items()},
             "norms": {name: spikes.norms for name, spikes in self.spikes.items()},
@@ -278,7 +289,7 @@ class Trainer:
             load_into(copy, tensors, f"average.{name}.", source)
         self.step = values["step"]
         self.stage, self.stage_start = values["stage"], values["stage_start"]
-        self.skipped, self.skipped_in_a_row = values["skipped"], values["skipped_in_a_row"]
+        self.skipped, self.failed = values["skipped"], dict(values["failed"])
         self.averages.updates = values["updates"]
         self.latest = dict(values["latest"])
         for name, scale in self.scales.items():
@@ -305,15 +316,22 @@ def _holds(module: nn.Module, student: nn.Module) -> bool:
 def _check_labels(objective: Objective, data: Dataset) -> None:
     """A label beyond a table's end would be an error deep inside, or on a GPU the end of it all."""
     for module in objective.modules():
-        known = getattr(module, "options", {}).get("classes", 0)
-        if 0 < known < data.labels:
+        told = isinstance(module, Heads) or "label" in getattr(module, "cond_keys", ())
+        options = getattr(module, "options", None)
+        known = options.get("classes") if told and isinstance(options, Mapping) else None
+        if known and known < data.labels:
             raise UsageError(
                 f"{type(module).__name__} knows {known} label(s), the data has {data.labels}; "
                 f"make it with classes={data.labels}"
             )
 
 
-def _check(objective: Objective, config: TrainConfig, world: World) -> None:
+def check(objective: Objective, config: TrainConfig, world: World) -> None:
+    """Whether these can train together.
+
+    Raises:
+        UsageError: settings that contradict each other, the number of processes or the method.
+    """
     if config.accumulation % world.size:
         samples = config.batch * config.accumulation
         fits = config.accumulation * world.size
@@ -332,6 +350,11 @@ def _check(objective: Objective, config: TrainConfig, world: World) -> None:
             f"{type(objective).__name__} needs microbatches of a multiple of "
             f"{objective.batch_multiple} samples, got --train.batch {config.batch}"
         )
+    if config.batch < objective.batch_least:
+        raise UsageError(
+            f"{type(objective).__name__} needs microbatches of at least {objective.batch_least} "
+            f"samples, got --train.batch {config.batch}"
+        )
     trained = {p.name: {id(w) for w in p.module.parameters()} for p in objective.phases()}
     for name, weights in trained.items():
         if not weights:
@@ -344,7 +367,13 @@ def _check(objective: Objective, config: TrainConfig, world: World) -> None:
                     f"{type(objective).__name__}'s {held} is to stay as it is, and has weights "
                     f"that its {name} learns; give a copy of the one or the other"
                 )
-    if not objective.shardable and world.size > 1 and config.parallel == "fsdp":
+    sharded = world.size > 1 and config.parallel == "fsdp"
+    if sharded and any(isinstance(m, LowRank) for m in objective.modules()):
+        raise UsageError(
+            "a denoiser of low-rank adapters shares its weights with another one, and shared "
+            "weights cannot be sharded twice; take --train.parallel ddp, or a whole copy"
+        )
+    if sharded and not objective.shardable:
         raise UsageError(
             f"{type(objective).__name__} with a discriminator takes a gradient within its loss, "
             "for which weights cannot be sharded; take --train.parallel ddp"
@@ -354,12 +383,12 @@ def _check(objective: Objective, config: TrainConfig, world: World) -> None:
             f"{type(objective).__name__} takes forward-mode derivatives, which torch.compile gets "
             "wrong or refuses in normalisation layers (pytorch#197090); leave out --train.compile"
         )
-    if config.compile and world.size > 1 and config.parallel == "fsdp":
+    if config.compile and sharded:
         raise UsageError(
             "compiled networks and shards have not been made to work together; take "
             "--train.parallel ddp, or leave out --train.compile"
         )
-    if config.offload and (config.compile or (world.size > 1 and config.parallel == "fsdp")):
+    if config.offload and (config.compile or sharded):
         raise UsageError(
             "compiled networks and shards stay where they are; leave out --train.offload, or take "
             "--train.parallel ddp without --train.compile"
