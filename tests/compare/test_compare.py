@@ -156,6 +156,20 @@ def test_a_method_that_fails_is_told_and_the_others_go_on(study):
     assert "failed: UsageError: Doubling" in (out / "report.html").read_text()
 
 
+def test_a_comparison_without_a_result_says_so(teacher, tmp_path, capsys):
+    outcome = fewstep(capsys, *command(teacher, tmp_path, "ict", "1100samples"))
+    assert outcome.code == 2
+    assert "all 1 training(s) failed, the first by UsageError: Doubling" in outcome.err
+    assert "Doubling" in (tmp_path / "report.html").read_text()
+
+
+def test_no_pairs_are_made_for_who_does_not_learn_from_them(teacher, tmp_path, capsys):
+    outcome = fewstep(capsys, *command(teacher, tmp_path, "dmd+regression=0", "1100samples"))
+    assert outcome.code == 0
+    assert not (tmp_path / "pairs").exists()
+    assert read(tmp_path)["methods"]["dmd+regression=0"]["settings"][0]["pairs"] == ""
+
+
 def test_the_page_needs_no_other_file(study):
     out, _ = study
     page = (out / "report.html").read_text()

@@ -89,6 +89,12 @@ class Entrant:
         """Of its teacher; 1 is none."""
         return self.values(place).get("guidance", 1.0)
 
+    def learns_from_pairs(self, place: Place) -> bool:
+        """Whether it needs some of the teacher."""
+        known = self.parameters(place)
+        needed = known["regression"].default if "regression" in known else True
+        return "pairs" in known and bool(self.values(place).get("regression", needed))
+
     def parameters(self, place: Place) -> Mapping[str, Parameter]:
         """Of the recipe."""
         return signature(recipe_of(place, self.method)).parameters
@@ -114,7 +120,8 @@ def _value(method: str, name: str, text: str, known: Mapping[str, Parameter]) ->
         with suppress(ValueError):
             if one in {int, float, str}:
                 return one(text)
-    raise UsageError(f"{method}: {name} cannot be {text!r}; it is {kind}")
+    kinds = [getattr(one, "__name__", repr(one)) for one in get_args(kind) or (kind,)]
+    raise UsageError(f"{method}: {name} cannot be {text!r}; it is {' or '.join(kinds)}")
 
 
 @dataclass(frozen=True)
@@ -201,8 +208,11 @@ class Entry:
             "resolution": self.study.resolution,
             # As the teacher, whatever the data has.
             "labels": "label" in self.protocol.train.cond,
-            "pairs": str(self.folder.parents[1] / paired(self.entrant.guidance(place))),
+            "pairs": "",
         }
+        if self.entrant.learns_from_pairs(place):
+            folder = paired(self.entrant.guidance(place))
+            known["pairs"] = str(self.folder.parents[1] / folder)
         own = {k: v for k, v in known.items() if k in signature(build).parameters}
         if name == self.entrant.method:
             own |= self.entrant.values(place)

@@ -150,6 +150,7 @@ class Study:
         common = self._common(model, protocol, out) | self._pairs(model, out)
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         rounds = [(seed, name) for seed in seeds for name in self.methods]
+        failed: list[str] = []
         for i, (seed, name) in enumerate(rounds):
             place = out / name / f"seed-{seed}"
             result = place / "result.json"
@@ -165,8 +166,14 @@ class Study:
                     place.mkdir(parents=True, exist_ok=True)
                     (place / "failed.txt").write_text(traceback.format_exc(), encoding="utf-8")
                     _say(f"    failed: {found['failed'].splitlines()[0]}")
+                failed += [found["failed"]] if "failed" in found else []
                 write_json(result, found)
             write_report(self, common, out)
+        if len(failed) == len(rounds):
+            raise UsageError(
+                f"all {len(failed)} training(s) failed, the first by {failed[0]}; "
+                f"{out / 'report.html'} tells of each"
+            )
 
     def _teacher(self) -> str:
         if self.data in STANDARD and self.data not in SMALL:
@@ -189,7 +196,7 @@ class Study:
     def _pairs(self, model: Model, out: Path) -> dict[str, Any]:
         """What methods learn from that want the teacher's own pairs, and what it costs to make."""
         entrants = [Entrant.of(text) for text in self.methods]
-        learning = [e for e in entrants if "pairs" in e.parameters(self.place)]
+        learning = [e for e in entrants if e.learns_from_pairs(self.place)]
         scales = sorted({e.guidance(self.place) for e in learning})
         if not scales:
             return {}
