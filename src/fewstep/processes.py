@@ -122,5 +122,6 @@ def joined() -> Iterator[World]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield world
+        dist.barrier()  # nobody leaves while another still speaks to them
     finally:
         dist.destroy_process_group()

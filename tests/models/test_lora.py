@@ -13,7 +13,7 @@ from every_net import BUILDS, built, conditions
 from fewstep.core import Batch, UsageError
 from fewstep.models import EDM, Denoiser, Guided, Judge, LowRank, features_of
 from fewstep.models.lora import Adapter
-from fewstep.training.distribution import Sharded, checkpoint_blocks, networks, units
+from fewstep.training.distribution import checkpoint_blocks, networks, units
 from oracles import D, normal
 
 T = torch.tensor([0.3, 1.0, 5.0], dtype=D)
@@ -156,5 +156,3 @@ def test_what_cannot_be_adapted_is_refused():
         LowRank(teacher(), rank=0)
     with pytest.raises(UsageError, match="no linear map"):
         LowRank(Denoiser(Bare(), EDM(sigma_data=0.5)))
-    with pytest.raises(UsageError, match="sharded"):
-        Sharded([nn.ModuleDict({"fake": LowRank(teacher())})], torch.device("cpu"), 2)

@@ -272,6 +272,14 @@ def test_a_dry_run_plans_every_loss(place, name, at):
         assert f"{phase.name}: " in told or f"{phase.name}, loss" in told
 
 
+def test_a_plan_for_processes_that_cannot_share_is_refused(at, monkeypatch):
+    run = built("digits", "dmd2", at, lora=2)
+    shared = replace(run, config=replace(run.config, accumulation=2, parallel="fsdp"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="shared weights cannot be sharded twice"):
+        dry(shared)
+
+
 def test_too_few_samples_for_a_share_are_told_before(at, tmp_path):
     run = built("digits", "tcm", at)
     few = replace(run, config=settings(steps=3, batch=2))
@@ -335,7 +343,7 @@ def test_pairs_are_to_be_made_of_the_guided_teacher(at):
 
 def test_pairs_have_the_states_that_steps_need(at):
     with pytest.raises(
-        UsageError, match=r"must be 1, or 2 as these pairs have states, got 3.*--paths"
+        UsageError, match=r"--steps must be 1 or 2 with the states of .*, got 3.*--paths"
     ):
         built("toys", "kd", at, steps=3)
 

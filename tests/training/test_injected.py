@@ -180,7 +180,7 @@ def test_a_teacher_of_bad_weights_changes_nothing(value):
     before = tensors(t.state())
     for _ in range(9):
         skips_and_stays(t)
-    with pytest.raises(Diverged, match="10 steps in a row, up to step 10"):
+    with pytest.raises(Diverged, match="10 updates of the student in a row, up to step 10"):
         t.advance()
     assert differing(before, t.state()[0]) == []
 
@@ -199,7 +199,7 @@ def test_a_run_that_stays_bad_stops_with_good_checkpoints(tmp_path, capsys, monk
         patched.setattr(Denoising, "loss", spoilt)
         outcome = fewstep(capsys, *words, "--train.sample-every", 0)
     assert outcome.code == 1
-    assert "10 steps in a row, up to step 15" in outcome.err.splitlines()[-1]
+    assert "10 updates of the student in a row, up to step 15" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
     states = {p.name: checkpoints.read(p) for p in sorted((out / "checkpoints").iterdir())}
     assert [*states] == ["000000004", "000000008", "000000012"]
