@@ -220,10 +220,10 @@ _LEVELS: dict[str, Any] = {"level": 1.5, "highest": 5.0, "critic_updates": 2}
 """In minutes a generator does not learn to start from almost nothing but noise."""
 
 _CHASED: dict[str, Any] = {"batch": 64, "lr": 5e-4, "betas": (0.0, 0.999)}
-"""Momentum lets a critic chase what the generator left."""
+"""With momentum, generators that face a discriminator fall behind; the others do not mind."""
 
 _ADVERSARIAL: dict[str, Any] = {"lr": 2e-4, "clip": 10.0, "betas": (0.0, 0.99)}
-"""Momentum makes two players circle each other."""
+"""With momentum LADD stays far from the digits."""
 
 _COMPARED = {
     "progressive": "1 call: fd 0.541",
