@@ -14,7 +14,7 @@ from PIL import Image
 from fewstep.cli import main
 from fewstep.core import Batch
 from fewstep.data import Dataset, Indices
-from fewstep.recipes import RECIPES, TrainConfig
+from fewstep.recipes import TrainConfig, recipe
 from fewstep.training.config import Run
 from fewstep.training.train import train
 
@@ -26,7 +26,7 @@ OPTIONS = {
     "toy-ct": NETWORK,
     "digits-edm": NETWORK,
     "digits-cd": {},
-    "digits-ct": NETWORK,
+    "digits-ct": {**NETWORK, "teacher": "none"},
     "edm": {"resolution": 16, **UNET},
     "cd": {"resolution": 16},
     "ct": {"resolution": 16, **UNET},
@@ -77,20 +77,20 @@ class WithPairs:
         return dataclasses.replace(batch, aux=aux)
 
 
-def build(recipe: str, *, data: Path | None = None, teacher: Path | None = None, **train: Any):
+def build(name: str, *, data: Path | None = None, teacher: Path | None = None, **train: Any):
     """A tiny run of a recipe, without its report."""
-    own = dict(OPTIONS[recipe])
-    if recipe in {"edm", "cd", "ct"}:
+    own: dict[str, Any] = dict(OPTIONS[name])
+    if name in {"edm", "cd", "ct"}:
         own["data"] = str(data)
-    if recipe in TEACHERS:
+    if name in TEACHERS:
         own["teacher"] = str(teacher)
-    run: Run = RECIPES[recipe].build(**own, train=settings(**train))
+    run: Run = recipe(name, **own, train=settings(**train)).build()
     return dataclasses.replace(run, finish=None)
 
 
-def trained(out: Path, recipe: str, **given: Any) -> Path:
+def trained(out: Path, name: str, **given: Any) -> Path:
     """The run folder of a tiny run."""
-    train(build(recipe, **given), out)
+    train(build(name, **given), out)
     return out
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fewstep.errors import UsageError as UsageError
     from fewstep.model import Model as Model
     from fewstep.model import load as load
+    from fewstep.recipes import recipe as recipe
     from fewstep.training.train import train as train
 
 _HOMES = {
@@ -23,10 +24,11 @@ _HOMES = {
     "Model": "fewstep.model",
     "UsageError": "fewstep.errors",
     "load": "fewstep.model",
+    "recipe": "fewstep.recipes",
     "train": "fewstep.training.train",
 }
 
-__all__ = ["Batch", "Model", "UsageError", "__version__", "load", "recipes", "train"]
+__all__ = ["Batch", "Model", "UsageError", "__version__", "load", "recipe", "recipes", "train"]
 
 
 def __getattr__(name: str) -> Any:

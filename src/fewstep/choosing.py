@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 import tyro
 
 from fewstep.errors import UsageError
-from fewstep.recipes.methods import METHODS
+from fewstep.recipes.methods import STUDENTS
 
 
 def compare(
     *,
     data: str = "digits",
-    methods: str = ",".join(METHODS),
+    methods: str = ",".join(STUDENTS),
     budget: str = "60s",
     seeds: int = 3,
     first_seed: int = 1,
@@ -44,11 +44,11 @@ def compare(
         n: samples and held-out data compared, at most.
         out: the folder of runs and report; by default runs/compare-DATA.
     """
-    from fewstep.compare import Budget, Study
+    from fewstep.compare import Budget, Plan, Study
     from fewstep.training.train import Interrupted
     from fewstep.verbs import numbers
 
-    study = Study(
+    plan = Plan(
         data=data,
         methods=methods.split(","),
         budget=Budget.of(budget),
@@ -61,7 +61,7 @@ def compare(
         n=n,
     )
     try:
-        page = study.run(out or Path("runs") / f"compare-{Path(data).stem}")
+        page = Study(plan).run(out or Path("runs") / f"compare-{Path(data).stem}")
     except Interrupted as stopped:
         print(f"fewstep: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.signum) from None
@@ -119,12 +119,14 @@ def search(
 
     from fewstep import evaluation
     from fewstep import search as searching
+    from fewstep.data.catalogue import judging_features
+    from fewstep.recipes.records import own_data
 
     loaded = load(model, average=average, device=device)
     config = (folder / "config.json").read_text(encoding="utf-8")
     contract = loaded.contract
     searching.check(contract.sampling, contract.method, counts, seed)
-    data = data or evaluation.own_data(model)
+    data = data or own_data(model)
     learnt, judge = evaluation.learnt(data, contract.data, features, loaded.device)
     n = min(n, len(learnt))
     distance = searching.distance_to(learnt, loaded, metric, judge, n, seed)
@@ -145,7 +147,7 @@ def search(
     record = {
         "data": data,
         "metric": metric,
-        "features": features or ("digits" if data == "digits" else "pixels"),
+        "features": features or judging_features(data),
         "n": n,
         "seed": seed,
         "evaluations": evaluations,

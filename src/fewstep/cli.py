@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
@@ -16,7 +16,8 @@ from fewstep.choosing import compare, search
 from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.files import TEMPORARY
 from fewstep.preparing import pairs, prepare
-from fewstep.recipes import RECIPES, recipe
+from fewstep.recipes import NAMES, Recipe, rebuild, recipe
+from fewstep.recipes.options import NONE
 from fewstep.verbs import average, bench, evaluate, sample
 
 USAGE = """\
@@ -130,6 +131,22 @@ def _call(prog: str, function: Callable[..., Any], args: list[str]) -> Any:
     return tyro.cli(function, prog=prog, args=args)
 
 
+Chosen = TypeVar("Chosen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Generic[Chosen]):
+    """The options of ``fewstep train``."""
+
+    recipe: Annotated[Chosen, tyro.conf.arg(name="")]
+    out: Path
+    """The run folder; the same command resumes the run that is in it."""
+    fresh: bool = False
+    """Move an old run aside first, and start anew."""
+    dry_run: bool = False
+    """Print what would be done and the memory that it needs, and stop."""
+
+
 # Verbs.
 
 
@@ -137,30 +154,46 @@ def _recipes(args: list[str]) -> None:
     if args and args[0] not in {"-h", "--help"}:
         raise UsageError(f"fewstep recipes takes no arguments, got {args}")
     names = ("recipe", "method", "data", "teacher", "cost", "result")
-    lines = [
-        names,
-        *((n, r.method, r.data, r.teacher, r.cost, r.result) for n, r in RECIPES.items()),
-    ]
+    lines = [names, *map(_line, NAMES)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     for line in lines:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
 
 
+def _line(name: str) -> tuple[str, ...]:
+    """A recipe's line of ``fewstep recipes``."""
+    shown = recipe(name)
+    teacher = shown.start.teacher
+    own = teacher.removeprefix("runs/") == teacher
+    source = "-" if teacher == NONE else teacher if own else shown.place.trained_by(shown.method)
+    result = shown.place.setting(shown.method).result
+    return (name, shown.method.title, shown.place.title, source, shown.cost, result)
+
+
 def _train(args: list[str]) -> None:
     if not args or args[0] in {"-h", "--help"}:
-        print("usage: fewstep train RECIPE [options]; fewstep train RECIPE --help lists them\n")
+        print("usage: fewstep train RECIPE [options]; fewstep train RECIPE --help lists them")
+        print("       fewstep train --again RUN --out NEW [options] repeats a run\n")
         _recipes([])
         return
-    name, chosen = args[0], recipe(args[0])
-    (out, fresh, dry_run), run = _call(
-        f"fewstep train {name}", _with_out(chosen.build, name), args[1:]
+    if args[0] == "--again" and len(args) > 1:
+        first, prog, rest = rebuild(args[1]), f"fewstep train --again {args[1]}", args[2:]
+        out = None
+    else:
+        first, prog, rest = recipe(args[0]), f"fewstep train {args[0]}", args[1:]
+        out = Path("runs") / args[0]
+    default = Training(recipe=first, out=out or tyro.MISSING)
+    kind = Training[Recipe[first.method.options]]
+    chosen = tyro.cli(
+        kind, default=default, prog=prog, args=rest, description=first.method.options.__doc__
     )
+    run = chosen.recipe.build()
     from fewstep.training.train import dry, train
 
-    if dry_run:
+    if chosen.dry_run:
         print(dry(run))
         return
-    train(run, out, fresh=fresh)
+    train(run, chosen.out, fresh=chosen.fresh)
 
 
 def _data(args: list[str]) -> None:
@@ -172,36 +205,3 @@ def _data(args: list[str]) -> None:
         _call(f"fewstep data {args[0]}", verbs[args[0]], args[1:])
     else:
         raise UsageError(f"unknown command {'data ' + args[0]!r}; {nearest(args[0], verbs)}")
-
-
-def _with_out(build: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The recipe's function with the options that every training has."""
-    own = {
-        "out": (Annotated[Path, tyro.conf.arg(help="The run folder.")], Path("runs") / name),
-        "fresh": (
-            Annotated[bool, tyro.conf.arg(help="Move an old run aside first.")],
-            False,
-        ),
-        "dry_run": (
-            Annotated[bool, tyro.conf.arg(help="Print what would be done, and its memory.")],
-            False,
-        ),
-    }
-
-    def command(**given: Any) -> tuple[tuple[Path, bool, bool], Any]:
-        return (given.pop("out"), given.pop("fresh"), given.pop("dry_run")), build(**given)
-
-    parameters = [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
-        for n, (kind, value) in own.items()
-    ]
-    signature = inspect.signature(build)
-    hints = get_type_hints(build, include_extras=True)
-    theirs = [p.replace(annotation=hints[n]) for n, p in signature.parameters.items()]
-    command.__signature__ = signature.replace(  # pyright: ignore[reportFunctionMemberAccess]
-        parameters=[*theirs, *parameters], return_annotation=Any
-    )
-    command.__annotations__ = {n: hints[n] for n in signature.parameters}
-    command.__annotations__ |= {n: kind for n, (kind, _) in own.items()}
-    command.__doc__ = inspect.getdoc(build)
-    return command

@@ -7,12 +7,12 @@ same protocol give the floor.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
-from fewstep.data import STANDARD, Dataset, digits, open_images, toy
-from fewstep.data.toys import SAMPLERS
+from fewstep.data import Dataset
+from fewstep.data.catalogue import entry, held_out_data, judging_features, training_data
+from fewstep.data.prepared import SUFFIX
 from fewstep.errors import nearest
 from fewstep.metrics import (
     Features,
@@ -39,7 +40,7 @@ from fewstep.metrics import (
     precision_recall,
     sliced_wasserstein,
 )
-from fewstep.model import Model, find
+from fewstep.model import Model
 from fewstep.processes import ALONE, World
 from fewstep.tables import table, write_metrics
 
@@ -47,10 +48,8 @@ __all__ = [
     "METRICS",
     "Protocol",
     "chosen",
-    "digits_protocol",
     "learnt",
     "named_protocol",
-    "own_data",
     "shared",
     "table",
     "write_metrics",
@@ -208,113 +207,77 @@ class _Judged:
         return moments.moments()
 
 
-def digits_protocol() -> Protocol:
-    """1,200 training digits, 597 held out, and the bundled classifier's features."""
-    train, held_out = digits("train"), digits("held_out")
-    return Protocol(
-        train.batch(np.arange(len(train))),
-        held_out.batch(np.arange(len(held_out))),
-        digits_features(),
-    )
+FEATURES: dict[str, Callable[[], Features]] = {
+    "digits": digits_features,
+    "pixels": lambda: flatten,
+}
+"""The features that data is judged in unless others are asked for, by the catalogue's name."""
 
 
 def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> Protocol:
-    """The protocol of a data set's name or of two folders of images.
+    """The protocol of a data set.
 
     Args:
-        data: ``digits``, a toy, a standard data set, or the images that the model learnt from: a
-            folder, a zip or a prepared file.
-        held_out: likewise, images that it never saw.
-        made: what the model draws; images are read at its resolution.
-        n: at most so many held-out images, a seeded choice of them.
+        data: the name or path of what the model learned from.
+        held_out: the path of data that it never saw, where the data has none of its own.
+        made: what the model generates; images are read at its resolution.
+        n: at most so many held-out samples, a seeded choice of them.
 
     Raises:
-        UsageError: the data is not what the model draws, or its held-out part is missing.
+        UsageError: the data is not what the model generates, or its held-out part is missing.
     """
-    if data == "digits":
-        found = digits_protocol()
-    elif data in SAMPLERS:
-        parts = [toy(data, size, seed) for size, seed in ((20_000, 0), (n, 1))]
-        train, rest = (part.batch(np.arange(len(part))) for part in parts)
-        found = Protocol(train, rest, flatten)
-    else:
-        found = _of_images(*_image_sets(data, held_out, made), n)
-    for name, part in ((data, found.train), (held_out or data, found.held_out)):
-        label = part.cond.get("label")
-        classes = 0 if label is None else int(label.max()) + 1
-        if (tuple(part.x0.shape[1:]), classes) != (tuple(made.shape), made.labels):
-            raise UsageError(
-                f"the model draws {tuple(made.shape)} with {made.labels} labels, {name} is "
-                f"{tuple(part.x0.shape[1:])} with {classes}; give what it learnt from with --data "
-                "and the like, unseen, with --held-out"
-            )
-    return found
+    like = _like(data, made)
+    train, unseen = training_data(data, **like), held_out_data(data, held_out, n, **like)
+    for name, part in ((data, train), (held_out or data, unseen)):
+        _check_made(name, part, made, "and the like, unseen, with --held-out")
+    order = np.random.default_rng(entropy(FIRST_SEED, "held out")).permutation(len(unseen))
+    rest = unseen.batch(np.sort(order[:n]))
+    if len(rest) > len(train):
+        raise UsageError(
+            f"the held-out samples ({len(rest)}) must not outnumber the others ({len(train)})"
+        )
+    return Protocol(train.batch(np.arange(len(train))), rest, FEATURES[judging_features(data)]())
 
 
 def learnt(
     data: str, made: DataSpec, features: str | None, device: torch.device
 ) -> tuple[Dataset, Features]:
-    """What a model learnt from, without anything held out, and the features to judge it in.
+    """What a model learned from, without anything held out, and the features to judge it in.
 
     Args:
         data: as in :func:`named_protocol`.
-        made: what the model draws.
+        made: what the model generates.
         features: NAME or NAME:FILE, or None for the usual ones of the data.
         device: where networks judge.
 
     Raises:
-        UsageError: the data is not what the model draws, or features that cannot be had.
+        UsageError: the data is not what the model generates, or features that cannot be had.
     """
-    if data == "digits":
-        found = digits("train")
-    elif data in SAMPLERS:
-        found = toy(data, 20_000, 0)
-    elif data in STANDARD:
-        found = STANDARD[data]("train")
-        found = found if made.labels else found.unlabelled()
-    else:
-        found = _own_images(data, made)
-    if (tuple(found.shape), found.labels) != (tuple(made.shape), made.labels):
-        raise UsageError(
-            f"the model draws {tuple(made.shape)} with {made.labels} labels, {data} is "
-            f"{tuple(found.shape)} with {found.labels}; give what it learnt from with --data"
-        )
+    train = training_data(data, **_like(data, made))
+    _check_made(data, train, made, "")
     if features is not None:
-        return found, named_features(features, device)
-    return found, digits_features() if data == "digits" else flatten
+        return train, named_features(features, device)
+    return train, FEATURES[judging_features(data)]()
 
 
-def _own_images(source: str, made: DataSpec) -> Dataset:
-    """A folder, zip or prepared file at the model's resolution."""
+def _like(data: str, made: DataSpec) -> dict[str, Any]:
+    """How to read data so that it is what a model generates."""
+    like: dict[str, Any] = {"labels": made.labels > 0}
+    if entry(data) is not None or Path(data).suffix == SUFFIX:
+        return like
     channels, *sides = made.shape if len(made.shape) == 3 else (0, 0, 0)
     if channels not in (1, 3) or sides[0] != sides[1]:
         raise UsageError(f"the model draws {tuple(made.shape)}, which no image folder holds")
-    kind = "auto" if made.labels else "none"
-    return open_images(Path(source), sides[0], kind, channels=channels)
+    return {**like, "resolution": sides[0], "channels": channels}
 
 
-def _image_sets(data: str, held_out: str | None, made: DataSpec) -> tuple[Dataset, Dataset]:
-    """What a model of images learnt from, and what it never saw."""
-    if data in STANDARD:
-        if held_out is not None:
-            raise UsageError(f"{data} has held-out images of its own; leave out --held-out")
-        learnt, unseen = (STANDARD[data](split) for split in ("train", "held_out"))
-        return (learnt, unseen) if made.labels else (learnt.unlabelled(), unseen.unlabelled())
-    if held_out is None:
+def _check_made(name: str, data: Dataset, made: DataSpec, further: str) -> None:
+    if (tuple(data.shape), data.labels) != (tuple(made.shape), made.labels):
         raise UsageError(
-            f"to judge on {data} also give images that the model never saw: --held-out FOLDER"
+            f"the model draws {tuple(made.shape)} with {made.labels} labels, {name} is "
+            f"{tuple(data.shape)} with {data.labels}; give what it learnt from with --data "
+            f"{further}"
         )
-    return _own_images(data, made), _own_images(held_out, made)
-
-
-def _of_images(learnt: Dataset, unseen: Dataset, n: int) -> Protocol:
-    order = np.random.default_rng(entropy(FIRST_SEED, "held out")).permutation(len(unseen))
-    rest = unseen.batch(np.sort(order[:n]))
-    if len(rest) > len(learnt):
-        raise UsageError(
-            f"the held-out images ({len(rest)}) must not outnumber the others ({len(learnt)})"
-        )
-    return Protocol(learnt.batch(np.arange(len(learnt))), rest, flatten)
 
 
 def chosen(
@@ -352,28 +315,6 @@ def shared(protocol: Protocol, world: World) -> Protocol:
     if world.size > n:
         raise UsageError(f"{world.size} processes cannot share {n} samples; start fewer")
     return replace(protocol, world=world)
-
-
-def own_data(model: str) -> str:
-    """The data that a run learnt from, by its run.json; ``digits`` where there is none.
-
-    Raises:
-        UsageError: no such model, or its run.json is damaged.
-    """
-    # A model lies in RUN/model or in RUN/averages/NAME.
-    records = [folder / "run.json" for folder in find(model).resolve().parents[:2]]
-    record = next(filter(Path.is_file, records), None)
-    if record is None:
-        return "digits"
-    try:
-        run = json.loads(record.read_text(encoding="utf-8"))["run"]
-        standard = (name for name in STANDARD if run["recipe"].startswith(f"{name}-"))
-        data = run["arguments"].get("data", next(standard, "digits"))
-        return str(data).replace("_", "-") if run["recipe"].startswith("toy") else str(data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{record} is damaged ({error!r}); say with --data what the model learnt from"
-        ) from error
 
 
 def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -142,10 +142,11 @@ def evaluate(
     from fewstep import evaluation
     from fewstep.model import load
     from fewstep.processes import joined
+    from fewstep.recipes.records import own_data
 
     with joined() as world:
         loaded = load(model, average=average, device=device)
-        data = data or evaluation.own_data(model)
+        data = data or own_data(model)
         protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
         protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
         protocol = evaluation.shared(protocol, world)

@@ -19,18 +19,15 @@ from fewstep.errors import UsageError
 from fewstep.models import ConsistencyBoundary, Guided
 from fewstep.objectives.meanflow import TrainedGuidance
 from fewstep.pairs import make
-from fewstep.recipes import RECIPES, TrainConfig, parts
-from fewstep.recipes.family import recipe_of
-from fewstep.recipes.methods import METHODS
-from fewstep.recipes.places import DIGITS, IMAGES, PLACES, TOYS, Place
-from fewstep.recipes.trajectories import halving_stage
+from fewstep.recipes import METHODS, NAMES, PLACES, rebuild, recipe
+from fewstep.recipes.places import DIGITS, IMAGES, PLANE, Place
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Run
 from fewstep.training.folder import describe
 from fewstep.training.train import dry, train
 from tiny import fewstep, pictures, rows, settings, trained
 
-AT = {"digits": DIGITS, "toys": TOYS, "images": IMAGES}
+AT = {"digits": DIGITS, "toys": PLANE, "images": IMAGES}
 SHORT = {
     "ict": {"first": 10, "last": 20},
     "ct": {"first": 2, "last": 4},
@@ -47,8 +44,8 @@ GUIDABLE = {"dmd": {"pairs": "", "regression": 0.0}, "ladd": {"distillation": 1.
 """Options with which a teacher's scale is not that of pairs, or counts at all."""
 
 BATCH = 8
-OLDER = {"cd", "ct"}
-"""Recipes of these methods are functions of their own; ``compare`` uses the family's."""
+SMALL = {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attention": (8,)}
+"""A small network for images."""
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +65,11 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New weights of images are of a small network."""
-    own = parts.ddpmpp
-
-    def small(data: Any, *architecture: Any, seed: int) -> Any:
-        return own(data, 8, (1, 1), 1, (8,), 0.0, seed=seed)
-
-    monkeypatch.setattr(parts, "ddpmpp", small)
-
-
 def options(place: str, name: str, at: dict[str, Path]) -> dict[str, Any]:
     after = METHODS[name].after
     own: dict[str, Any] = {"teacher": str(at[place if after is None else f"{place}-{after}"])}
     if place == "images":
-        own |= {"data": str(at["data"]), "resolution": 16}
+        own |= {"data": str(at["data"]), "resolution": 16, **SMALL}
     if name in PAIRED:
         own["pairs"] = str(at[f"{place}-pairs"])
     return own | SHORT.get(name, {})
@@ -92,8 +78,8 @@ def options(place: str, name: str, at: dict[str, Path]) -> dict[str, Any]:
 def built(place: str, name: str, at: dict[str, Path], **own: Any) -> Run:
     """A run of a few steps, without its report."""
     few = settings(steps=own.pop("updates", 3), batch=BATCH)
-    run = recipe_of(AT[place], name)(**{**options(place, name, at), **own}, train=few)
-    return replace(run, finish=None)
+    chosen = recipe(AT[place].named(name), **{**options(place, name, at), **own, "train": few})
+    return replace(chosen.build(), finish=None)
 
 
 everywhere = pytest.mark.parametrize("place", AT)
@@ -119,8 +105,7 @@ def test_a_method_trains_samples_and_can_be_built_again(place, name, at, tmp_pat
     assert record["run"]["recipe"] == AT[place].named(name)
     if METHODS[name].distils and name != "kd":  # whose pairs know the teacher
         assert record["frozen"]
-    build = recipe_of(AT[place], name) if name in OLDER else RECIPES[record["run"]["recipe"]].build
-    again = build(**record["run"]["arguments"], train=TrainConfig(**record["run"]["train"]))
+    again = rebuild(tmp_path / "run").build()
     assert describe(again, torch.device("cpu"), record["frozen"])["run"] == record["run"]
     other = train(replace(again, finish=None), tmp_path / "again")
     loaded = library.load(tmp_path / "run", device="cpu")
@@ -167,12 +152,14 @@ def test_without_a_teacher(place, name, at, tmp_path):
 
 @methods
 def test_the_table_says_what_a_method_starts_from(name):
-    method, told = METHODS[name], {p: AT[p].told_teacher(name) for p in AT}
+    method, teachers = METHODS[name], {p: AT[p].teacher(METHODS[name]) for p in AT}
     if method.after:
-        assert told == {p: f"a run of {AT[p].named(method.after)}" for p in AT}
+        assert teachers == {p: f"runs/{AT[p].named(method.after)}" for p in AT}
+    elif method.diffusion:
+        assert set(teachers.values()) == {"none"}
     else:
-        assert told["digits"] == "digits-edm"
-        assert (told["toys"] == "-") == method.scratch
+        assert teachers["digits"] == "digits-edm"
+        assert teachers["toys"] == ("none" if method.scratch else "runs/toy-edm")
 
 
 @everywhere
@@ -250,7 +237,7 @@ def test_several_calls_from_a_lower_level(name, at):
         ("rcm", "rate", -1.0, "--rate above 0"),
         ("rcm", "warmup", -1.0, r"--warmup in \[0, 1\]"),
         ("rcm", "weight", -1.0, "--weight of 0 or more"),
-        ("dmd2", "foo", 1, "digits-dmd2 has no option foo; it has teacher, "),
+        ("dmd2", "foo", 1, "digits-dmd2 has no option foo; known: "),
     ],
 )
 def test_options_that_make_no_sense(name, option, value, says, at):
@@ -259,8 +246,8 @@ def test_options_that_make_no_sense(name, option, value, says, at):
 
 
 def test_an_option_that_is_needed():
-    with pytest.raises(UsageError, match="toy-dmd2 needs the option teacher"):
-        recipe_of(TOYS, "dmd2")()
+    with pytest.raises(UsageError, match=r"no teacher 'runs/toy-edm'.*fewstep train toy-edm"):
+        recipe("toy-dmd2").build()
 
 
 @everywhere
@@ -364,7 +351,7 @@ def test_batches_hold_whole_groups(name, own, at, tmp_path):
 
 def test_progressives_learning_rate_falls_in_each_stage(at, tmp_path):
     run = built("toys", "progressive", at, first=4, updates=18)
-    assert run.config.decay_steps == halving_stage(18, 4) == 6
+    assert run.config.decay_steps == 6
     falling = replace(run, config=replace(run.config, schedule="linear"))
     train(falling, tmp_path / "run")
     rates = [row["lr"] for row in rows(tmp_path / "run")]
@@ -375,14 +362,14 @@ def test_progressives_learning_rate_falls_in_each_stage(at, tmp_path):
 
 def test_a_decay_that_is_asked_for_is_kept(at):
     few = settings(steps=18, decay_steps=5)
-    run = recipe_of(TOYS, "progressive")(**options("toys", "progressive", at), train=few)
+    run = recipe("toy-progressive", **options("toys", "progressive", at), train=few).build()
     assert run.config.decay_steps == 5
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda p: p.data)
+@pytest.mark.parametrize("place", [p for p in PLACES if p.every], ids=lambda p: p.title)
 def test_every_method_has_its_recipe_at_every_place(place: Place):
     for name in METHODS:
-        assert RECIPES[place.named(name)].method in {METHODS[name].title, name.upper()}
+        assert NAMES[place.named(name)] == (place, METHODS[name])
 
 
 @pytest.mark.parametrize("name", ["pcm", "meanflow"])
@@ -396,7 +383,8 @@ def test_images_from_the_command_line(name, labels, at, tmp_path, capsys):
         assert fewstep(capsys, "train", "edm", *data, *small, *few, "--out", teacher).code == 0
     given = ("--teacher", teacher) if METHODS[name].distils else ()
     out = tmp_path / "run"
-    outcome = fewstep(capsys, "train", name, *data, *given, *few, "--out", out)
+    small = ("--channels", 8, "--multipliers", 1, "--blocks", 1)
+    outcome = fewstep(capsys, "train", name, *data, *small, *given, *few, "--out", out)
     assert outcome.code == 0, outcome.err
     assert (f"teacher: {teacher}" in outcome.err) == bool(given)
     model = library.load(out, device="cpu")

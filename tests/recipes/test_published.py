@@ -4,65 +4,74 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from math import prod
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fewstep.contract import data_spec
 from fewstep.data import Arrays, EDMAugment
+from fewstep.data.catalogue import CATALOGUE, Entry
 from fewstep.errors import UsageError
 from fewstep.model import load
 from fewstep.models import ConsistencyBoundary, Denoiser
-from fewstep.models.nets import NETWORKS
 from fewstep.objectives.consistency import Consistency
 from fewstep.objectives.distances import l2
 from fewstep.pairs import make
-from fewstep.recipes import RECIPES, TrainConfig, parts
-from fewstep.recipes.presets import CIFAR10, CIFAR10_SMALL, IMAGENET_64, PRESETS, Preset
-from fewstep.recipes.published import DEEP, EDM2_S, EDM2_TRAIN, PUBLISHED
-from fewstep.recipes.standard import cd_of, ct_of, edm_of
+from fewstep.recipes import NAMES, TrainConfig, recipe
+from fewstep.recipes.options import NONE
+from fewstep.recipes.start import network
 from fewstep.times import KarrasIndex, KarrasUniform, LogNormal
-from fewstep.training.train import train
+from fewstep.training.config import Run
+from fewstep.training.train import contract, train
 from tiny import settings
 
-SMALL = ("ddpmpp", {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attention": ()})
+SMALL = {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attention": ()}
+TINY = {"ddpmpp": SMALL, "adm": {**SMALL, "multipliers": (1, 8)}, "edm2": SMALL}
 SHAPES = {"cifar10": (3, 32, 32), "fashion-mnist": (1, 28, 28), "imagenet-64": (3, 64, 64)}
+SETS = ("cifar10-{}", "cifar10-{}-small", "fashion-mnist-{}", "fashion-mnist-{}-small")
+SETS += ("imagenet-64-{}",)
 
 
-def images(name: str, labels: bool, shape: tuple[int, ...] | None = None) -> Arrays:
+def images(name: str, shape: tuple[int, ...]) -> Arrays:
     """A dozen random images in place of the data set."""
-    x = np.random.default_rng(0).integers(0, 256, (12, *(shape or SHAPES[name])), dtype=np.uint8)
-    data = Arrays(x, np.arange(12) % 10, labels=1000 if "imagenet" in name else 10)
-    return data if labels else data.unlabelled()
+    x = np.random.default_rng(0).integers(0, 256, (12, *shape), dtype=np.uint8)
+    return Arrays(x, np.arange(12) % 10, labels=1000 if "imagenet" in name else 10)
 
 
-@pytest.fixture(autouse=True)
-def _data(monkeypatch):
-    monkeypatch.setattr(parts, "standard_data", images)
+@pytest.fixture(scope="module", autouse=True)
+def _data():
+    """Small images in the places of the data sets."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (channels, *_) in SHAPES.items():
+            make_images = partial(images, name, (channels, 16, 16))
+            patch.setitem(CATALOGUE, name, Entry(name, make_images))
+        yield
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.named("x"))
-def test_teacher_student_and_consistency_training_run(preset: Preset, tmp_path):
-    few = settings(steps=2, batch=4, optimizer=preset.cd.optimizer)
-    small = replace(preset, network=SMALL, distances=("l2", "pseudo-huber"))
-    teacher = train(replace(edm_of(small)(train=few)), tmp_path / "edm")
-    train(cd_of(small)(teacher=str(tmp_path / "edm"), train=few), tmp_path / "cd")
-    train(ct_of(small)(train=few), tmp_path / "ct")
-    assert teacher.contract.data.labels == (images(preset.data, preset.labels).labels)
+def tiny(name: str, **options: Any) -> Run:
+    """A recipe's run on a tiny network."""
+    whole = recipe(name)
+    return whole.change(**TINY[whole.network.network], patch=None, **options).build()
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.named("x"))
-def test_every_preset_has_its_recipes(preset: Preset):
-    assert {preset.named(m) for m in ("edm", "cd", "ct")} <= RECIPES.keys()
+@pytest.mark.parametrize("name", SETS)
+def test_teacher_student_and_consistency_training_run(name, tmp_path):
+    few = {"steps": 2, "batch": 4, "accumulation": 1, "precision": "fp32", "threads": 1}
+    edm, cd, ct = (name.format(method) for method in ("edm", "cd", "ct"))
+    teacher = train(tiny(edm, train=few), tmp_path / "edm")
+    train(tiny(cd, teacher=str(tmp_path / "edm"), distance="l2", train=few), tmp_path / "cd")
+    train(tiny(ct, distance="pseudo-huber", train=few), tmp_path / "ct")
+    assert (teacher.contract.data.labels > 0) == recipe(edm).data.labels
 
 
-def parameters(preset: Preset, **more: object) -> int:
-    kind, options = preset.network
-    data = images(preset.data, preset.labels)
+def parameters(name: str, **more: object) -> int:
+    """Of the network that a recipe makes of data of its real shape."""
+    whole = recipe(name, **more)
+    data = images(name, SHAPES[whole.data.data])
     with torch.device("meta"):
-        net = NETWORKS[kind](shape=data.shape, classes=data.labels, **options, **more)
+        net = network(whole, data if whole.data.labels else data.unlabelled())
     return sum(p.numel() for p in net.parameters())
 
 
@@ -72,9 +81,12 @@ def seen(config) -> float:
 
 
 def test_cifar10_is_as_published():
-    assert parameters(CIFAR10, augment=9) == 55_733_891
-    assert (CIFAR10.dropout, CIFAR10.augment, CIFAR10.sigma_data) == (0.13, 0.12, 0.5)
-    edm, cd, ct = CIFAR10.edm, CIFAR10.cd, CIFAR10.ct
+    teacher = recipe("cifar10-edm")
+    assert parameters("cifar10-edm") == 55_733_891
+    assert (teacher.start.dropout, teacher.augment.augment) == (0.13, 0.12)
+    assert teacher.start.sigma_data == 0.5
+    cd, ct = recipe("cifar10-cd"), recipe("cifar10-ct")
+    edm = teacher.train
     assert seen(edm) == pytest.approx(200, rel=1e-3)
     assert edm.warmup * edm.batch * edm.accumulation == pytest.approx(10e6, rel=1e-3)
     assert (edm.lr, edm.optimizer, edm.schedule, edm.betas) == (
@@ -83,43 +95,46 @@ def test_cifar10_is_as_published():
         "constant",
         (0.9, 0.999),
     )
-    for config in (cd, ct):
+    for config in (cd.train, ct.train):
         assert (config.steps, config.lr, config.optimizer) == (800_000, 4e-4, "radam")
         assert (config.batch * config.accumulation, config.warmup, config.clip) == (512, 0, 0)
-    run = edm_of(replace(CIFAR10, network=SMALL))(train=edm)
-    (rule, *_) = run.averages.values()
+    (rule, *_) = tiny("cifar10-edm").averages.values()
     assert rule(10**6) == pytest.approx(0.99929, abs=1e-5)
-    assert (CIFAR10.points, CIFAR10.target, CIFAR10.scales, CIFAR10.start_rate) == (
-        18,
-        0.0,
-        (2, 150),
-        0.9,
-    )
+    assert (cd.options.points, cd.options.target) == (18, 0.0)
+    assert (ct.options.first, ct.options.last, ct.options.start_rate) == (2, 150, 0.9)
+    assert (cd.options.distance, ct.options.distance) == ("lpips", "lpips")
 
 
 def test_imagenet_64_is_as_published():
-    assert parameters(IMAGENET_64) == 295_899_267
-    assert (IMAGENET_64.dropout, IMAGENET_64.augment, IMAGENET_64.labels) == (0.1, 0.0, True)
-    edm, cd, ct = IMAGENET_64.edm, IMAGENET_64.cd, IMAGENET_64.ct
+    teacher, cd, ct = (recipe(f"imagenet-64-{name}") for name in ("edm", "cd", "ct"))
+    assert parameters("imagenet-64-edm") == 295_899_267
+    assert (teacher.start.dropout, teacher.augment.augment, teacher.data.labels) == (0.1, 0, True)
+    edm = teacher.train
     assert seen(edm) == pytest.approx(2500, rel=1e-3)
     assert (edm.batch * edm.accumulation, edm.lr, edm.precision) == (4096, 1e-4, "fp16")
     assert edm.warmup * 4096 == pytest.approx(10e6, rel=1e-3)
-    assert 0.5 ** (4096 / IMAGENET_64.half_life) == pytest.approx(0.9999432190, abs=1e-9)
-    for config, steps in ((cd, 600_000), (ct, 800_000)):
+    assert 0.5 ** (4096 / teacher.averages.half_life) == pytest.approx(0.9999432190, abs=1e-9)
+    for config, steps in ((cd.train, 600_000), (ct.train, 800_000)):
         assert (config.steps, config.lr, config.optimizer) == (steps, 8e-6, "radam")
         assert (config.batch * config.accumulation, config.warmup, config.clip) == (2048, 0, 0)
-    assert IMAGENET_64.rates[-1] == pytest.approx(0.9999432190, abs=1e-7)
-    assert (IMAGENET_64.points, IMAGENET_64.target) == (40, 0.95)
-    assert (IMAGENET_64.scales, IMAGENET_64.start_rate) == ((2, 200), 0.95)
+        assert config.precision == "fp16"
+    assert cd.averages.rates[-1] == pytest.approx(0.9999432190, abs=1e-7)
+    assert (cd.options.points, cd.options.target) == (40, 0.95)
+    assert (ct.options.first, ct.options.last, ct.options.start_rate) == (2, 200, 0.95)
 
 
-def test_published_consistency_weighs_all_times_equally(tmp_path):
-    few = settings(steps=1, batch=4)
-    small = replace(CIFAR10, network=SMALL)
-    train(edm_of(small)(train=few), tmp_path / "edm")
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> str:
+    """A CIFAR-10 teacher after one step."""
+    folder = tmp_path_factory.mktemp("teacher") / "edm"
+    train(tiny("cifar10-edm", train=settings(steps=1, batch=4)), folder)
+    return str(folder)
+
+
+def test_published_consistency_weighs_all_times_equally(teacher):
     built = {
-        "cd": cd_of(small)(teacher=str(tmp_path / "edm"), distance="l2", train=few),
-        "ct": ct_of(small)(distance="l2", train=few),
+        "cd": tiny("cifar10-cd", teacher=teacher, distance="l2"),
+        "ct": tiny("cifar10-ct", distance="l2"),
     }
     t = torch.tensor([80.0, 0.1])
     for run in built.values():
@@ -133,14 +148,12 @@ def test_published_consistency_weighs_all_times_equally(tmp_path):
 
 
 def test_the_student_reads_time_as_its_teacher_does(tmp_path):
-    few = settings(steps=1, batch=4)
-    small = replace(CIFAR10, network=SMALL)
-    run = edm_of(small)(train=few)
+    run = tiny("cifar10-edm", train=settings(steps=1, batch=4))
     student = run.objective.student
     scalings = replace(student.preconditioning, time_scale=250.0)
     run.objective.student = Denoiser(student.net, scalings)
     train(run, tmp_path / "edm")
-    made = cd_of(small)(teacher=str(tmp_path / "edm"), distance="l2", train=few).objective.student
+    made = tiny("cifar10-cd", teacher=str(tmp_path / "edm"), distance="l2").objective.student
     assert isinstance(made.preconditioning, ConsistencyBoundary)
     assert made.preconditioning.time_scale == 250.0
 
@@ -148,89 +161,72 @@ def test_the_student_reads_time_as_its_teacher_does(tmp_path):
 def test_lpips_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UsageError, match=r"pip install 'fewstep\[lpips\]'"):
-        ct_of(replace(CIFAR10, network=SMALL))(train=settings())
+        tiny("cifar10-ct")
 
 
 def test_augmentations_need_a_network_that_reads_them():
     with pytest.raises(UsageError, match="adm reads no augmentation labels; take --augment 0"):
-        RECIPES["imagenet-64-edm"].build(augment=0.1)
+        tiny("imagenet-64-edm", augment=0.1)
 
 
-def test_flips_are_of_consistency_models_only(tmp_path):
-    few = settings(steps=1, batch=4)
-    small = replace(CIFAR10, network=SMALL)
-    assert ct_of(small)(distance="l2", train=few).augment is not None
-    assert edm_of(replace(small, augment=0.0))(train=few).augment is None
-    assert prod(SHAPES["cifar10"]) == 3072
+def test_flips_are_of_consistency_models_only():
+    assert tiny("cifar10-ct", distance="l2").augment is not None
+    assert tiny("cifar10-edm", augment=0.0).augment is None
 
 
-# The family's.
+# The other methods.
 
-TINY = {
-    "ddpmpp": SMALL[1],
-    "adm": {"channels": 8, "multipliers": (1, 8), "blocks": 1, "attention": ()},
-    "edm2": {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attention": ()},
+FAMILY = {
+    name: (place, method.name)
+    for name, (place, method) in NAMES.items()
+    if not place.every and method.name not in {"edm", "cd", "ct"}
 }
-FAMILY = {place.named(name): (place, name) for place in PUBLISHED for name in place.methods}
 PAIRED = {"cifar10-dmd": "cifar10-edm --labels", "imagenet-64-dmd": "imagenet-64-edm"}
-MADE = parts.network
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory) -> dict[str, str]:
     """A tiny run of each recipe that another starts from, and pairs of some."""
     root = tmp_path_factory.mktemp("teachers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "standard_data", tiny_images)
-        patch.setattr(parts, "network", tiny_network)
-        few = settings(steps=1, batch=4)
-        for name in ("cifar10-edm", "imagenet-64-edm", "imagenet-64-edm2"):
-            train(RECIPES[name].build(train=few), root / name)
-        for name in ("cifar10-ect", "imagenet-64-ect"):
-            source = root / ("cifar10-edm" if "cifar" in name else "imagenet-64-edm2")
-            train(RECIPES[name].build(teacher=str(source), train=few), root / name)
-        train(RECIPES["cifar10-edm"].build(labels=True, train=few), root / "cifar10-edm --labels")
-        for name in PAIRED.values():
-            make(load(root / name, device="cpu"), root / f"{name} pairs", 8, steps=2)
+    few = settings(steps=1, batch=4)
+    for name in ("cifar10-edm", "imagenet-64-edm", "imagenet-64-edm2"):
+        train(tiny(name, train=few), root / name)
+    for name in ("cifar10-ect", "imagenet-64-ect"):
+        source = root / ("cifar10-edm" if "cifar" in name else "imagenet-64-edm2")
+        train(tiny(name, teacher=str(source), train=few), root / name)
+    train(tiny("cifar10-edm", labels=True, train=few), root / "cifar10-edm --labels")
+    for name in PAIRED.values():
+        make(load(root / name, device="cpu"), root / f"{name} pairs", 8, steps=2)
     return {path.name: str(path) for path in root.iterdir()}
-
-
-def tiny_images(name: str, labels: bool) -> Arrays:
-    return images(name, labels, (3, 16, 16))
-
-
-def tiny_network(chosen, data, **given):
-    return MADE((chosen[0], TINY[chosen[0]]), data, **given)
 
 
 @pytest.fixture
 def built(monkeypatch, teachers):
-    """A recipe of the family on a tiny network, with its own settings but for what is given."""
-    monkeypatch.setattr(parts, "network", tiny_network)
-    monkeypatch.setattr(parts, "standard_data", tiny_images)
-    monkeypatch.setattr(parts, "distance", lambda name: l2)
+    """A recipe on a tiny network, with its own settings but for what is given."""
+    monkeypatch.setattr("fewstep.recipes.methods.dmd.distance", lambda name: l2)
+    monkeypatch.setattr("fewstep.recipes.methods.ctm.distance", lambda name: l2)
 
-    def build(recipe: str, **given):
-        place, name = FAMILY[recipe]
-        told = RECIPES[recipe].teacher.removeprefix("a run of ")
-        given.setdefault("teacher", "none" if told == "-" else teachers[told])
-        given.setdefault("train", replace(place.trainer(name), device="cpu"))
-        if recipe in PAIRED:
-            given.setdefault("pairs", teachers[f"{PAIRED[recipe]} pairs"])
-        return RECIPES[recipe].build(**given)
+    def build(name: str, **given):
+        place, method = NAMES[name]
+        scratch = place.teacher(method) == NONE
+        own = {"teacher": NONE if scratch else teachers[place.trained_by(method)]}
+        own |= {"train": {"device": "cpu"}}
+        if name in PAIRED:
+            own["pairs"] = teachers[f"{PAIRED[name]} pairs"]
+        return tiny(name, **{**own, **given})
 
     return build
 
 
-@pytest.mark.parametrize("recipe", FAMILY)
-def test_the_familys_run(recipe, built, tmp_path):
-    place, name = FAMILY[recipe]
-    config = place.trainer(name)
+@pytest.mark.parametrize("recipe_name", FAMILY)
+def test_a_run(recipe_name, built, tmp_path):
+    _, name = FAMILY[recipe_name]
     few = {"steps": 2, "batch": 4, "accumulation": 1, "precision": "fp32", "sample_every": 0}
     more = {"first": 2} if name in {"progressive", "ict"} else {}
     more |= {"last": 4} if name == "ict" else {}
     more |= {"points": 4, "solver_steps": 2} if name == "ctm" else {}
-    run = built(recipe, train=replace(config, log_every=1, threads=1, **few), **more)
+    few |= {"log_every": 1, "threads": 1, "device": "cpu"}
+    run = built(recipe_name, train=few, **more)
     train(run, tmp_path / "run")
     assert {m.p for m in run.objective.student.modules() if isinstance(m, torch.nn.Dropout)} == {
         run.arguments["dropout"]
@@ -238,12 +234,11 @@ def test_the_familys_run(recipe, built, tmp_path):
     assert run.objective.student.net.options["dropout"] == run.arguments["dropout"]
 
 
-@pytest.mark.parametrize("recipe", FAMILY)
-def test_the_familys_whole_runs_are_built(recipe, built):
-    run = built(recipe)
-    images_seen = run.config.steps * run.config.batch * run.config.accumulation
-    cost, unit, _ = RECIPES[recipe].cost.split()
-    assert float(cost) * {"M": 1e6, "G": 1e9}[unit] == pytest.approx(images_seen, rel=0.05)
+@pytest.mark.parametrize("recipe_name", FAMILY)
+def test_the_cost_is_that_of_the_whole_run(recipe_name):
+    shown = recipe(recipe_name)
+    cost, unit, _ = shown.cost.split()
+    assert float(cost) * {"M": 1e6, "G": 1e9}[unit] == pytest.approx(seen(shown.train) * 1e6, 0.05)
 
 
 def size(config: TrainConfig) -> int:
@@ -251,12 +246,12 @@ def size(config: TrainConfig) -> int:
 
 
 def test_ict_is_as_published(built):
-    for recipe, batch, steps, dropout, rate, middle in (
+    for name, batch, steps, dropout, rate, middle in (
         ("cifar10-ict", 1024, 400_000, 0.3, 0.99993, 0.821),
         ("cifar10-ict-deep", 1024, 400_000, 0.3, 0.99993, 0.821),
         ("imagenet-64-ict", 4096, 800_000, 0.2, 0.99997, 1.526),
     ):
-        run = built(recipe)
+        run = built(name)
         config, objective = run.config, run.objective
         assert (size(config), config.steps, config.lr) == (batch, steps, 1e-4)
         assert config.optimizer == "radam"
@@ -264,11 +259,9 @@ def test_ict_is_as_published(built):
         assert stages == [11, 21, 41, 81, 161, 321, 641, 1281]
         assert run.arguments["dropout"] == dropout
         assert [rule(9) for rule in run.averages.values()] == [rate]
-        assert objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2][
-            1
-        ] == pytest.approx(middle)
+        assert contract(run).sampling.times[2][1] == pytest.approx(middle)
         assert objective.drop is None
-    assert parameters(DEEP) > 1.6 * parameters(CIFAR10)
+    assert parameters("cifar10-ict-deep") > 1.6 * parameters("cifar10-ict")
 
 
 def test_ect_is_as_published(built):
@@ -323,7 +316,7 @@ def test_scm_is_as_published(name, built):
     assert (objective.times.law.mean, objective.times.law.std) == (-1.0, 1.4)
     assert run.arguments["dropout"] == (0.2 if name == "sct" else 0.0)
     assert list(run.averages) == ["half-life-500000"]
-    two = objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2]
+    two = contract(run).sampling.times[2]
     assert two == pytest.approx((1.56455, 1.1), abs=1e-3)
 
     run = built(f"imagenet-64-{name}")
@@ -338,12 +331,14 @@ def test_scm_is_as_published(name, built):
 
 def test_ctm_is_as_published(built, monkeypatch):
     asked = []
-    monkeypatch.setattr(parts, "distance", lambda name: asked.append(name) or l2)
-    for recipe, batch, points, solver_steps, averages in (
+    monkeypatch.setattr(
+        "fewstep.recipes.methods.ctm.distance", lambda name: asked.append(name) or l2
+    )
+    for name, batch, points, solver_steps, averages in (
         ("cifar10-ctm", 128, 18, 17, ["ema-0.999", "ema-0.9999"]),
         ("imagenet-64-ctm", 1440, 40, 39, ["ema-0.999"]),
     ):
-        run = built(recipe)
+        run = built(name)
         config, objective = run.config, run.objective
         assert (size(config), config.lr, config.optimizer) == (batch, 4e-4, "radam")
         assert (len(objective.grid), objective.solver_steps) == (points, solver_steps)
@@ -378,17 +373,17 @@ def test_imm_is_as_published(built):
     ends = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
     # The paper's noise has the data's spread: its sigma / alpha is ours over it.
     assert path.ratio(ends) / 0.5 == pytest.approx([0.006 / 0.994, 0.994 / 0.006])
-    two = torch.tensor(objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2][1:])
+    two = torch.tensor(contract(run).sampling.times[2][1:])
     assert float(path.ratio(two)) / 0.5 == pytest.approx(1.4, rel=1e-5)
     assert (run.arguments["dropout"], list(run.averages)) == (0.2, ["ema-0.9999"])
 
 
 def test_progressive_is_as_published(built):
-    for recipe, batch, lr, first in (
+    for name, batch, lr, first in (
         ("cifar10-progressive", 512, 5e-5, 4096),
         ("imagenet-64-progressive", 2048, 1e-4, 1024),
     ):
-        run = built(recipe)
+        run = built(name)
         config, schedule = run.config, run.objective.schedule
         assert (size(config), config.lr, config.clip, config.optimizer) == (batch, lr, 1, "adam")
         assert (config.schedule, config.decay_steps) == ("linear", 50_000)
@@ -422,7 +417,9 @@ def weighted_as_edm(objective) -> bool:
 )
 def test_dmd_is_as_published(recipe, labels, batch, lr, steps, precision, built, monkeypatch):
     asked = []
-    monkeypatch.setattr(parts, "distance", lambda name: asked.append(name) or l2)
+    monkeypatch.setattr(
+        "fewstep.recipes.methods.dmd.distance", lambda name: asked.append(name) or l2
+    )
     run = built(recipe)
     config, objective = run.config, run.objective
     assert (size(config), config.lr, config.steps, config.precision) == (
@@ -526,42 +523,34 @@ def test_score_identities_are_as_published(
     assert objective.adversarial == (1e-4 if adversary else 0)
 
 
-def test_the_edm2_teacher_is_as_published(monkeypatch):
-    config = EDM2_TRAIN
+def test_the_edm2_teacher_is_as_published():
+    config = recipe("imagenet-64-edm2").train
     assert size(config) == 2048
     assert seen(config) == pytest.approx(2**30 / 1e6, rel=1e-3)
     assert config.warmup * size(config) == pytest.approx(10e6, rel=1e-3)
     assert config.learning_rate(4 * 35_000) == pytest.approx(0.005)
-    assert parameters(EDM2_S) == pytest.approx(280.21e6, rel=1e-4)
-    monkeypatch.setattr(parts, "network", tiny_network)
-    run = RECIPES["imagenet-64-edm2"].build()
+    assert parameters("imagenet-64-edm2") == pytest.approx(280.21e6, rel=1e-4)
+    run = tiny("imagenet-64-edm2")
     assert (run.objective.times, run.objective.drop) == (LogNormal(-0.8, 1.6), None)
     assert list(run.averages) == ["power-0.05", "power-0.1"]
     assert run.objective.uncertainty is not None
 
 
-def test_positional_teachers_pass_it_on(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        parts,
-        "network",
-        lambda chosen, *given, **more: MADE(
-            (chosen[0], {**TINY["edm2"], "positional": chosen[1]["positional"]}), *given, **more
-        ),
-    )
+def test_positional_teachers_pass_it_on(tmp_path):
     few = settings(steps=1, batch=4)
-    train(RECIPES["imagenet-64-edm2"].build(positional=True, train=few), tmp_path / "edm2")
-    run = RECIPES["imagenet-64-sct"].build(teacher=str(tmp_path / "edm2"), train=few)
+    train(tiny("imagenet-64-edm2", positional=True, train=few), tmp_path / "edm2")
+    run = tiny("imagenet-64-sct", teacher=str(tmp_path / "edm2"), train=few)
     assert run.objective.student.net.options["positional"]
 
 
-@pytest.mark.parametrize("preset", [CIFAR10, CIFAR10_SMALL], ids=lambda p: p.named("x"))
-def test_double_normed_teachers_pass_it_on(preset: Preset, tmp_path):
+@pytest.mark.parametrize("name", ["cifar10-{}", "cifar10-{}-small"])
+def test_double_normed_teachers_pass_it_on(name, tmp_path):
     few = settings(steps=1, batch=4)
-    small = edm_of(replace(preset, network=SMALL))
-    train(small(double_norm=True, train=few), tmp_path / "edm")
-    run = RECIPES[preset.named("sct")].build(teacher=str(tmp_path / "edm"), train=few)
+    edm = name.format("edm")
+    train(tiny(edm, double_norm=True, train=few), tmp_path / "edm")
+    run = tiny(name.format("sct"), teacher=str(tmp_path / "edm"), train=few)
     assert run.objective.student.net.options["double_norm"]
-    assert not small(train=few).objective.student.net.options["double_norm"]
+    assert not tiny(edm, train=few).objective.student.net.options["double_norm"]
 
 
 def test_augmentations_that_would_be_learned_are_refused(built):
@@ -571,7 +560,7 @@ def test_augmentations_that_would_be_learned_are_refused(built):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "teacher"),
+    ("name", "teacher"),
     [
         ("cifar10-ect-1h", "cifar10-edm"),
         ("imagenet-64-tcm", "imagenet-64-ect"),
@@ -580,7 +569,7 @@ def test_augmentations_that_would_be_learned_are_refused(built):
         ("imagenet-64-dmd2", "imagenet-64-edm"),
     ],
 )
-def test_a_missing_teacher_names_the_recipe_that_makes_it(recipe, teacher):
+def test_a_missing_teacher_names_the_recipe_that_makes_it(name, teacher):
     with pytest.raises(UsageError, match=rf"fewstep train {teacher}( |$)"):
-        RECIPES[recipe].build(teacher="nowhere")
-    assert RECIPES[recipe].teacher == f"a run of {teacher}"
+        tiny(name, teacher="nowhere")
+    assert recipe(name).start.teacher == f"runs/{teacher.split()[0]}"

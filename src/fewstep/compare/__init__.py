@@ -1,9 +1,10 @@
 """Methods side by side: same teacher, same trunk, same data order, same budget.
 
-``study`` goes through methods and seeds, ``entry`` trains and judges one of them, ``report`` tells
-of all, ``charts`` draws.
+``plan`` is a comparison as a value, ``study`` goes through its methods and seeds, ``entry`` trains
+and judges one of them, ``report`` writes the page, ``charts`` draws.
 """
 
-from fewstep.compare.study import Budget, Study
+from fewstep.compare.plan import Budget, Plan
+from fewstep.compare.study import Study
 
-__all__ = ["Budget", "Study"]
+__all__ = ["Budget", "Plan", "Study"]

@@ -8,15 +8,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import mean, pstdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fewstep.compare.charts import NAMESPACE, Line, chart
-from fewstep.compare.entry import Entrant
+from fewstep.compare.plan import Entrant, Plan
 from fewstep.files import whole_file, write_json
-from fewstep.recipes.methods import METHODS
-
-if TYPE_CHECKING:
-    from fewstep.compare.study import Study
+from fewstep.recipes import METHODS
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
@@ -32,30 +29,28 @@ pre { white-space: pre-wrap; font-size: .8rem; background: #f6f8fa; padding: .6r
 """
 
 
-def write_report(study: Study, common: Mapping[str, Any], out: Path) -> None:
+def write_report(plan: Plan, common: Mapping[str, Any], out: Path) -> None:
     """Write the report of what is done so far."""
-    methods = {name: _method(study, name, out) for name in study.methods}
+    methods = {name: _method(plan, name, out) for name in plan.methods}
     methods = {name: found for name, found in methods.items() if found}
     told = {
-        "data": study.data,
-        "budget": f"{study.budget.amount:g} {study.budget.kind}",
-        "seeds": study.seeds,
+        "data": plan.data,
+        "budget": f"{plan.budget.amount:g} {plan.budget.kind}",
+        "seeds": plan.seeds,
         **common,
         "methods": methods,
     }
     rounded = json.loads(json.dumps(told), parse_float=lambda s: float(f"{float(s):.6g}"))
     write_json(out / "report.json", rounded)
-    drawn = _charts(study, rounded)
+    drawn = _charts(plan, rounded)
     for name, svg in drawn.items():
         _write(out / f"{name}.svg", svg)
-    _write(out / "report.html", _page(study, rounded, drawn, out))
+    _write(out / "report.html", _page(plan, rounded, drawn, out))
 
 
-def _method(study: Study, name: str, out: Path) -> dict[str, Any]:
+def _method(plan: Plan, name: str, out: Path) -> dict[str, Any]:
     """The mean over seeds of what is there, and its spread: a population standard deviation."""
-    places = [
-        out / name / f"seed-{study.first_seed + k}" / "result.json" for k in range(study.seeds)
-    ]
+    places = [out / name / f"seed-{plan.first_seed + k}" / "result.json" for k in range(plan.seeds)]
     found = [json.loads(p.read_text(encoding="utf-8")) for p in places if p.exists()]
     good = [row for row in found if "failed" not in row]
     failed = [row["failed"] for row in found if "failed" in row]
@@ -68,7 +63,7 @@ def _method(study: Study, name: str, out: Path) -> dict[str, Any]:
     if failed:
         entry["failed"] = failed
     if not good:
-        empty = {str(n): None for n in study.steps}
+        empty = {str(n): None for n in plan.steps}
         return {
             **entry,
             "fd": empty,
@@ -78,7 +73,7 @@ def _method(study: Study, name: str, out: Path) -> dict[str, Any]:
             "nonfinite": None,
         }
     for key in ("fd", "swd", "nn", "images_per_second"):
-        columns = {str(n): [row[key][str(n)] for row in good] for n in study.steps}
+        columns = {str(n): [row[key][str(n)] for row in good] for n in plan.steps}
         entry[key] = {n: _unless_none(mean, column) for n, column in columns.items()}
         if key == "fd":
             entry["spread"] = {n: _unless_none(pstdev, column) for n, column in columns.items()}
@@ -94,7 +89,7 @@ def _unless_none(of: Any, column: Sequence[float | None]) -> float | None:
     return None if None in column else of(column)
 
 
-def _charts(study: Study, told: Mapping[str, Any]) -> dict[str, str]:
+def _charts(plan: Plan, told: Mapping[str, Any]) -> dict[str, str]:
     floors = {
         f"teacher, {told['calls']} calls": told["teacher"]["fd"],
         "floor": told["floor"]["fd"],
@@ -104,7 +99,7 @@ def _charts(study: Study, told: Mapping[str, Any]) -> dict[str, str]:
             name,
             [
                 (k, entry["fd"][str(n)])
-                for k, n in enumerate(study.steps)
+                for k, n in enumerate(plan.steps)
                 if entry["fd"][str(n)] is not None
             ],
         )
@@ -115,7 +110,7 @@ def _charts(study: Study, told: Mapping[str, Any]) -> dict[str, str]:
         for name, entry in told["methods"].items()
         if entry.get("curves")
     ]
-    ticks = {float(k): str(n) for k, n in enumerate(study.steps)}
+    ticks = {float(k): str(n) for k, n in enumerate(plan.steps)}
     return {
         "steps": chart(by_steps, floors, "sampling steps", "fd", ticks=ticks),
         "time": chart(by_time, floors, "seconds of training", "fd, fewest steps, one draw"),
@@ -129,18 +124,18 @@ def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float
     ]
 
 
-def _page(study: Study, told: Mapping[str, Any], drawn: Mapping[str, str], out: Path) -> str:
-    title = f"{len(told['methods'])} methods on {study.data}, {told['budget']} each"
+def _page(plan: Plan, told: Mapping[str, Any], drawn: Mapping[str, str], out: Path) -> str:
+    title = f"{len(told['methods'])} methods on {plan.data}, {told['budget']} each"
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(_preface(study, told))}</p>",
-        f'<div class="wide">{_table(study, told)}</div>',
+        f"<p>{escape(_preface(plan, told))}</p>",
+        f'<div class="wide">{_table(plan, told)}</div>',
         "<h2>Distance against steps</h2>",
         drawn["steps"].replace(NAMESPACE, ""),
         "<h2>Distance against training time</h2>",
         drawn["time"].replace(NAMESPACE, ""),
         "<h2>Samples</h2>",
-        *_grids(study, told, out),
+        *_grids(plan, told, out),
         "<h2>Settings</h2>",
         *(
             f"<details><summary>{escape(Entrant.of(name).title)}</summary>"
@@ -157,11 +152,11 @@ def _page(study: Study, told: Mapping[str, Any], drawn: Mapping[str, str], out: 
     )
 
 
-def _preface(study: Study, told: Mapping[str, Any]) -> str:
+def _preface(plan: Plan, told: Mapping[str, Any]) -> str:
     return (
         f"Every method starts from the same teacher ({told['parameters']:,} parameters), sees the "
         f"same data in the same order and has {told['budget']} of training, on {told['device']} "
-        f"with {told['threads']} thread(s) and torch {told['torch']}. Means over {study.seeds} "
+        f"with {told['threads']} thread(s) and torch {told['torch']}. Means over {plan.seeds} "
         "trainings, with their standard deviation; fd is the Frechet distance to held-out data "
         "in the features of this data's protocol. Settings were chosen on other seeds. A dash "
         "means that the method cannot be sampled so; (1 of 3) that the other trainings failed or "
@@ -175,20 +170,20 @@ def _preface(study: Study, told: Mapping[str, Any]) -> str:
     )
 
 
-def _table(study: Study, told: Mapping[str, Any]) -> str:
+def _table(plan: Plan, told: Mapping[str, Any]) -> str:
     heads = ["method", "starts from"]
-    heads += [f"fd, {n} step{'s' * (n > 1)}" for n in study.steps]
+    heads += [f"fd, {n} step{'s' * (n > 1)}" for n in plan.steps]
     heads += ["swd", "nn", "seconds", "samples", "samples/s", "non-finite", "spikes"]
     best = {
         n: min(
             (e["fd"][str(n)] for e in told["methods"].values() if e["fd"][str(n)] is not None),
             default=None,
         )
-        for n in study.steps
+        for n in plan.steps
     }
     rows = []
     for name, entry in told["methods"].items():
-        part = f" ({entry['seeds']} of {study.seeds})" if entry["seeds"] < study.seeds else ""
+        part = f" ({entry['seeds']} of {plan.seeds})" if entry["seeds"] < plan.seeds else ""
         cells = [f"<td>{escape(Entrant.of(name).title)}{part}</td>"]
         cells.append(f"<td>{escape(entry['start'])}</td>")
         if not entry["seeds"]:
@@ -196,12 +191,12 @@ def _table(study: Study, told: Mapping[str, Any]) -> str:
             reason = escape(entry["failed"][0].splitlines()[0])
             rows.append("".join([*cells, f'<td colspan="{span}">failed: {reason}</td>']))
             continue
-        for n in study.steps:
+        for n in plan.steps:
             fd, spread = entry["fd"][str(n)], entry["spread"][str(n)]
             mark = ' class="best"' if fd is not None and fd == best[n] else ""
             text = "-" if fd is None else f"{fd:.3f} ± {spread:.3f}"
             cells.append(f"<td{mark}>{text}</td>")
-        fewest = next((str(n) for n in study.steps if entry["fd"][str(n)] is not None), None)
+        fewest = next((str(n) for n in plan.steps if entry["fd"][str(n)] is not None), None)
         for key in ("swd", "nn"):
             cells.append("<td>-</td>" if fewest is None else f"<td>{entry[key][fewest]:.3f}</td>")
         cells += [
@@ -213,19 +208,19 @@ def _table(study: Study, told: Mapping[str, Any]) -> str:
         ]
         rows.append("".join(cells))
     for title, key in ((f"teacher, {told['calls']} calls", "teacher"), ("floor", "floor")):
-        fd = f'<td colspan="{len(study.steps)}">{told[key]["fd"]:.3f}</td>'
+        fd = f'<td colspan="{len(plan.steps)}">{told[key]["fd"]:.3f}</td>'
         swd = f"<td>{told[key]['swd']:.3f}</td>"
-        rest = "<td></td>" * (len(heads) - 3 - len(study.steps))
+        rest = "<td></td>" * (len(heads) - 3 - len(plan.steps))
         rows.append(f"<td>{escape(title)}</td><td></td>{fd}{swd}{rest}")
     head = "".join(f"<th>{escape(h)}</th>" for h in heads)
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
-def _grids(study: Study, told: Mapping[str, Any], out: Path) -> list[str]:
+def _grids(plan: Plan, told: Mapping[str, Any], out: Path) -> list[str]:
     shown = [_figure(out / "teacher.png", f"teacher, {told['calls']} calls")]
     for name, entry in told["methods"].items():
-        for n in study.steps:
-            file = out / name / f"seed-{study.first_seed}" / f"samples-{n}.png"
+        for n in plan.steps:
+            file = out / name / f"seed-{plan.first_seed}" / f"samples-{n}.png"
             if entry["fd"][str(n)] is not None:
                 caption = f"{Entrant.of(name).title}, {n} step{'s' * (n > 1)}"
                 shown.append(_figure(file, caption))

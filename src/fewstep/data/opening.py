@@ -14,7 +14,7 @@ from fewstep.data.sources import needs_preparing
 
 def open_images(
     path: str | os.PathLike[str],
-    resolution: int,
+    resolution: int | None = None,
     labels: Literal["auto", "none"] = "auto",
     *,
     channels: Literal[1, 3] | None = None,
@@ -23,7 +23,7 @@ def open_images(
 
     Args:
         path: a folder or zip of images, or a prepared file.
-        resolution: height and width; a prepared file must have it.
+        resolution: height and width; a prepared file must have it, and needs none.
         labels: ``auto`` or ``none``, as in ``ImageFolder``.
         channels: 1 or 3; a prepared file must have them. Decided by the images if not given.
 
@@ -33,7 +33,7 @@ def open_images(
     """
     if Path(path).suffix == SUFFIX:
         data = Prepared(path, labels=labels)
-        if data.about.resolution != resolution:
+        if resolution not in {None, data.about.resolution}:
             raise UsageError(
                 f"{path} was prepared at resolution {data.about.resolution}, asked for is "
                 f"{resolution}; ask for that, or prepare it again"
@@ -49,4 +49,6 @@ def open_images(
             f"{path} cannot be read in any order, as training must; {advice(path, resolution)}, "
             "then give that file"
         )
+    if resolution is None:
+        raise UsageError(f"to read the images of {path} give their --resolution")
     return ImageFolder(path, resolution, channels=channels, labels=labels)

@@ -16,6 +16,7 @@ from fewstep.models.lora import LowRank
 from fewstep.models.preconditioning import (
     EDM,
     PRECONDITIONINGS,
+    Bounded,
     ConsistencyBoundary,
     DataAndNoisePrediction,
     DataPrediction,
@@ -32,6 +33,7 @@ __all__ = [
     "PRECONDITIONINGS",
     "AbstractDenoiser",
     "Autoguided",
+    "Bounded",
     "Clamped",
     "ConsistencyBoundary",
     "DataAndNoisePrediction",

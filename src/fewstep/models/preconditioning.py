@@ -169,6 +169,37 @@ class ConsistencyBoundary(Preconditioning):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bounded(Preconditioning):
+    """Any parametrisation, moved as :class:`ConsistencyBoundary` moves EDM's: f(x, t_min) = x.
+
+    With D the inner answer and k = 1 - t_min/t it is f = e x + k D, where e = s(t - t_min) - k s(t)
+    and s(t) = sigma_data^2 / (t^2 + sigma_data^2) is EDM's c_skip.
+
+    Args:
+        inner: the network's own parametrisation, read on ``path``.
+        sigma_data: standard deviation of the data.
+        path: times are noise levels; its ``t_min`` is the boundary.
+    """
+
+    home = VarianceExploding
+    inner: Preconditioning
+    sigma_data: float
+    path: Path = field(default_factory=VarianceExploding)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """c_skip(t_min) = 1, c_out(t_min) = 0."""
+        c_skip, c_out, c_in, c_noise = self.inner.on(self.path).coefficients(t)
+        since, var = t - self.path.t_min, self.sigma_data**2
+        part = since / t
+        edge = var / (since**2 + var) - part * var / (t**2 + var)
+        return Scalings(edge + part * c_skip, part * c_out, c_in, c_noise)
+
+    def prediction(self, out: Tensor, t: Time) -> Event:
+        """As the inner parametrisation reads it."""
+        return self.inner.on(self.path).prediction(out, t)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoisePrediction(Preconditioning):
     """F predicts the noise (Ho et al. 2020); the network sees ``time_scale * t``."""
 
@@ -278,6 +309,7 @@ class ScoreMatching(Preconditioning):
 PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
     "edm": EDM,
     "consistency_boundary": ConsistencyBoundary,
+    "bounded": Bounded,
     "noise": NoisePrediction,
     "data": DataPrediction,
     "v": VPrediction,

@@ -54,6 +54,11 @@ def min_snr(gamma: float = 5.0) -> SnrWeight:
     return lambda snr: snr.clamp(max=gamma)
 
 
+def equal_weight(t: Tensor, r: Tensor) -> Tensor:
+    """1 for every pair of times."""
+    return torch.ones_like(t)
+
+
 # Conditions.
 
 

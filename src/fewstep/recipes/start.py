@@ -1,40 +1,53 @@
-"""What a method of the family starts from, and the run that is made of it."""
+"""What a method starts from: data, teacher and first weights; and the run that is made of it."""
 
 from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from inspect import signature
+from pathlib import Path as FilePath
 
 import torch
 from torch import nn
 
-from fewstep.data import Dataset
+from fewstep.data import Dataset, EDMAugment, Flip
+from fewstep.data.catalogue import training_data
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
-from fewstep.model import Model, find
+from fewstep.model import BUNDLED, Model, find, load
 from fewstep.models import (
     EDM,
     AbstractDenoiser,
+    Bounded,
     ConsistencyBoundary,
     Denoiser,
     FeatureDiscriminator,
+    Guided,
     Judge,
     LowRank,
     grown,
 )
+from fewstep.models.nets import NETWORKS
+from fewstep.models.nets.edm2 import Uncertainty
+from fewstep.models.preconditioning import Preconditioning
 from fewstep.objectives.base import Objective
 from fewstep.objectives.terms import LabelDrop
 from fewstep.paths import Path, VarianceExploding
-from fewstep.recipes import parts
-from fewstep.recipes.methods import METHODS, Method
+from fewstep.recipes.method import MethodOptions
+from fewstep.recipes.options import NONE
+from fewstep.recipes.recipe import Recipe
+from fewstep.recipes.report import report, watch
+from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Augment, Run, TrainConfig
+from fewstep.training.posthoc import PowerFunction
 
-NONE = "none"
-"""In the place of a teacher: new weights."""
+AUGMENT_LABELS = 9
+EDM_LEVELS = VarianceExploding()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,50 +55,48 @@ class Start:
     """Data, weights and teacher of a run.
 
     Args:
-        data: what it learns from.
-        source: an EDM model whose network the student begins as; the student's is a copy.
+        recipe: of the run.
+        data: what the student learns from.
+        source: the denoiser whose network the student begins as; the student's is a copy.
+        model: the teacher as it was loaded; None where training starts from new weights.
         teacher: what is distilled, guided if it is to be; None where nothing is.
-        model: the teacher as it was loaded, for reports.
-        drop: label dropping.
-        middle: the noise level of the second call of a two-step sample; a quarter and four times
-            it are the others of a four-step one.
-        train: the trainer's settings.
-        averages: rules by name.
-        dropout: of the student.
-        guidance: scale of the teacher's; 1 is none.
-        pairs: of the teacher, where a method learns from them.
-        pairing: how to make them.
-        augment: what happens to each batch.
-        finish: takes the teacher and returns the report.
-        watch: numbers on the way.
+        drop: condition dropping.
+        pairs: noise and samples of the teacher, where the method learns from them.
     """
 
+    recipe: Recipe[MethodOptions]
     data: Dataset
     source: Denoiser
-    teacher: AbstractDenoiser | None
     model: Model | None
+    teacher: AbstractDenoiser | None
     drop: LabelDrop | None
-    middle: float
-    train: TrainConfig
-    averages: parts.Averages
-    dropout: float = 0.0
-    guidance: float = 1.0
     pairs: Pairs | None = None
-    pairing: str = "fewstep data pairs TEACHER -n 10000 --out DIR, and give --pairs DIR"
-    augment: Augment | None = None
-    finish: Callable[[Model | None], parts.Report] | None = None
-    watch: parts.Watch | None = None
+
+    @property
+    def train(self) -> TrainConfig:
+        """The trainer's settings."""
+        return self.recipe.train
+
+    @property
+    def guidance(self) -> float:
+        """Scale of the teacher's guidance; 1 is none."""
+        return self.recipe.start.guidance
 
     @property
     def sigma_data(self) -> float:
-        """Standard deviation of the data."""
-        return self._scalings.sigma_data
+        """Standard deviation of the data: the source's own, or the option's."""
+        scalings = self.source.preconditioning
+        return scalings.sigma_data if isinstance(scalings, EDM) else self.recipe.start.sigma_data
 
     @property
-    def _scalings(self) -> EDM:
-        scalings = self.source.preconditioning
-        assert isinstance(scalings, EDM)
-        return scalings
+    def levels(self) -> VarianceExploding:
+        """The noise levels that the source knows, as a path; EDM's where it knows more."""
+        path = self.source.path
+        if isinstance(path, VarianceExploding):
+            return path
+        ends = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
+        low, high = path.ratio(ends).tolist()
+        return VarianceExploding(max(low, EDM_LEVELS.t_min), min(high, EDM_LEVELS.t_max))
 
     def student(
         self,
@@ -94,39 +105,41 @@ class Start:
         two_time: bool = False,
         guidance: bool = False,
         boundary: bool = False,
+        new: Preconditioning | None = None,
     ) -> Denoiser:
         """A trainable copy with the student's dropout, read on a path; by default on noise levels.
 
         Args:
-            path: another than the source's.
+            path: where the student lives; by default the source's noise levels.
             two_time: let it read a second time.
             guidance: let it read a guidance scale.
-            boundary: under scalings that are the identity at the path's ``t_min``.
+            boundary: make it the identity at the path's ``t_min``.
+            new: the parametrisation of new weights, where it is not EDM's.
         """
-        scalings = self._scalings
-        if isinstance(path, VarianceExploding):
-            scalings = EDM(
-                sigma_data=scalings.sigma_data, time_scale=scalings.time_scale, path=path
-            )
-            path = None
-        if boundary:
-            scalings = ConsistencyBoundary(
-                sigma_data=scalings.sigma_data, time_scale=scalings.time_scale, path=scalings.path
-            )
         net = grown(self.source, two_time=two_time, guidance=guidance).net
-        student = Denoiser(parts.with_dropout(net, self.dropout), scalings)
-        return student if path is None else student.on(path)
+        scalings = self._scalings(path, boundary)
+        if new is not None and self.model is None:
+            scalings = new
+        return Denoiser(with_dropout(net, self.recipe.start.dropout), scalings)
+
+    def _scalings(self, path: Path | None, boundary: bool) -> Preconditioning:
+        own, path = self.source.preconditioning, path or self.levels
+        if not isinstance(own, EDM) or not isinstance(path, VarianceExploding):
+            if boundary:
+                return Bounded(path=path, inner=own, sigma_data=self.sigma_data)
+            return own.on(path)
+        kind = ConsistencyBoundary if boundary else EDM
+        return kind(sigma_data=own.sigma_data, time_scale=own.time_scale, path=path)
 
     def teacher_on(self, path: Path) -> AbstractDenoiser:
         """The teacher read on a path."""
-        teacher = self.teacher
-        if teacher is None:
+        if self.teacher is None:
             raise UsageError("this method distils: give a --teacher")
-        return teacher.on(path)
+        return self.teacher.on(path)
 
     def sampling_times(self, path: Path) -> Mapping[int, Sequence[float]]:
         """The times of samples of two and of four steps on a path."""
-        levels = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64) * self.middle
+        levels = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64) * self.recipe.start.middle
         high, middle, low = path.time(levels).tolist()
         return {2: (path.t_max, middle), 4: (path.t_max, high, middle, low)}
 
@@ -150,21 +163,26 @@ class Start:
         """
         if not lora:
             return self.student(path)
-        with parts.seeded(self.train.seed):
+        with seeded(self.train.seed):
             return LowRank(self.source.on(path), lora)
 
-    def judge(self, denoiser: Any) -> Judge:
-        """A discriminator on the features in the middle of such a denoiser."""
-        kinds = getattr(denoiser.net, "units", ())
-        count = sum(isinstance(m, kinds) for m in denoiser.net.modules())
-        with parts.seeded(self.train.seed):
+    def judge(self, denoiser: AbstractDenoiser) -> Judge:
+        """A discriminator on the features in the middle of a denoiser such as :meth:`fake`'s."""
+        net = denoiser.get_submodule("net")
+        count = sum(isinstance(m, getattr(net, "units", ())) for m in net.modules())
+        with seeded(self.train.seed):
             return Judge(denoiser, self.data.batch([0, 1]), at=(count // 2,))
 
     def discriminator(self, path: Path) -> FeatureDiscriminator:
-        """Heads on all features of the teacher, without guidance, told the label."""
+        """Heads, which read the label, on all features of the teacher without guidance."""
         frozen = copy.deepcopy(self.source.on(path))
-        with parts.seeded(self.train.seed):
+        with seeded(self.train.seed):
             return FeatureDiscriminator(frozen, self.data.batch([0, 1]), classes=self.data.labels)
+
+    def uncertainty(self) -> Uncertainty:
+        """The learned logarithm of each noise level's expected loss (EDM2, sCM)."""
+        with seeded(self.train.seed):
+            return Uncertainty()
 
     def with_pairs(self, folder: str) -> Start:
         """The same, with data that brings pairs of its teacher along; an empty name has none.
@@ -186,121 +204,215 @@ class Start:
             UsageError: there are none.
         """
         if self.pairs is None:
+            folder = f"runs/{self.recipe.place.named('pairs')}"
+            scale = "" if self.guidance == 1.0 else f" --guidance {self.guidance:g}"
+            teacher = shlex.quote(self.recipe.start.teacher)
             raise UsageError(
-                "this needs pairs of noise and what the teacher makes of it: make them with "
-                f"{self.pairing}"
+                "this needs pairs of noise and the teacher's samples: make them with fewstep data "
+                f"pairs {teacher}{scale} -n 10000 --out {folder}, and give --pairs {folder}"
             )
         return self.pairs
 
-    def run(self, recipe: str, arguments: Mapping[str, Any], objective: Objective) -> Run:
+    def run(self, recipe: Recipe[MethodOptions], objective: Objective) -> Run:
         """The run of an objective."""
+        reports = recipe.place.reports
+        teacher = self.model if self.teacher is not None else None
         return Run(
-            recipe=recipe,
-            arguments=arguments,
+            recipe=recipe.name,
+            arguments=recipe.arguments(),
             objective=objective,
             data=self.data,
-            config=self.train,
-            averages=self.averages,
-            finish=None if self.finish is None else self.finish(self.model),
-            watch=self.watch,
-            note="" if self.model is None else f"teacher: {find(arguments['teacher'])}",
-            augment=self.augment,
+            config=recipe.train,
+            averages=averages(recipe),
+            finish=report(recipe.data.data, teacher, time.perf_counter()) if reports else None,
+            watch=watch(recipe.data.data) if reports else None,
+            note="" if self.model is None else f"teacher: {find(recipe.start.teacher)}",
+            augment=augmentation(recipe),
         )
 
 
-def begin(
-    method: Method,
-    recipe: str,
-    data: Dataset,
-    teacher: str,
-    train: TrainConfig,
-    *,
-    network: Callable[[], nn.Module],
-    sigma_data: float,
-    middle: float,
-    averages: parts.Averages,
-    guidance: float = 1.0,
-    dropout: float = 0.0,
-    label_drop: float = parts.LABEL_DROP,
-    trained_by: str | None = None,
-    augment: Augment | None = None,
-    finish: Callable[[Model | None], parts.Report] | None = None,
-    watch: parts.Watch | None = None,
-) -> Start:
-    """The start of a method.
-
-    Args:
-        method: of the family.
-        recipe: its name, for messages.
-        data: what it learns from.
-        teacher: a model folder, a run folder or a bundled name; ``none`` starts from new weights.
-        train: the trainer's settings.
-        network: makes the network of new weights.
-        sigma_data: of new weights; a teacher knows its own.
-        middle: the noise level of the second call of a two-step sample.
-        averages: rules by name.
-        guidance: scale of classifier-free guidance of a teacher that is distilled.
-        dropout: of the student.
-        label_drop: share of the samples whose label is dropped, where there are labels.
-        trained_by: the recipe of its teachers, where its own name does not tell.
-        augment: what happens to each batch.
-        finish: takes the teacher and returns the report.
-        watch: numbers on the way.
+def begin(recipe: Recipe[MethodOptions]) -> Start:
+    """The start of a recipe.
 
     Raises:
-        UsageError: the method needs a teacher, or another one.
+        UsageError: the method needs a teacher, or another one; the data is not the teacher's.
     """
-    model, trained_by = None, trained_by or _sibling(recipe, method, method.after or "edm")
-    if teacher != NONE:
-        model = parts.teacher_for(data, teacher, trained_by, method.after)
-        source = _diffusion_scalings(model, teacher, recipe)
-    elif not method.scratch:
-        raise UsageError(f"{recipe} needs a teacher; train one with: fewstep train {trained_by}")
+    method, options = recipe.method, recipe.start
+    data = training_data(
+        recipe.data.data, resolution=recipe.data.resolution, labels=recipe.data.labels
+    )
+    model, trained_by = None, recipe.place.trained_by(method)
+    if options.teacher != NONE:
+        model = teacher_of(data, options.teacher, trained_by, method.after)
+        source = read(model, options.teacher)
+    elif method.scratch:
+        source = Denoiser(network(recipe, data), EDM(sigma_data=options.sigma_data))
     else:
-        source = Denoiser(network(), EDM(sigma_data=sigma_data))
+        raise UsageError(
+            f"{recipe.name} needs a teacher; train one with: fewstep train {trained_by}"
+        )
+    if recipe.augment.augment and "augment" not in source.optional_keys:
+        raise UsageError("the teacher's network reads no augmentation labels; take --augment 0")
     taught = model is not None and method.distils
-    if guidance != 1.0 and not taught:
-        raise UsageError(f"{recipe} distils no teacher that could be guided; leave out --guidance")
-    folder = f"runs/{_sibling(recipe, method, 'pairs')}"
-    scale = "" if guidance == 1.0 else f" --guidance {guidance:g}"
-    guidable = model is None or parts.guidable(model) or method.after is not None
-    return Start(
+    if options.guidance != 1.0 and not taught:
+        raise UsageError(
+            f"{recipe.name} distils no teacher that could be guided; leave out --guidance"
+        )
+    guidable = model is None or method.after or model.contract.sampling.guidance
+    drops = guidable and data.labels and options.label_drop
+    start = Start(
+        recipe=recipe,
         data=data,
         source=source,
-        teacher=parts.guided(model, guidance) if model is not None and taught else None,
         model=model,
-        drop=parts.dropped(data, label_drop) if guidable else None,
-        middle=middle,
-        train=train,
-        averages=averages,
-        dropout=dropout,
-        guidance=guidance,
-        pairing=(
-            f"fewstep data pairs {shlex.quote(teacher)}{scale} -n 10000 --out {folder}, and give "
-            f"--pairs {folder}"
-        ),
-        augment=augment,
-        finish=finish,
-        watch=watch,
+        teacher=guided(model, source, options.guidance) if model and taught else None,
+        drop=LabelDrop(options.label_drop, {"label": data.labels}) if drops else None,
     )
+    return start.with_pairs(recipe.options.pairs)
 
 
-def _sibling(recipe: str, method: Method, name: str) -> str:
-    """A recipe's name with another in the place of its method's."""
-    own = next(name for name, known in METHODS.items() if known is method)
-    head, _, tail = recipe.rpartition(own)
-    return f"{head}{name}{tail}"
+def teacher_of(data: Dataset, name: str, trained_by: str, method: str | None = None) -> Model:
+    """A diffusion model, or one of a ``method``, of the same kind of data, on the CPU.
+
+    Raises:
+        UsageError: there is none of that name, or it is a model of another kind or of other data.
+    """
+    if not FilePath(name).exists() and name not in BUNDLED:
+        raise UsageError(
+            f"no teacher {name!r}: not a folder, and not bundled ({', '.join(BUNDLED)}); train one "
+            f"with: fewstep train {trained_by} --out {name}"
+        )
+    model = load(name, device="cpu")
+    made = model.contract.data
+    if (tuple(made.shape), made.labels) != (tuple(data.shape), data.labels):
+        raise UsageError(
+            f"the teacher {name} draws {tuple(made.shape)} with {made.labels} labels, the data is "
+            f"{tuple(data.shape)} with {data.labels}; choose the teacher's resolution, or train "
+            "one with: fewstep train edm --data ... --resolution ..."
+        )
+    if method is not None and model.contract.method != method:
+        raise UsageError(
+            f"{name} is a {model.contract.method} model; this starts from one of {method}, "
+            f"e.g. of: fewstep train {trained_by}"
+        )
+    if method is None and model.contract.sampling.kind != "ode":
+        raise UsageError(
+            f"{name} is a {model.contract.method} model; a teacher is a diffusion model, "
+            "e.g. of the recipe edm"
+        )
+    return model
 
 
-def _diffusion_scalings(model: Model, name: str, recipe: str) -> Denoiser:
+def read(model: Model, name: str) -> Denoiser:
+    """A model as a source of weights, in whatever parametrisation; its network is shared.
+
+    A consistency model is read as the EDM model that it began as. Noise prediction says nothing
+    where no signal is left, so its path ends at EDM's highest noise level there.
+
+    Raises:
+        UsageError: it consists of several networks.
+    """
     source = model.denoiser
-    if isinstance(source, Denoiser):
-        scalings = source.preconditioning
-        if isinstance(scalings, ConsistencyBoundary):
-            path = replace(scalings.path, t_min=VarianceExploding().t_min)
-            scalings = EDM(
-                sigma_data=scalings.sigma_data, time_scale=scalings.time_scale, path=path
+    if not isinstance(source, Denoiser):
+        raise UsageError(
+            f"{name} is a {type(source).__name__} of several networks; start from one of them"
+        )
+    scalings = source.preconditioning
+    if isinstance(scalings, ConsistencyBoundary):
+        path = replace(scalings.path, t_min=EDM_LEVELS.t_min)
+        scalings = EDM(sigma_data=scalings.sigma_data, time_scale=scalings.time_scale, path=path)
+    end = torch.tensor([scalings.path.t_max], dtype=torch.float64)
+    if not scalings.coefficients(end).c_out.isfinite():
+        highest = scalings.path.time(torch.tensor([EDM_LEVELS.t_max], dtype=torch.float64))
+        path = replace(scalings.path, t_max=float(highest))
+        scalings = replace(scalings, path=path)
+    return source if scalings is source.preconditioning else Denoiser(source.net, scalings)
+
+
+def guided(model: Model, source: Denoiser, scale: float) -> AbstractDenoiser:
+    """The teacher under classifier-free guidance; 1 is none."""
+    if scale == 1.0:
+        return source
+    allowed = model.contract.sampling.guidance
+    if allowed is None or not allowed.min <= scale <= allowed.max:
+        raise UsageError(
+            f"guidance={scale} cannot be had of this teacher, which allows {allowed or 'none'}; "
+            "guidance needs labels, dropped for a share of the samples"
+        )
+    return Guided(source, {"label": model.contract.data.labels}, scale)
+
+
+def network(recipe: Recipe[MethodOptions], data: Dataset) -> nn.Module:
+    """A new network for the data, with weights that are a function of the seed.
+
+    Raises:
+        UsageError: an option that this network has not, or a size that it cannot have.
+    """
+    options = recipe.network
+    kind = NETWORKS[options.network]
+    known = signature(kind).parameters
+    given = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "network"}
+    given = {name: value for name, value in given.items() if value not in (None, False)}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(
+                f"the network {options.network} has no --{name.replace('_', '-')}; leave it out"
             )
-        if isinstance(scalings, EDM):
-            return Denoiser(source.net, scalings)
-    raise UsageError(f"the recipe {recipe} starts from EDM models, and {name} is another kind")
+        if not isinstance(value, bool) and min(_numbers(value), default=1) <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+    if recipe.augment.augment:
+        if "augment" not in known:
+            raise UsageError(
+                f"the network {options.network} reads no augmentation labels; take --augment 0"
+            )
+        given["augment"] = AUGMENT_LABELS
+    if "dropout" in known:
+        given["dropout"] = 0.0
+    with seeded(recipe.train.seed):
+        return kind(shape=tuple(data.shape), classes=data.labels, **given)
+
+
+def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def with_dropout(net: nn.Module, p: float) -> nn.Module:
+    """A trainable copy with that dropout; distillation has a target for every input and wants 0."""
+    if not 0 <= p < 1:
+        raise UsageError(f"dropout must lie in [0, 1), got {p}")
+    student = copy.deepcopy(net).requires_grad_(True)
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+    options = getattr(student, "options", {})
+    if isinstance(options, dict) and "dropout" in options:
+        options["dropout"] = p
+    return student
+
+
+def averages(recipe: Recipe[MethodOptions]) -> dict[str, Rule]:
+    """The averaging rules by name."""
+    options, batch = recipe.averages, recipe.train.batch * recipe.train.accumulation
+    rule = warmed if options.warm_averages else constant
+    rules = {f"ema-{rate:g}": rule(rate) for rate in options.rates}
+    if options.half_life:
+        rules[f"half-life-{options.half_life:g}"] = half_life(options.half_life, batch)
+    return rules | {f"power-{std:g}": PowerFunction(std) for std in options.average_widths}
+
+
+def augmentation(recipe: Recipe[MethodOptions]) -> Augment | None:
+    """What happens to each batch."""
+    options = recipe.augment
+    if not 0 <= options.augment < 1:
+        raise UsageError(f"augment must lie in [0, 1), got {options.augment}")
+    if options.augment:
+        return EDMAugment(options.augment)
+    return Flip() if options.flip else None
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Weights that are made here are a function of the seed, and nothing after them is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

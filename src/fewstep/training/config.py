@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fewstep.errors import UsageError
 
@@ -176,3 +176,11 @@ class Run:
     watch: Callable[[Model], Mapping[str, float]] | None = None
     note: str = ""
     augment: Augment | None = None
+
+
+class Buildable(Protocol):
+    """What makes a run: a recipe."""
+
+    def build(self) -> Run:
+        """The run."""
+        ...

@@ -23,7 +23,7 @@ from fewstep.pictures import picture
 from fewstep.processes import World, joined
 from fewstep.training import checkpoints
 from fewstep.training.announce import card, header, plan
-from fewstep.training.config import Run, TrainConfig
+from fewstep.training.config import Buildable, Run, TrainConfig
 from fewstep.training.derivative import check_derivative
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
@@ -35,13 +35,13 @@ PICTURED = 64
 """Samples in a picture of a run."""
 
 
-def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
+def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Model:
     """Train in ``out``, going on from its newest checkpoint if there is one.
 
     Under torchrun (or with RANK and WORLD_SIZE set) all processes call this.
 
     Args:
-        run: from a recipe.
+        run: a run, or the recipe of one.
         out: the run folder; on several machines, one that they share.
         fresh: move an old run aside first.
 
@@ -53,6 +53,7 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run was saved.
         Diverged: gradients stayed non-finite.
     """
+    run = run if isinstance(run, Run) else run.build()
     config = run.config
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -1,0 +1,180 @@
+"""One place from the name or path of a data set to what is trained on, judged with, and how.
+
+An entry of ``CATALOGUE`` is all that a new data set of the library needs. Every other name is a
+path: a folder or zip of images, or a file that ``fewstep data prepare`` or ``write_arrays`` wrote.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fewstep.core import UsageError
+from fewstep.data.arrays import Arrays
+from fewstep.data.digits import digits
+from fewstep.data.opening import open_images
+from fewstep.data.standard import STANDARD
+from fewstep.data.toys import SAMPLERS, toy
+from fewstep.errors import nearest
+
+if TYPE_CHECKING:
+    from fewstep.data import Dataset
+
+JudgingFeatures = Literal["digits", "pixels"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set by name.
+
+    Args:
+        kind: what its recipes have in common, as ``fewstep.recipes.places`` names it.
+        train: returns the training data.
+        held_out: returns data that no training sees: at most so many samples, or all that there
+            are; None where there is none.
+        features: of samples, in which they are judged unless others are asked for.
+    """
+
+    kind: str
+    train: Callable[[], Dataset]
+    held_out: Callable[[int], Dataset] | None = None
+    features: JudgingFeatures = "pixels"
+
+
+def _prepared_imagenet() -> Dataset:
+    place = Path(os.environ.get("FEWSTEP_DATA", ".")) / "imagenet-64.safetensors"
+    if not place.exists():
+        raise UsageError(
+            f"no {place}: make it with fewstep data prepare IMAGENET/train --resolution 64 "
+            f"--crop adm --out {place}, and name its folder in FEWSTEP_DATA"
+        )
+    return open_images(place, 64)
+
+
+CATALOGUE: dict[str, Entry] = {
+    "digits": Entry(
+        "digits", partial(digits, "train"), lambda n: digits("held_out"), features="digits"
+    ),
+    **{
+        name: Entry("plane", partial(toy, name), lambda n, name=name: toy(name, n, seed=1))
+        for name in SAMPLERS
+    },
+    **{
+        name: Entry(name, partial(data, "train"), lambda n, data=data: data("held_out"))
+        for name, data in STANDARD.items()
+    },
+    "imagenet-64": Entry("imagenet-64", _prepared_imagenet),
+}
+
+OWN = "own"
+"""The kind of data that is no entry."""
+
+
+def entry(data: str) -> Entry | None:
+    """The entry of that name; underscores count as hyphens. None means that it is a path."""
+    return CATALOGUE.get(data.replace("_", "-"))
+
+
+def kind_of(data: str) -> str:
+    """The kind of a data set, by name or path."""
+    found = entry(data)
+    return OWN if found is None else found.kind
+
+
+def judging_features(data: str) -> JudgingFeatures:
+    """The features in which models of that data are judged unless others are asked for."""
+    found = entry(data)
+    return "pixels" if found is None else found.features
+
+
+def training_data(
+    data: str,
+    *,
+    resolution: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    labels: bool = True,
+) -> Dataset:
+    """What a model learns from.
+
+    Args:
+        data: a name or a path.
+        resolution: to which the images of a folder or zip are cropped; a name and a file have
+            their own.
+        channels: of images; by default as the images are.
+        labels: with the classes that the data has, or without.
+
+    Raises:
+        UsageError: there is no such data, or it has another resolution or other channels.
+    """
+    found = entry(data)
+    if found is None:
+        return _own(data, resolution, channels, labels)
+    opened = found.train()
+    if resolution not in {None, opened.shape[-1]}:
+        raise UsageError(
+            f"{data} has samples of shape {tuple(opened.shape)}, asked for is --resolution "
+            f"{resolution}; leave it out"
+        )
+    return opened if labels else without_labels(opened)
+
+
+def held_out_data(
+    data: str,
+    held_out: str | None,
+    n: int,
+    *,
+    resolution: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    labels: bool = True,
+) -> Dataset:
+    """What no training on ``data`` has seen.
+
+    Args:
+        data: the name or path of the training data.
+        held_out: the path of held-out data, where the data has none of its own.
+        n: samples that are wanted; data that is not made to measure may have others.
+        resolution: as of :func:`training_data`.
+        channels: likewise.
+        labels: likewise.
+
+    Raises:
+        UsageError: there is none, or ``held_out`` is given beside the data's own.
+    """
+    found = entry(data)
+    own = None if found is None else found.held_out
+    if own is not None and held_out is not None:
+        raise UsageError(f"{data} has held-out data of its own; leave out --held-out")
+    if own is not None:
+        opened = own(n)
+        return opened if labels else without_labels(opened)
+    if held_out is None:
+        raise UsageError(
+            f"to judge on {data} also give data that the model never saw: --held-out FOLDER"
+        )
+    return training_data(held_out, resolution=resolution, channels=channels, labels=labels)
+
+
+def without_labels(data: Dataset) -> Dataset:
+    """The same samples without their classes."""
+    if not data.labels:
+        return data
+    if isinstance(data, Arrays):
+        return data.unlabelled()
+    raise UsageError(f"{type(data).__name__} cannot be read without its labels")
+
+
+def _own(
+    data: str, resolution: int | None, channels: Literal[1, 3] | None, labels: bool
+) -> Dataset:
+    if not data:
+        raise UsageError("say what to learn from: --data NAME or PATH")
+    path = Path(data)
+    if not path.exists():
+        raise UsageError(
+            f"no data at {data!r}, and no data of that name: {nearest(data, CATALOGUE)}"
+        )
+    return open_images(path, resolution, "auto" if labels else "none", channels=channels)

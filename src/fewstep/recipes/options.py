@@ -1,0 +1,112 @@
+"""The groups of options that every recipe has, as plain values: importing this imports no torch.
+
+Field names are unique over all groups and methods, since the command line and run.json are flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+NONE = "none"
+"""The name that stands for no teacher: training starts from new weights."""
+
+Whole = Annotated[int | None, arg(metavar="INT")]
+Wholes = Annotated[tuple[int, ...] | None, arg(metavar="INT ...")]
+Real = Annotated[float | None, arg(metavar="FLOAT")]
+
+NetworkName = Literal["mlp", "ddpmpp", "ncsnpp", "adm", "edm2", "dit", "unet1d"]
+DistanceName = Literal["lpips", "l2", "l1", "pseudo-huber"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What a model learns from."""
+
+    data: str = ""
+    """Name of a data set (digits, two-modes, cifar10, ...), or path of a folder, zip or file."""
+    resolution: Whole = None
+    """Height and width in pixels to which the images of a folder or zip are cropped."""
+    labels: bool = True
+    """Condition the model on the classes that the data has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """The network of new weights; a student that starts from a teacher has the teacher's.
+
+    An option that is not given has the network's own default.
+    """
+
+    network: NetworkName = "ddpmpp"
+    """Family of the network."""
+    width: Whole = None
+    """Width of an mlp or dit."""
+    channels: Whole = None
+    """Channels of a U-Net at full resolution."""
+    multipliers: Wholes = None
+    """Channels of each resolution of a U-Net, as multiples of --channels."""
+    widths: Wholes = None
+    """Channels of each resolution of a unet1d."""
+    blocks: Whole = None
+    """Residual blocks: in all for an mlp, in each resolution for a U-Net."""
+    depth: Whole = None
+    """Transformer blocks of a dit."""
+    heads: Whole = None
+    """Attention heads of a dit."""
+    attention: Wholes = None
+    """Heights in pixels at which the blocks of a U-Net attend."""
+    patch: Whole = None
+    """Side in pixels of the patches that the network sees as one."""
+    fourier_scale: Real = None
+    """Standard deviation of the frequencies of an mlp's time embedding; methods that differentiate
+    in time need a small one."""
+    double_norm: bool = False
+    """Normalise the time embedding's scale and shift once more, as teachers of sCM do."""
+    positional: bool = False
+    """Embed the time of an edm2 by a ladder of frequencies, as teachers of sCM do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """The teacher, and what the student starts as."""
+
+    teacher: str = NONE
+    """A model folder, a run folder or a bundled name; none starts from new weights."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance of a teacher that is distilled; 1 is no guidance."""
+    dropout: float = 0.0
+    """Probability of dropout in the student, in [0, 1)."""
+    label_drop: float = 0.1
+    """Share of the samples that the model sees without conditions, so that it can be guided."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data; an EDM teacher's own takes its place."""
+    middle: float = 0.821
+    """Noise level of the second call of a two-step sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageOptions:
+    """The averages of the weights; the first one becomes the run's model."""
+
+    rates: tuple[float, ...] = (0.999,)
+    """Rates of exponential averages, each in [0, 1); 0 is the student itself."""
+    warm_averages: bool = True
+    """Let these averages forget their first updates sooner; published runs do not."""
+    half_life: float = 0.0
+    """Half-life in samples of one more average; 0 makes none."""
+    average_widths: tuple[float, ...] = ()
+    """Relative widths of power-function averages (EDM2), e.g. 0.05 0.1; with
+    --train.snapshot-every any other width can be made of them afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions:
+    """The augmentation of images."""
+
+    augment: float = 0.0
+    """Probability of each of EDM's augmentations, whose labels the network must read."""
+    flip: bool = False
+    """Mirror half of the images, where they are not augmented otherwise."""

@@ -1,0 +1,172 @@
+"""A recipe: a data set, a method with its options and the trainer's settings, as a frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar, cast
+
+from tyro.conf import Suppress, arg
+
+from fewstep.errors import UsageError, nearest
+from fewstep.recipes.method import Method, MethodOptions
+from fewstep.recipes.options import (
+    AugmentOptions,
+    AverageOptions,
+    DataOptions,
+    NetworkOptions,
+    StartOptions,
+)
+from fewstep.recipes.places import NAMES, Place
+from fewstep.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from fewstep.training.config import Run
+
+Options = TypeVar("Options", bound=MethodOptions)
+Value = TypeVar("Value")
+
+GROUPS = ("options", "data", "start", "network", "averages", "augment")
+"""The fields of a recipe whose own fields are the options, in the order of the help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Generic[Options]):
+    """A run as a value; :func:`recipe` makes the default one of each name.
+
+    Args:
+        name: of a place and a method, e.g. ``digits-cd``.
+        options: the method's own.
+        data: what the model learns from.
+        start: the teacher and the student's first weights.
+        network: of new weights.
+        averages: of the student's weights.
+        augment: augmentation of images.
+        train: the trainer's settings.
+    """
+
+    name: Suppress[str]
+    options: Annotated[Options, arg(name="")]
+    data: Annotated[DataOptions, arg(name="")]
+    start: Annotated[StartOptions, arg(name="")]
+    network: Annotated[NetworkOptions, arg(name="")]
+    averages: Annotated[AverageOptions, arg(name="")]
+    augment: Annotated[AugmentOptions, arg(name="")]
+    train: TrainConfig
+
+    @property
+    def place(self) -> Place:
+        """Where it runs."""
+        return NAMES[self.name][0]
+
+    @property
+    def method(self) -> Method:
+        """The method."""
+        return NAMES[self.name][1]
+
+    @property
+    def cost(self) -> str:
+        """What a run costs, for the table of recipes."""
+        millions = self.train.steps * self.train.batch * self.train.accumulation / 1e6
+        size = f"{millions / 1000:.1f} G" if millions >= 1000 else f"{millions:.0f} M"
+        own = self.place.setting(self.method).cost
+        return own or self.place.cost or (f"{size} images" if millions >= 1 else "")
+
+    def arguments(self) -> dict[str, object]:
+        """All options by name, as JSON values; the trainer's settings are apart."""
+        groups = [dataclasses.asdict(getattr(self, group)) for group in GROUPS]
+        flat = {name: value for group in groups for name, value in group.items()}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in flat.items()}
+
+    def change(self, **options: object) -> Recipe[Options]:
+        """The recipe with other values of some options.
+
+        Args:
+            options: by name; ``train`` is a :class:`TrainConfig` or a mapping of some of its
+                values. A string is read as the command line would read it.
+
+        Raises:
+            UsageError: there is no such option, or the value is none of its values.
+        """
+        train = options.pop("train", {})
+        settings = train if isinstance(train, TrainConfig) else None
+        if settings is None:
+            given = cast("Mapping[str, object]", train)
+            settings = _typed(self.train, given, f"{self.name}: train.")
+        home = {f.name: group for group in GROUPS for f in fields(getattr(self, group))}
+        for name in options:
+            if name not in home:
+                raise UsageError(f"{self.name} has no option {name}; {nearest(name, home)}")
+        changed = {
+            group: _typed(getattr(self, group), own, f"{self.name}: --")
+            for group in GROUPS
+            if (own := {k: v for k, v in options.items() if home[k] == group})
+        }
+        return replace(self, train=settings, **changed)
+
+    def build(self) -> Run:
+        """The run: data, networks, objective, averages and report.
+
+        Raises:
+            UsageError: the options contradict each other, the data or the teacher.
+        """
+        from fewstep.recipes.start import begin
+
+        for name, value in self.arguments().items():
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    option = name.replace("_", "-")
+                    raise UsageError(f"--{option} must be finite, got {value}")
+        complete = replace(self, train=self.options.trainer(self.train))
+        start = begin(complete)
+        return start.run(complete, complete.options.objective(start))
+
+
+def recipe(name: str, **options: object) -> Recipe[MethodOptions]:
+    """The recipe of that name, with other values of some options: see :meth:`Recipe.change`.
+
+    Raises:
+        UsageError: there is none of that name, or no such option or value.
+    """
+    if name not in NAMES:
+        raise UsageError(
+            f"unknown recipe {name!r}; {nearest(name, NAMES)}; fewstep recipes lists them"
+        )
+    place, method = NAMES[name]
+    setting, kind = place.setting(method), Recipe[method.options]
+    first = kind(
+        name=name,
+        data=place.data,
+        network=place.network,
+        start=replace(place.start, teacher=place.teacher(method)),
+        averages=place.averages,
+        augment=place.augment,
+        options=method.options(),
+        train=place.train,
+    )
+    return first.change(**{**setting.options, "train": setting.train}).change(**options)
+
+
+def _typed(group: Value, values: Mapping[str, object], where: str) -> Value:
+    """A group of options with other values, each converted to its type.
+
+    Raises:
+        UsageError: a value that cannot be converted; ``where`` stands before its name.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {f.name: getattr(group, f.name) for f in fields(group)}  # pyright: ignore[reportArgumentType]
+    for name in values:
+        if name not in known:
+            raise UsageError(f"{where}{name} is no option; {nearest(name, known)}")
+    given = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in values.items()}
+    try:
+        return TypeAdapter(type(group)).validate_python({**known, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, value = str(first["loc"][0]), first["input"]
+        option = name.replace("_", "-")
+        raise UsageError(f"{where}{option} cannot be {value!r}: {first['msg']}") from error

@@ -1,0 +1,78 @@
+"""Recipes out of run.json, also of the one that version 0.1.0 wrote when recipes were functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from fewstep.errors import UsageError
+from fewstep.recipes.method import MethodOptions
+from fewstep.recipes.places import NAMES
+from fewstep.recipes.recipe import Recipe, recipe
+
+RENAMED = {"power": "average_widths", "widths": "average_widths"}
+"""Options of averages, by the names that they had."""
+
+_CT = {"start": "first", "end": "last"}
+
+
+def rebuild(run: str | Path) -> Recipe[MethodOptions]:
+    """The recipe of a run folder, with all of its options; ``build()`` makes its run again.
+
+    Raises:
+        UsageError: there is no run.json, it is damaged, or the run is of no recipe.
+    """
+    record = Path(run) / "run.json"
+    if not record.is_file():
+        raise UsageError(f"{run} is no run folder: it has no run.json")
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))["run"]
+        name, arguments, train = (content[key] for key in ("recipe", "arguments", "train"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{record} is damaged ({error!r})") from error
+    if name not in NAMES:
+        raise UsageError(f"{run} is a run of {name!r}, which is no recipe of this version")
+    return recipe(name, **{**current(name, arguments), "train": train})
+
+
+def current(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of a run as this version names them.
+
+    Version 0.1.0 left out what a place decided, and its ``ct`` and ``edm`` had options of their
+    own; its data set was known by the recipe's name alone.
+    """
+    if "label_drop" in arguments or name not in NAMES:  # as this version writes them
+        return dict(arguments)
+    place, method = NAMES[name]
+    own, renamed = set(vars(method.options())), dict(arguments)
+    for old, new in RENAMED.items():
+        if old in renamed and old not in own:
+            renamed[new] = renamed.pop(old)
+    if method.name == "ct" and "start" in renamed:
+        renamed = {_CT.get(key, key): value for key, value in renamed.items()}
+        renamed |= {"teacher": "none"}
+    if place.keys == ("digits",) and method.name == "ct" and "width" in renamed:
+        renamed["fourier_scale"] = 1.0
+    return renamed
+
+
+def own_data(model: str) -> str:
+    """The data that a model learned from, by its run.json; a bundled model is of its recipe's.
+
+    Raises:
+        UsageError: there is no such model, it is of no run, or its run.json is damaged.
+    """
+    from fewstep.model import find
+
+    folder = find(model).resolve()
+    if model in NAMES and not Path(model).exists():
+        return NAMES[model][0].data.data
+    # A model lies in RUN/model or in RUN/averages/NAME.
+    run = next((f for f in folder.parents[:2] if (f / "run.json").is_file()), None)
+    if run is None:
+        raise UsageError(f"{folder} is of no run; say with --data what the model learned from")
+    try:
+        return rebuild(run).data.data
+    except UsageError as error:
+        raise UsageError(f"{error}; say with --data what the model learned from") from error

@@ -1,0 +1,77 @@
+"""What a run ends with where its place reports: one table, one picture, metrics.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fewstep.evaluation import named_protocol, table, write_metrics
+from fewstep.model import Model
+from fewstep.pictures import rows
+
+TEACHER_STEPS = 18
+"""Heun steps of a diffusion model: 35 network calls."""
+
+HELD_OUT = 2000
+"""Held-out samples that are compared, at most."""
+
+
+def report(data: str, teacher: Model | None, began: float) -> Callable[[Path, Model], None]:
+    """A function that judges a finished run, beside its teacher where it has one.
+
+    Args:
+        data: name of what the run learned from.
+        teacher: a diffusion model.
+        began: clock reading in seconds at which the command began.
+    """
+
+    def finish(folder: Path, model: Model) -> None:
+        protocol = named_protocol(data, None, model.contract.data, HELD_OUT)
+        diffusion = model if is_diffusion(model) else teacher
+        judged: list[tuple[str, Model, int]] = []
+        if diffusion is not None:
+            judged.append(("teacher", diffusion.to(model.device), TEACHER_STEPS))
+        if diffusion is not model:
+            judged += [("student", model, steps) for steps in served(model)]
+        if diffusion is not None:
+            judged.append(("undistilled", diffusion, 1))
+        metrics: dict[str, dict[str, object]] = {}
+        lines, pictures = [], []
+        for who, one, steps in judged:
+            calls = one.calls(steps)
+            row, caption = protocol.judge(one, steps), f"{who}, {calls} call{'s' * (calls > 1)}"
+            metrics.setdefault(who, {})[str(calls)] = row
+            lines.append((caption, row))
+            pictures.append((caption, one.sample(20, steps=steps, seed=0)))
+        floor = protocol.floor()
+        print(table([*lines, ("floor", floor)], min(r["images_per_second"] for _, r in lines)))
+        rows(pictures, folder / "samples" / "comparison.png")
+        seconds = time.perf_counter() - began
+        write_metrics(folder / "metrics.json", {**metrics, "floor": floor, "seconds": seconds})
+        print(f"wrote {folder}/metrics.json, {folder}/samples/comparison.png, {folder}/model")
+
+    return finish
+
+
+def watch(data: str) -> Callable[[Model], dict[str, float]]:
+    """A function that takes the distances of one draw of samples, for the log of a training."""
+
+    def numbers(model: Model) -> dict[str, float]:
+        protocol = named_protocol(data, None, model.contract.data, HELD_OUT)
+        steps = TEACHER_STEPS if is_diffusion(model) else served(model)[0]
+        row = replace(protocol, draws=1).judge(model, steps)
+        return {f"{name}/{model.calls(steps)}": row[name] for name in ("fd", "swd", "nn")}
+
+    return numbers
+
+
+def is_diffusion(model: Model) -> bool:
+    """Whether it is sampled along its ODE."""
+    return model.contract.sampling.kind == "ode"
+
+
+def served(model: Model, wanted: Sequence[int] = (1, 2)) -> list[int]:
+    """The numbers of steps of those wanted that the model serves, else the fewest that it does."""
+    return [n for n in wanted if model.serves(n)] or [len(model.times())]
