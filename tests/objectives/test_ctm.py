@@ -480,8 +480,8 @@ def test_the_trainer_trains_both():
 
 def test_contract_and_samples():
     data = DataSpec(shape=(2,), range=None)
-    objective = ctm(exact(VE), gamma=0.5, sampling_times={2: (10.0, 1.0)})
-    contract = objective.contract(data)
+    objective = ctm(exact(VE), gamma=0.5)
+    contract = objective.contract(data).with_times({2: (10.0, 1.0)})
     assert (contract.method, contract.data) == ("ctm", data)
     sampling = contract.sampling
     assert (sampling.kind, sampling.gamma, sampling.grid) == ("gamma", 0.5, "karras")

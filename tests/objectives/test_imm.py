@@ -446,8 +446,8 @@ def test_contract_and_samples_of_the_exact_map(path):
             assert times == pytest.approx(every.tolist())
         x = model.sample(50, steps=steps)
         torch.testing.assert_close(x, model.sample(50, steps=1), rtol=1e-4, atol=1e-5)
-    own = imm(exact, sampling_times={2: (path.t_max, 0.5)})
-    assert own.contract(DataSpec(shape=(3,))).sampling.times[2] == (path.t_max, 0.5)
+    own = contract.with_times({2: (path.t_max, 0.5)})
+    assert own.sampling.times == {1: (path.t_max,), 2: (path.t_max, 0.5)}
 
 
 def test_otfm_middle_time_is_the_papers():

@@ -297,8 +297,9 @@ def test_the_derivative_comes_in_slowly_where_asked():
 @pytest.mark.parametrize("steps", [1, 3])
 def test_samples_are_the_flow_map_of_the_noise(path, steps):
     student = Offset(MeanVelocity(path))
-    objective = meanflow(student, sampling_times={3: (path.t_max, path.t_max / 2, 0.1)})
+    objective = meanflow(student)
     contract = objective.contract(DataSpec(shape=(2,), range=None))
+    contract = contract.with_times({3: (path.t_max, path.t_max / 2, 0.1)})
     assert (contract.method, contract.sampling.kind) == ("meanflow", "deterministic")
     assert (contract.sampling.any_times, contract.sampling.guidance) == (True, None)
     assert contract.sampling.start.std == path.t_max

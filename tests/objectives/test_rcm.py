@@ -361,7 +361,7 @@ def test_the_contract():
     path = Trig(t_max=math.atan(160))
     student = GaussianConsistency(path, DATA)
     times = {2: (path.t_max, 1.1)}
-    contract = rcm(student, sampling_times=times).contract(DataSpec(shape=(2,), range=None))
+    contract = rcm(student).contract(DataSpec(shape=(2,), range=None)).with_times(times)
     assert contract.method == "rcm"
     assert contract.sampling.kind == "renoise"
     assert contract.sampling.any_times

@@ -429,8 +429,9 @@ def test_dropped_labels_reach_student_and_teacher():
 @each_scale
 def test_what_is_delivered_samples_the_data(steps, sigma_data):
     path = trig(sigma_data)
-    objective = scm(Offset(GaussianConsistency(path)), sampling_times={2: (path.t_max, 1.1)})
+    objective = scm(Offset(GaussianConsistency(path)))
     contract = objective.contract(DataSpec(shape=(2,), range=None))
+    contract = contract.with_times({2: (path.t_max, 1.1)})
     start = contract.sampling.start
     assert (start.t, start.std) == (path.t_max, sigma_data)
     assert contract.sampling.kind == "renoise"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.contract import data_spec
 from fewstep.data import Arrays, EDMAugment
 from fewstep.errors import UsageError
 from fewstep.model import load
@@ -24,7 +23,7 @@ from fewstep.recipes.presets import CIFAR10, CIFAR10_SMALL, IMAGENET_64, PRESETS
 from fewstep.recipes.published import DEEP, EDM2_S, EDM2_TRAIN, PUBLISHED
 from fewstep.recipes.standard import cd_of, ct_of, edm_of
 from fewstep.times import KarrasIndex, KarrasUniform, LogNormal
-from fewstep.training.train import train
+from fewstep.training.train import contract, train
 from tiny import settings
 
 SMALL = ("ddpmpp", {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attention": ()})
@@ -264,9 +263,7 @@ def test_ict_is_as_published(built):
         assert stages == [11, 21, 41, 81, 161, 321, 641, 1281]
         assert run.arguments["dropout"] == dropout
         assert [rule(9) for rule in run.averages.values()] == [rate]
-        assert objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2][
-            1
-        ] == pytest.approx(middle)
+        assert contract(run).sampling.times[2][1] == pytest.approx(middle)
         assert objective.drop is None
     assert parameters(DEEP) > 1.6 * parameters(CIFAR10)
 
@@ -323,7 +320,7 @@ def test_scm_is_as_published(name, built):
     assert (objective.times.law.mean, objective.times.law.std) == (-1.0, 1.4)
     assert run.arguments["dropout"] == (0.2 if name == "sct" else 0.0)
     assert list(run.averages) == ["half-life-500000"]
-    two = objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2]
+    two = contract(run).sampling.times[2]
     assert two == pytest.approx((1.56455, 1.1), abs=1e-3)
 
     run = built(f"imagenet-64-{name}")
@@ -378,7 +375,7 @@ def test_imm_is_as_published(built):
     ends = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
     # The paper's noise has the data's spread: its sigma / alpha is ours over it.
     assert path.ratio(ends) / 0.5 == pytest.approx([0.006 / 0.994, 0.994 / 0.006])
-    two = torch.tensor(objective.contract(data_spec((3, 8, 8), 0, True)).sampling.times[2][1:])
+    two = torch.tensor(contract(run).sampling.times[2][1:])
     assert float(path.ratio(two)) / 0.5 == pytest.approx(1.4, rel=1e-5)
     assert (run.arguments["dropout"], list(run.averages)) == (0.2, ["ema-0.9999"])
 

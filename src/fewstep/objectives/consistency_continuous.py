@@ -16,7 +16,7 @@ $\dot x_t$ is the teacher's velocity (distillation), or the sample's own, whose 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +40,6 @@ class ContinuousConsistency(Objective):
         weight: w(t).
         penalty: distance of the derivative from 0; None stops the gradient instead.
         drop: label dropping.
-        sampling_times: the times at which users sample in so many calls.
     """
 
     forward_mode = True
@@ -54,7 +53,6 @@ class ContinuousConsistency(Objective):
         weight: Callable[[Tensor], Tensor] = torch.ones_like,
         penalty: Distance | None = None,
         drop: LabelDrop | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if student.two_time:
@@ -73,7 +71,6 @@ class ContinuousConsistency(Objective):
         self.derivative = jvp
         self.second_order = penalty is not None
         self.drop = drop
-        self.sampling_times = dict(sampling_times or {})
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise and which labels to drop."""
@@ -111,7 +108,7 @@ class ContinuousConsistency(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls."""
         path = self.student.path
-        times = {1: (path.t_max,), **self.sampling_times}
+        times = {1: (path.t_max,)}
         start = Start(t=path.t_max, std=path.start_std())
         return Contract(
             method="cd" if self.teacher is not None else "ct",

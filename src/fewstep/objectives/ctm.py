@@ -18,7 +18,7 @@ The last two are weighed by the first one's gradient, anew in each microbatch an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -63,7 +63,6 @@ class ConsistencyTrajectory(Objective):
             it has ``heads``, only these) at odd steps, the student at even ones,
         adversarial_start, adversarial: from this step on, and so many times as strong.
         gamma: users' share of noise, see :func:`fewstep.solvers.gamma_sampling`.
-        sampling_times: the times at which users sample in so many calls.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class ConsistencyTrajectory(Objective):
         adversarial_start: int = 0,
         adversarial: float = 1.0,
         gamma: float = 0.0,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if not student.two_time:
@@ -107,7 +105,6 @@ class ConsistencyTrajectory(Objective):
         self.grid, self.solver_steps, self.solver, self.rate = grid, solver_steps, solver, rate
         self.times, self.weight, self.distance, self.gamma = times, weight, distance, gamma
         self.adversarial_start, self.adversarial = adversarial_start, adversarial
-        self.sampling_times = dict(sampling_times or {})
         self.shardable = discriminator is None
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
@@ -188,7 +185,7 @@ class ConsistencyTrajectory(Objective):
         """Jumps between any times, with noise by gamma."""
         path = self.student.path
         start = Start(t=path.t_max, std=path.start_std())
-        times = {1: (path.t_max,), **self.sampling_times}
+        times = {1: (path.t_max,)}
         rule = Sampling(start=start, kind="gamma", times=times, any_times=True, gamma=self.gamma)
         return Contract(method="ctm", data=data, sampling=rule)
 

@@ -16,7 +16,7 @@ under scalings that are the identity at 0.003, and that is what is delivered her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -61,8 +61,6 @@ class EasyConsistency(Objective):
         boundary: the noise level at which the delivered model is the identity; 0 delivers the
             student as trained.
         drop: label dropping.
-        sampling_times: the times at which users sample in so many calls, ``{2: (80.0, 0.821)}`` on
-            CIFAR-10.
     """
 
     def __init__(
@@ -76,7 +74,6 @@ class EasyConsistency(Objective):
         distance: Distance = NORM,
         boundary: float = 0.003,
         drop: LabelDrop | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         check_pair(student, step)
@@ -102,7 +99,6 @@ class EasyConsistency(Objective):
         self.distance = distance
         self.boundary = boundary
         self.drop = drop
-        self.sampling_times = dict(sampling_times or {})
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, the stage's earlier times, noise and which labels to drop."""
@@ -137,4 +133,4 @@ class EasyConsistency(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls."""
-        return renoise_contract("ect", self.student.path, self.sampling_times, data)
+        return renoise_contract("ect", self.student.path, data)

@@ -36,7 +36,7 @@ equal two accumulated microbatches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,8 +75,6 @@ class InductiveMomentMatching(Objective):
         a, b: of $w = \frac12 \mathrm{sigmoid}(b - \lambda_t) (-\dot\lambda_t) \alpha_t^a /
             (\alpha_t^2 + \sigma_t^2)$, $\lambda$ the log-SNR; b is 5 on CIFAR-10.
         drop: label dropping, which also lets the model be guided.
-        sampling_times: the times at which users sample in so many calls; otherwise two calls are
-            the paper's, and more are uniform.
     """
 
     def __init__(
@@ -89,7 +87,6 @@ class InductiveMomentMatching(Objective):
         a: float = 1.0,
         b: float = 4.0,
         drop: LabelDrop | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if not student.two_time:
@@ -111,7 +108,6 @@ class InductiveMomentMatching(Objective):
         self.sigma_data = sigma_data
         self.k, self.a, self.b = k, a, b
         self.drop = drop
-        self.sampling_times = {n: tuple(v) for n, v in (sampling_times or {}).items()}
 
     def earlier(self, t: Tensor, s: Tensor) -> Tensor:
         """R: a constant step in sigma/alpha before ``t``, but not before ``s``."""
@@ -177,11 +173,10 @@ class InductiveMomentMatching(Objective):
         path = self.student.path
         level = torch.tensor([MIDDLE * self.sigma_data], dtype=widest("cpu"))
         two = (path.t_max, float(path.time(level)))
-        times = {1: (path.t_max,), 2: two, **self.sampling_times}
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std(self.sigma_data)),
             kind="deterministic",
-            times=times,
+            times={1: (path.t_max,), 2: two},
             any_times=True,
             grid="uniform",
             guidance=Guidance() if self.drop and self.drop.probability > 0 else None,

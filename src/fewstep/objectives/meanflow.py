@@ -20,7 +20,7 @@ $\omega / (1 - \kappa)$. Samples that lose their label keep the plain $v$.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -88,7 +88,6 @@ class MeanFlow(Objective):
         guidance: what guidance to train in; needs ``drop``, and no teacher.
         warmup: steps in which the weight of du/dt grows from 0 to 1 (FastGen, from a teacher).
         derivative: how du/dt is found.
-        sampling_times: the times at which users sample in so many calls.
     """
 
     forward_mode = True
@@ -104,7 +103,6 @@ class MeanFlow(Objective):
         guidance: TrainedGuidance | None = None,
         warmup: int = 0,
         derivative: Derivative = jvp,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if not student.two_time:
@@ -125,7 +123,6 @@ class MeanFlow(Objective):
         self.times, self.weight, self.derivative = times, weight, derivative
         self.drop, self.guidance = drop, guidance
         self.warmup = warmup
-        self.sampling_times = dict(sampling_times or {})
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Two times, noise, the weight of the derivative and which labels to drop."""
@@ -178,11 +175,10 @@ class MeanFlow(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Jumps between any times."""
         path = self.student.path
-        times = {1: (path.t_max,), **self.sampling_times}
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std()),
             kind="deterministic",
-            times=times,
+            times={1: (path.t_max,)},
             any_times=True,
             grid="uniform" if isinstance(path, Linear) else "karras",
         )

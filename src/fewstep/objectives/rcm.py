@@ -25,7 +25,7 @@ student, steps are counted over both, and turns of calls for each of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -78,7 +78,6 @@ class RCM(Objective):
         every: K, at least 2.
         calls: the most calls of a sample.
         rate: mu_f's learning rate over the student's.
-        sampling_times: for step counts other than 1.
         derivative: how dF is taken.
     """
 
@@ -98,7 +97,6 @@ class RCM(Objective):
         every: int = 5,
         calls: int = 4,
         rate: float = 0.2,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
         derivative: Derivative = jvp,
     ) -> None:
         super().__init__()
@@ -118,7 +116,6 @@ class RCM(Objective):
         self.times, self.matching_times = times, matching_times
         self.weight, self.rate, self.derivative = weight, rate, derivative
         self.warmup, self.every, self.calls = warmup, every, calls
-        self.sampling_times = dict(sampling_times or {})
 
     def _student_is_due(self, step: int) -> bool:
         return step < self.warmup or (step - self.warmup) % self.every == 0
@@ -195,6 +192,6 @@ class RCM(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves, noise again between calls."""
         start = Start(t=self.path.t_max, std=self.path.sigma_data)
-        times = {1: (start.t,), **self.sampling_times}
+        times = {1: (start.t,)}
         how = Sampling(start=start, kind="renoise", times=times, any_times=True, grid="uniform")
         return Contract(method="rcm", data=data, sampling=how)

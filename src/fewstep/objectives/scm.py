@@ -26,7 +26,7 @@ data of few dimensions. The paper limits all the same, and so do we; sCD has no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,8 +76,6 @@ class SCM(Objective):
         drop: label dropping.
         guidance: the law of scales ``(b, rng) -> (b,)`` that the student's network reads as
             ``cond["guidance"]`` and the guided teacher obeys: U(1, 2) in the paper.
-        sampling_times: the times at which users sample in so many calls; the paper's second time
-            is 1.1.
         derivative: ``(fn, primals, tangents) -> (value with gradient, tangent without)``.
     """
 
@@ -94,7 +92,6 @@ class SCM(Objective):
         uncertainty: nn.Module | None = None,
         drop: LabelDrop | None = None,
         guidance: Callable[[int, torch.Generator], Tensor] | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
         derivative: Derivative = jvp,
     ) -> None:
         super().__init__()
@@ -129,7 +126,6 @@ class SCM(Objective):
         self.uncertainty = uncertainty
         self.drop = drop
         self.guidance = guidance
-        self.sampling_times = dict(sampling_times or {})
         self.derivative = derivative
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
@@ -180,7 +176,7 @@ class SCM(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls. x has the data's scale at every time."""
         start = Start(t=self.path.t_max, std=self.path.sigma_data)
-        times = {1: (self.path.t_max,), **self.sampling_times}
+        times = {1: (self.path.t_max,)}
         return Contract(
             method="sct" if self.teacher is None else "scd",
             data=data,

@@ -16,7 +16,7 @@ pseudo-Huber 0.06 on ImageNet-64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,8 +73,6 @@ class TruncatedConsistency(Objective):
         weight: w(t, r).
         distance: d.
         drop: label dropping.
-        sampling_times: the times at which users sample in so many calls; those below ``at`` are the
-            first stage's.
     """
 
     def __init__(
@@ -91,7 +89,6 @@ class TruncatedConsistency(Objective):
         weight: PairWeight = inverse_gap,
         distance: Distance = NEARLY_THE_NORM,
         drop: LabelDrop | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         check_pair(student, step)
@@ -118,7 +115,6 @@ class TruncatedConsistency(Objective):
         self.weight = weight
         self.distance = distance
         self.drop = drop
-        self.sampling_times = dict(sampling_times or {})
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, a share of which is t', earlier times, noise and which labels to drop."""
@@ -163,4 +159,4 @@ class TruncatedConsistency(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls."""
-        return renoise_contract("tcm", self.student.path, self.sampling_times, data)
+        return renoise_contract("tcm", self.student.path, data)

@@ -337,7 +337,6 @@ def rcm(
         warmup=round(warmup * start.train.steps),
         every=critic_updates + 1,
         rate=rate,
-        sampling_times=start.sampling_times(path),
     )
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -282,11 +283,11 @@ def distillation(
         weight=equal_weight if equal else (lambda t, r: snr(path.snr(t))),
         distance=distance,
         drop=dropped(data) if guidable(model) else None,
-        times={2: two_steps},
     )
     report = None if finish is None else (lambda began: finish(began, model))
     note = f"teacher: {find(teacher)}"
-    return _run(recipe, arguments, objective, data, train, averages, report, watch, augment, note)
+    run = _run(recipe, arguments, objective, data, train, averages, report, watch, augment, note)
+    return replace(run, sampling_times={2: two_steps})
 
 
 def guidable(teacher: Model) -> bool:
@@ -339,9 +340,9 @@ def consistency_training(
         distance=distance,
         index=UniformIndex() if equal else DiscreteLogNormal(),
         drop=None if equal else dropped(data),
-        times={2: two_steps},
     )
-    return _run(recipe, arguments, objective, data, train, averages, finish, watch, augment)
+    run = _run(recipe, arguments, objective, data, train, averages, finish, watch, augment)
+    return replace(run, sampling_times={2: two_steps})
 
 
 def equal_weight(t: Tensor, r: Tensor) -> Tensor:

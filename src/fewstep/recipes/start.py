@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.contract import data_spec
 from fewstep.data import Dataset
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
@@ -194,17 +195,21 @@ class Start:
 
     def run(self, recipe: str, arguments: Mapping[str, Any], objective: Objective) -> Run:
         """The run of an objective."""
+        data = self.data
+        sampling = objective.contract(data_spec(data.shape, data.labels, data.image)).sampling
+        free = sampling.any_times and sampling.kind != "ode"
         return Run(
             recipe=recipe,
             arguments=arguments,
             objective=objective,
-            data=self.data,
+            data=data,
             config=self.train,
             averages=self.averages,
             finish=None if self.finish is None else self.finish(self.model),
             watch=self.watch,
             note="" if self.model is None else f"teacher: {find(arguments['teacher'])}",
             augment=self.augment,
+            sampling_times=self.sampling_times(objective.student.path) if free else {},
         )
 
 

@@ -36,7 +36,6 @@ def cd(start: Any, *, points: int = 18) -> Objective:
         weight=lambda t, r: snr(student.path.snr(t)),
         distance=l2,
         drop=start.drop,
-        times=start.sampling_times(student.path),
     )
 
 
@@ -62,7 +61,6 @@ def ct(start: Any, *, first: int = 10, last: int = 80, c: float = 0.00054) -> Ob
         distance=PseudoHuber(c * math.prod(start.data.shape) ** 0.5),
         index=DiscreteLogNormal(),
         drop=start.drop,
-        times=start.sampling_times(student.path),
     )
 
 
@@ -83,7 +81,6 @@ def ict(start: Any, *, first: int = 10, last: int = 1280, c: float = 0.00054) ->
         schedule=Doubling(start.train.steps, first, last),
         distance=PseudoHuber(c * math.prod(start.data.shape) ** 0.5),
         drop=start.drop,
-        sampling_times=start.sampling_times(student.path),
     )
 
 
@@ -120,7 +117,6 @@ def ect(
         times=LogNormal(mean, std),
         distance=PseudoHuber(c),
         drop=start.drop,
-        sampling_times=start.sampling_times(student.path),
         **_edm_weight(start, student.path, edm_weight),
     )
 
@@ -160,7 +156,6 @@ def tcm(
         at=at,
         distance=PseudoHuber(c),
         drop=start.drop,
-        sampling_times=start.sampling_times(path),
         **_edm_weight(start, path, edm_weight),
     )
 
@@ -237,7 +232,6 @@ def _scm(start: Any, teacher_on: Any, sigmas: Any, c: float, warmup: float) -> O
         warmup=round(warmup * start.train.steps),
         uncertainty=Uncertainty(),
         drop=start.drop,
-        sampling_times=start.sampling_times(path),
     )
 
 
@@ -281,7 +275,6 @@ def ctm(
         discriminator=_discriminator(start, path, adversarial),
         adversarial=adversarial,
         adversarial_start=round(adversarial_from * start.train.steps),
-        sampling_times=start.sampling_times(path),
     )
 
 
@@ -352,7 +345,6 @@ def meanflow(
         weight=AdaptiveWeight(power, c),
         drop=start.drop,
         guidance=TrainedGuidance(omega, kappa) if guided else None,
-        sampling_times=start.sampling_times(path),
     )
 
 
@@ -388,7 +380,6 @@ def imm(
         a=a,
         b=b,
         drop=start.drop,
-        sampling_times=start.sampling_times(path),
     )
 
 
@@ -445,7 +436,6 @@ def flowmap(
         c=c,
         ratio_max=ratio_max,
         warmup=round(warmup * start.train.steps),
-        sampling_times=start.sampling_times(path),
     )
 
 

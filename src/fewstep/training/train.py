@@ -54,6 +54,7 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
         Diverged: gradients stayed non-finite.
     """
     config = run.config
+    contract(run)  # or refuse its sampling times, before anything is trained
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.tensorboard:
@@ -92,6 +93,7 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
 def dry(run: Run) -> str:
     """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
     device = _device(run.config)
+    contract(run)
     check(run.objective, run.config, World(size=int(os.environ.get("WORLD_SIZE") or 1)))
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
@@ -182,9 +184,14 @@ def _model(run: Run, trainer: Trainer, average: str | None) -> Model:
 
 
 def contract(run: Run) -> Contract:
-    """The contract of what a run delivers."""
+    """The contract of the model that a run delivers.
+
+    Raises:
+        UsageError: the method does not allow the run's sampling times.
+    """
     data = run.data
-    return run.objective.contract(data_spec(data.shape, data.labels, data.image))
+    own = run.objective.contract(data_spec(data.shape, data.labels, data.image))
+    return own.with_times(run.sampling_times)
 
 
 def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:
