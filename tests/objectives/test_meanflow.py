@@ -91,7 +91,7 @@ def test_at_equal_times_it_is_flow_matching(path):
     student = Offset(MeanVelocity(path), 0.3)
     x0, noise = normal(2, 5, 2, 3)
     t = torch.linspace(0.1, 0.9, 5, dtype=D)
-    flow = FlowMatching(student, times=Uniform())
+    flow = FlowMatching(student, times=Uniform(0.1, 0.9))
     found = meanflow(student).loss(Batch(x0), drawn(t, t, noise)).total()
     # A sum over the event, not a mean.
     torch.testing.assert_close(found, 6 * flow.loss(Batch(x0), FlowDraws(t, noise)).total())

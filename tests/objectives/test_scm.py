@@ -25,7 +25,7 @@ from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.objectives.scm import SCM, Draws
 from fewstep.objectives.terms import LabelDrop, clipped, normalised, trig_flow
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
-from fewstep.times import LogNormal, OnPath, Uniform
+from fewstep.times import LogNormal, Uniform
 from oracles import (
     D,
     Gaussian,
@@ -45,7 +45,7 @@ def trig(sigma_data: float = 0.5) -> Trig:
 
 
 PATH = trig()
-TIMES = OnPath(PATH, LogNormal(-1.0, 1.4))
+TIMES = LogNormal(-1.0, 1.4)
 each_scale = pytest.mark.parametrize("sigma_data", [0.5, 1.3])
 each_event = pytest.mark.parametrize("event", [(2,), (1,), (3, 4, 4)])
 taught = pytest.mark.parametrize("teacher", [True, False], ids=["scd", "sct"])

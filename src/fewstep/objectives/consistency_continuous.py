@@ -28,6 +28,7 @@ from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import Distance
 from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised
+from fewstep.times import Times, law_on
 
 
 class ContinuousConsistency(Objective):
@@ -49,7 +50,7 @@ class ContinuousConsistency(Objective):
         student: AbstractDenoiser,
         teacher: AbstractDenoiser | None = None,
         *,
-        times: Callable[[int, torch.Generator], Tensor],
+        times: Times,
         weight: Callable[[Tensor], Tensor] = torch.ones_like,
         penalty: Distance | None = None,
         drop: LabelDrop | None = None,
@@ -65,7 +66,7 @@ class ContinuousConsistency(Objective):
         self.student = student
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.frozen = () if teacher is None else ("teacher",)
-        self.times = times
+        self.times = law_on(student.path, times)
         self.weight = weight
         self.penalty = penalty
         self.derivative = jvp
@@ -74,7 +75,8 @@ class ContinuousConsistency(Objective):
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise and which labels to drop."""
-        return draw_noised(batch, self.times(len(batch), rng), self.drop, rng)
+        t = self.times.draw(self.student.path, len(batch), rng)
+        return draw_noised(batch, t, self.drop, rng)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The pseudo-loss, or the penalty; ``derivative`` logs the mean square of df/dt."""

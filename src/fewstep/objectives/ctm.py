@@ -18,7 +18,7 @@ The last two are weighed by the first one's gradient, anew in each microbatch an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import Distance, l2
 from fewstep.paths import Event, Time
 from fewstep.solvers import Step, heun
-from fewstep.times import Uniform
+from fewstep.times import Times, Uniform, law_on
 
 
 class Draws(NamedTuple):
@@ -72,7 +72,7 @@ class ConsistencyTrajectory(Objective):
         *,
         grid: Tensor,
         solver_steps: int,
-        times: Callable[[int, torch.Generator], Tensor],
+        times: Times,
         weight: terms.SnrWeight,
         solver: Step = heun,
         rate: float = 0.999,
@@ -103,7 +103,8 @@ class ConsistencyTrajectory(Objective):
         own = {"teacher": teacher, "distance": distance, "discriminator.denoiser": judging}
         self.frozen = tuple(name for name, part in own.items() if isinstance(part, nn.Module))
         self.grid, self.solver_steps, self.solver, self.rate = grid, solver_steps, solver, rate
-        self.times, self.weight, self.distance, self.gamma = times, weight, distance, gamma
+        self.times, self.weight = law_on(path, times), weight
+        self.distance, self.gamma = distance, gamma
         self.adversarial_start, self.adversarial = adversarial_start, adversarial
         self.shardable = discriminator is None
 
@@ -117,7 +118,8 @@ class ConsistencyTrajectory(Objective):
         grid = self.grid.to(device, widest(device))
         trajectory = grid[first + torch.arange(m + 1, device=device)[:, None]]
         _, noise, _ = terms.draw_noised(batch, trajectory[0], None, rng)
-        t, noise_denoising, _ = terms.draw_noised(batch, self.times(b, rng), None, rng)
+        t = self.times.draw(self.student.path, b, rng)
+        t, noise_denoising, _ = terms.draw_noised(batch, t, None, rng)
         adversarial = self.discriminator is not None and step >= self.adversarial_start
         return Draws(trajectory, grid[last], noise, t, noise_denoising, torch.tensor(adversarial))
 

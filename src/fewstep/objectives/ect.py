@@ -16,11 +16,10 @@ under scalings that are the identity at 0.003, and that is what is delivered her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
@@ -40,7 +39,7 @@ from fewstep.objectives.discrete import (
 )
 from fewstep.objectives.distances import Distance, PseudoHuber
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
-from fewstep.times import LogNormal
+from fewstep.times import LogNormal, Times, law_on
 
 __all__ = ["Curriculum", "Draws", "EasyConsistency", "SameNoise", "TeacherStep"]
 
@@ -69,7 +68,7 @@ class EasyConsistency(Objective):
         step: TeacherStep | SameNoise,
         *,
         curriculum: Curriculum,
-        times: Callable[[int, torch.Generator], Tensor] = TIMES,
+        times: Times = TIMES,
         weight: PairWeight = inverse_gap,
         distance: Distance = NORM,
         boundary: float = 0.003,
@@ -94,7 +93,7 @@ class EasyConsistency(Objective):
         self.step = step
         self.frozen = frozen_parts(step, distance)
         self.curriculum = curriculum
-        self.times = times
+        self.times = law_on(student.path, times)
         self.weight = weight
         self.distance = distance
         self.boundary = boundary
@@ -102,7 +101,8 @@ class EasyConsistency(Objective):
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, the stage's earlier times, noise and which labels to drop."""
-        t, noise, dropped = draw_noised(batch, self.times(len(batch), rng), self.drop, rng)
+        t = self.times.draw(self.student.path, len(batch), rng)
+        t, noise, dropped = draw_noised(batch, t, self.drop, rng)
         return Draws(t, self.curriculum(t, step), noise, dropped)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:

@@ -34,6 +34,7 @@ from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, on_path_of
 from fewstep.paths import Event, Linear, VarianceExploding
+from fewstep.times import Law, TwoTimes
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class MeanFlow(Objective):
     Args:
         student: two-time, on a linear or variance-exploding path.
         teacher: whose velocity to average; a guided one is ``Guided(teacher)``. None: the data's.
-        times: the law of (t, r): see :class:`fewstep.times.TwoTimes`.
+        times: the law of (t, r), or a function from ``(b, rng)`` to both, each ``(b,)``.
         weight: of a sample, as a function of its squared error.
         drop: label dropping.
         guidance: what guidance to train in; needs ``drop``, and no teacher.
@@ -97,7 +98,7 @@ class MeanFlow(Objective):
         student: AbstractDenoiser,
         teacher: AbstractDenoiser | None = None,
         *,
-        times: Callable[[int, torch.Generator], tuple[Tensor, Tensor]],
+        times: TwoTimes | Callable[[int, torch.Generator], tuple[Tensor, Tensor]],
         weight: Callable[[Tensor], Tensor],
         drop: LabelDrop | None = None,
         guidance: TrainedGuidance | None = None,
@@ -117,6 +118,10 @@ class MeanFlow(Objective):
                 "guidance is trained in from the student's own answer without a label: give drop, "
                 "and no teacher (a teacher is guided as Guided(teacher, null, scale))"
             )
+        if isinstance(times, Law):
+            raise UsageError(f"MeanFlow needs a law of two times, got {times}; give TwoTimes(...)")
+        if isinstance(times, TwoTimes):
+            times.check(student.path)
         self.student = student
         self.teacher = None if teacher is None else on_path_of(student, teacher)
         self.frozen = () if teacher is None else ("teacher",)

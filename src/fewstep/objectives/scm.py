@@ -47,6 +47,7 @@ from fewstep.objectives.terms import (
     trig_tangent,
 )
 from fewstep.paths import Event, Trig
+from fewstep.times import Times, law_on
 
 
 class Draws(NamedTuple):
@@ -67,8 +68,8 @@ class SCM(Objective):
             sampling starts, is atan(80 / sigma_data) in the paper; any diffusion model's network is
             read there by ``denoiser.on(path)``. It must have a forward-mode derivative.
         teacher: of the same path, guided or not; or None.
-        times: the law of the training times: in the paper, :class:`fewstep.times.OnPath` with a
-            log-normal of (-1, 1.4) on CIFAR-10, (-1, 1.6) on ImageNet-64, (-0.8, 1.6) on latents.
+        times: the law of the training times. The paper's is :class:`fewstep.times.LogNormal` of
+            (-1, 1.4) on CIFAR-10, (-1, 1.6) on ImageNet-64 and (-0.8, 1.6) on latents.
         warmup: the step from which r is 1.
         limit: g, with zeros where masked, to what is regressed on.
         uncertainty: u = -w, a module from ln(sigma / alpha) / 4 ``(b,)`` to ``(b,)``; without it
@@ -86,7 +87,7 @@ class SCM(Objective):
         student: AbstractDenoiser,
         teacher: AbstractDenoiser | None = None,
         *,
-        times: Callable[[int, torch.Generator], Tensor],
+        times: Times,
         warmup: int = 10_000,
         limit: Callable[[Event], Event] = normalised,
         uncertainty: nn.Module | None = None,
@@ -120,7 +121,7 @@ class SCM(Objective):
         self.student = student
         self.teacher = None if teacher is None else on_path_of(student, teacher)
         self.frozen = () if teacher is None else ("teacher",)
-        self.times = times
+        self.times = law_on(path, times)
         self.warmup = warmup
         self.limit = limit
         self.uncertainty = uncertainty
@@ -131,7 +132,8 @@ class SCM(Objective):
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise, the warm-up of this step, and which labels and scales."""
         b = len(batch)
-        t, noise, dropped = draw_noised(batch, self.times(b, rng), self.drop, rng)
+        t = self.times.draw(self.path, b, rng)
+        t, noise, dropped = draw_noised(batch, t, self.drop, rng)
         r = torch.full_like(t, min(1.0, step / self.warmup) if self.warmup else 1.0)
         return Draws(t, noise, r, dropped, self.guidance(b, rng) if self.guidance else None)
 

@@ -318,7 +318,7 @@ def rcm(
     """
     from fewstep.objectives.rcm import RCM
     from fewstep.paths import Trig
-    from fewstep.times import KarrasIndex, LogNormal, OnPath
+    from fewstep.times import KarrasIndex, LogNormal
 
     if not (0 <= warmup <= 1 and weight >= 0 and critic_updates >= 1 and rate > 0):
         raise UsageError(
@@ -331,8 +331,8 @@ def rcm(
         start.student(path),
         start.teacher_on(path),
         start.fake(path),
-        times=OnPath(path, LogNormal(mean, std)),
-        matching_times=OnPath(path, KarrasIndex(t_min=own.t_min, t_max=own.t_max)),
+        times=LogNormal(mean, std),
+        matching_times=KarrasIndex(t_min=own.t_min, t_max=own.t_max),
         weight=weight,
         warmup=round(warmup * start.train.steps),
         every=critic_updates + 1,

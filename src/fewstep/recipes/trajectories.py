@@ -220,14 +220,13 @@ def _scm(start: Any, teacher_on: Any, sigmas: Any, c: float, warmup: float) -> O
     from fewstep.objectives.scm import SCM
     from fewstep.objectives.terms import normalised
     from fewstep.paths import Trig
-    from fewstep.times import OnPath
 
     sigma_data = start.sigma_data
     path = Trig(t_max=math.atan(start.source.path.t_max / sigma_data), sigma_data=sigma_data)
     return SCM(
         start.student(path),
         None if teacher_on is None else teacher_on(path),
-        times=OnPath(path, sigmas),
+        times=sigmas,
         limit=partial(normalised, c=c),
         warmup=round(warmup * start.train.steps),
         uncertainty=Uncertainty(),
@@ -268,7 +267,7 @@ def ctm(
         start.teacher_on(path),
         grid=karras(points, path.t_min, path.t_max),
         solver_steps=solver_steps,
-        times=HalfHigh(path),
+        times=HalfHigh(),
         weight=karras_weight(start.sigma_data),
         rate=rate,
         distance=parts.distance(distance),
