@@ -322,7 +322,7 @@ def test_the_gradient_reaches_the_student_only(kind):
     reached = {name for name, p in objective.named_parameters() if p.grad is not None}
     assert reached == {"student.offset", "student.scale"}
     assert objective.frozen == ("teacher",)
-    assert objective.forward_mode
+    assert objective.capabilities.forward_mode
     (phase,) = objective.phases()
     assert (phase.name, phase.module) == ("student", student)
 

@@ -472,7 +472,7 @@ def test_refusals():
         with pytest.raises(UsageError, match="expected group"):
             InductiveMomentMatching(good, **{"sigma_data": SD, **wrong})
     objective = InductiveMomentMatching(good, sigma_data=SD, group=4)
-    assert objective.batch_multiple == 4
+    assert objective.capabilities.batch_multiple == 4
     with pytest.raises(UsageError, match="multiple of 4"):
         objective.draw(Batch(normal(6, 2)), 0, Rng(0, 0, "student"))
     batch = Batch(normal(4, 2), mask=torch.ones(4, 2, dtype=D))

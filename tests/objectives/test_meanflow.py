@@ -321,7 +321,7 @@ def test_a_network_of_two_times_is_trained():
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(p.grad is not None and bool(p.grad.isfinite()) for p in student.parameters())
-    assert objective.forward_mode
+    assert objective.capabilities.forward_mode
     assert [(p.name, p.module) for p in objective.phases()] == [("student", student)]
 
 

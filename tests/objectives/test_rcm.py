@@ -180,8 +180,8 @@ def test_another_derivative_may_be_taken():
     found = rcm(*networks(), derivative=difference).loss(batch, draws).total()
     torch.testing.assert_close(found, objective.loss(batch, draws).total(), rtol=1e-5, atol=0)
     assert len(asked) == 1
-    assert objective.forward_mode
-    assert not objective.second_order
+    assert objective.capabilities.forward_mode
+    assert not objective.capabilities.second_order
 
 
 # The second loss.

@@ -447,7 +447,7 @@ def test_names():
     data = DataSpec(shape=(2,))
     assert scm(mlp()).contract(data).method == "sct"
     assert scm(mlp(), mlp()).contract(data).method == "scd"
-    assert SCM.forward_mode
+    assert SCM.capabilities.forward_mode
 
 
 @pytest.mark.parametrize(

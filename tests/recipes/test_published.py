@@ -370,7 +370,7 @@ def test_imm_is_as_published(built):
     config, objective = run.config, run.objective
     assert (size(config), config.steps, config.lr) == (4096, 400_000, 1e-4)
     assert (config.optimizer, config.betas) == ("radam", (0.9, 0.999))
-    assert (objective.batch_multiple, objective.k, objective.a, objective.b) == (4, 15.0, 1.0, 5.0)
+    assert (objective.group, objective.k, objective.a, objective.b) == (4, 15.0, 1.0, 5.0)
     path = objective.student.path
     ends = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
     # The paper's noise has the data's spread: its sigma / alpha is ours over it.

@@ -25,7 +25,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import jvp
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.distances import Distance
 from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised
 from fewstep.times import Times, law_on
@@ -42,8 +42,6 @@ class ContinuousConsistency(Objective):
         penalty: distance of the derivative from 0; None stops the gradient instead.
         drop: label dropping.
     """
-
-    forward_mode = True
 
     def __init__(
         self,
@@ -70,7 +68,8 @@ class ContinuousConsistency(Objective):
         self.weight = weight
         self.penalty = penalty
         self.derivative = jvp
-        self.second_order = penalty is not None
+        second_order = penalty is not None
+        self.capabilities = Capabilities(forward_mode=True, second_order=second_order)
         self.drop = drop
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:

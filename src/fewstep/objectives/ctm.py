@@ -29,7 +29,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives import terms
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.distances import Distance, l2
 from fewstep.paths import Event, Time
 from fewstep.solvers import Step, heun
@@ -106,7 +106,7 @@ class ConsistencyTrajectory(Objective):
         self.times, self.weight = law_on(path, times), weight
         self.distance, self.gamma = distance, gamma
         self.adversarial_start, self.adversarial = adversarial_start, adversarial
-        self.shardable = discriminator is None
+        self.capabilities = Capabilities(shardable=discriminator is None)
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """The number of solver steps is common to all processes; t and s are each sample's own."""

@@ -37,7 +37,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.terms import draw_noised, on_path_of
 from fewstep.paths import Event, Linear, Time
 from fewstep.times import LogitNormal, Uniform
@@ -72,7 +72,7 @@ class FlowMap(Objective):
     """
 
     frozen = ("teacher",)
-    forward_mode = True
+    capabilities = Capabilities(forward_mode=True)
 
     def __init__(
         self,

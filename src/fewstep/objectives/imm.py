@@ -45,7 +45,7 @@ from torch import Tensor
 from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, same_dropout, widest
 from fewstep.models import Denoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
 from fewstep.times import Uniform
 
@@ -104,7 +104,8 @@ class InductiveMomentMatching(Objective):
             )
         self.student = student
         self.scalings = student.preconditioning.coefficients
-        self.batch_multiple = group
+        self.group = group
+        self.capabilities = Capabilities(batch_multiple=group)
         self.sigma_data = sigma_data
         self.k, self.a, self.b = k, a, b
         self.drop = drop
@@ -118,15 +119,13 @@ class InductiveMomentMatching(Objective):
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """For each group t, and s below it, both uniform; noise."""
-        if len(batch) % self.batch_multiple:
-            raise UsageError(
-                f"IMM needs batches of a multiple of {self.batch_multiple}, got {len(batch)}"
-            )
-        path, groups = self.student.path, len(batch) // self.batch_multiple
+        if len(batch) % self.group:
+            raise UsageError(f"IMM needs batches of a multiple of {self.group}, got {len(batch)}")
+        path, groups = self.student.path, len(batch) // self.group
         share, part = Uniform()(groups, rng), Uniform()(groups, rng)
         t = path.t_max - (path.t_max - path.t_min) * share
         s = path.t_min + (t - path.t_min) * part
-        t, r, s = (v.repeat_interleave(self.batch_multiple) for v in (t, self.earlier(t, s), s))
+        t, r, s = (v.repeat_interleave(self.group) for v in (t, self.earlier(t, s), s))
         return Draws(t, r, s, *draw_noised(batch, t, self.drop, rng)[1:])
 
     def weight(self, t: Tensor) -> Tensor:
@@ -156,8 +155,8 @@ class InductiveMomentMatching(Objective):
             y_r = self.student.jump(x_r, r, s, cond)
         y_t = self.student.jump(x_t, t, s, cond)
 
-        t, s = (v[:: self.batch_multiple] for v in (t, s))
-        y_t, y_r = (y.reshape(len(t), self.batch_multiple, -1) for y in (y_t, y_r))
+        t, s = (v[:: self.group] for v in (t, s))
+        y_t, y_r = (y.reshape(len(t), self.group, -1) for y in (y_t, y_r))
         width = (self.c_out(t, s).abs() * y_t.shape[-1]).to(y_t.dtype)
         each = laplace(y_t, y_t, width) + laplace(y_r, y_r, width) - 2 * laplace(y_t, y_r, width)
         mmd = each.flatten(1).mean(1)

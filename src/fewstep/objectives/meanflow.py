@@ -31,7 +31,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, on_path_of
 from fewstep.paths import Event, Linear, VarianceExploding
 from fewstep.times import Law, TwoTimes
@@ -91,7 +91,7 @@ class MeanFlow(Objective):
         derivative: how du/dt is found.
     """
 
-    forward_mode = True
+    capabilities = Capabilities(forward_mode=True)
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.distances import l2
 from fewstep.objectives.matching import check_critic
@@ -84,7 +84,7 @@ class RCM(Objective):
     """
 
     frozen = ("teacher",)
-    forward_mode = True
+    capabilities = Capabilities(forward_mode=True)
 
     def __init__(
         self,

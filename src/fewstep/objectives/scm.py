@@ -36,7 +36,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.terms import (
     LabelDrop,
     conditions,
@@ -80,7 +80,7 @@ class SCM(Objective):
         derivative: ``(fn, primals, tangents) -> (value with gradient, tangent without)``.
     """
 
-    forward_mode = True
+    capabilities = Capabilities(forward_mode=True)
 
     def __init__(
         self,

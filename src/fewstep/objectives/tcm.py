@@ -25,7 +25,7 @@ from torch import Tensor
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser, Switched
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.discrete import (
     Curriculum,
     PairWeight,
@@ -112,7 +112,8 @@ class TruncatedConsistency(Objective):
         self.curriculum = curriculum
         self.at = at
         self.times = law_on(path, _between(path, at) if times is None else times)
-        self.share, self.batch_least = share, math.ceil(1 / share)
+        self.share = share
+        self.capabilities = Capabilities(batch_least=math.ceil(1 / share))
         self.boundary_weight = boundary_weight
         self.weight = weight
         self.distance = distance
@@ -125,7 +126,7 @@ class TruncatedConsistency(Objective):
         if count == 0:
             raise UsageError(
                 f"a share of {self.share} of {b} samples is none at t'; take (micro)batches of at "
-                f"least {self.batch_least}"
+                f"least {self.capabilities.batch_least}"
             )
         boundary = torch.zeros(b, dtype=torch.bool, device=rng.device)
         boundary[torch.randperm(b, generator=rng, device=rng.device)[:count]] = True
