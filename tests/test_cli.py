@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fewstep.recipes.digits import TWO_STEPS
 from PIL import Image
 
 import fewstep as library
@@ -23,7 +24,6 @@ from fewstep.errors import Interrupted
 from fewstep.files import sha256
 from fewstep.models import Denoiser
 from fewstep.recipes import RECIPES, TrainConfig
-from fewstep.recipes.digits import TWO_STEPS
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.folder import describe
 from fewstep.training.train import train

@@ -106,7 +106,7 @@ def test_consistency_trajectories_have_the_moments_and_modes(tmp_path):
         MixtureDenoiser(path, two_modes()),
         grid=karras(18, path.t_min, path.t_max),
         solver_steps=17,
-        times=HalfHigh(path),
+        times=HalfHigh(),
         weight=karras_weight(0.5),
         rate=0.99,
     )

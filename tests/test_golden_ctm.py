@@ -160,7 +160,7 @@ def objective(case: Case) -> ConsistencyTrajectory:
         denoiser(case, nets["teacher"], "edm", second=False),
         grid=grid(case),
         solver_steps=case["start_scales"] - 1,
-        times=HalfHigh(noise_levels(case)),
+        times=HalfHigh(),
         weight=karras_weight(case["sigma_data"]),
         distance=lambda a, b, mask: l2(shown(case, a), shown(case, b)),
     )

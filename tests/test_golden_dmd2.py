@@ -81,7 +81,7 @@ def drawn_steps(case: Case) -> Values:
     n = case["num_train_timesteps"]
     first, last = (int(n * case[f"{end}_step_percent"]) for end in ("min", "max"))
     law = KarrasIndex(first, last, n)
-    index = torch.searchsorted(law.grid(), law(100 * n, Rng(0, 0, "student")))
+    index = torch.searchsorted(law.grid(), law.levels(100 * n, Rng(0, 0, "student")))
     yield "min_max_step", torch.stack([index.min(), index.max()])
 
 

@@ -67,7 +67,7 @@ def times_by(law, name: str, draw: Tensor) -> Tensor:
         return draw.flatten()
 
     with patch.object(torch, name, recorded):
-        return law(len(draw), torch.Generator())
+        return law.draw(VarianceExploding(), len(draw), torch.Generator())
 
 
 def scored(case: Case, student: Denoiser, law, weight: SnrWeight, t: Tensor) -> Values:
@@ -93,7 +93,7 @@ def vp_loss(case: Case) -> Values:
     law = Uniform(path.t_min, 1.0)
     t = times_by(law, "rand", 1 - case.inputs["rnd"])
     student = preconditioned(case, case["precond"])
-    yield from scored(case, student, law, snr_weight, path.ratio(t))
+    yield from scored(case, student, LogNormal(), snr_weight, path.ratio(t))
     yield from scored(case, student.on(path), law, snr_weight, t)  # the same on its own path
 
 

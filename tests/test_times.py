@@ -7,18 +7,30 @@ from scipy import stats
 from scipy.integrate import quad
 
 from fewstep.core import UsageError
-from fewstep.paths import Linear, Trig, VarianceExploding
+from fewstep.paths import (
+    DiscreteVariancePreserving,
+    Linear,
+    Trig,
+    VarianceExploding,
+    VariancePreserving,
+)
 from fewstep.times import (
     DiscreteLogNormal,
+    FromFunction,
+    HalfHigh,
+    KarrasIndex,
     KarrasUniform,
     LogitNormal,
     LogNormal,
     LogUniform,
-    OnPath,
+    NoiseLevels,
+    ShiftedFlow,
     TruncatedLogStudent,
+    TwoTimes,
     Uniform,
     UniformIndex,
     karras,
+    law_on,
     log_snr,
     shift,
     shifted_flow,
@@ -147,6 +159,7 @@ def test_shifts_multiply_and_invert():
 # Laws of training times.
 
 N = 20_000
+VE = VarianceExploding(0.01, 10.0)
 
 
 def cdf_of_karras(rho: float, low: float, high: float):
@@ -176,10 +189,6 @@ LAWS = [
         LogitNormal(-0.4, 0.7, 3.0),
         lambda t: stats.norm(-0.4 + math.log(3), 0.7).cdf(np.log(t / (1 - t))),
     ),
-    (
-        OnPath(Trig(sigma_data=0.5), LogNormal(-1.0, 1.4)),
-        lambda t: stats.lognorm(1.4, scale=math.exp(-1)).cdf(0.5 * np.tan(t)),
-    ),
     (KarrasUniform(), cdf_of_karras(7, 0.002, 80)),
     (KarrasUniform(0.1, 2.0, 3.0), cdf_of_karras(3, 0.1, 2.0)),
 ]
@@ -187,26 +196,102 @@ LAWS = [
 
 @pytest.mark.parametrize(("law", "cdf"), LAWS, ids=[str(law) for law, _ in LAWS])
 def test_laws_of_times(law, cdf):
-    t = law(N, rng())
+    drawn = law.levels if isinstance(law, NoiseLevels) else law
+    t = drawn(N, rng())
     assert t.shape == (N,)
     assert t.dtype == D
     # One draw for good, so the level only says how unlucky this seed may be.
     assert stats.kstest(t.numpy(), cdf).pvalue > 0.01
-    assert law(N, rng()).equal(t)
-    assert not law(N, rng(1)).equal(t)
+    assert drawn(N, rng()).equal(t)
+    assert not drawn(N, rng(1)).equal(t)
+    if (ends := law.ends()) is not None:
+        assert ends[0] <= float(t.min()) <= float(t.max()) <= ends[1]
+
+
+LEVELS = [
+    LogUniform(),
+    LogNormal(),
+    TruncatedLogStudent(),
+    KarrasUniform(),
+    KarrasIndex(),
+    ShiftedFlow(),
+]
+
+
+@pytest.mark.parametrize("law", LEVELS, ids=lambda law: type(law).__name__)
+def test_a_path_converts_noise_levels(law):
+    levels = law.levels(50, rng())
+    assert law_on(path := VarianceExploding(0.0, 100.0), law) is law
+    assert law.draw(path, 50, rng()).equal(levels)
+    for path in (Linear(), Trig(sigma_data=0.5), VariancePreserving(0.0, 1.5)):
+        assert law_on(path, law) is law
+        t = law.draw(path, 50, rng())
+        assert t.equal(path.time(levels))
+        torch.testing.assert_close(path.ratio(t), levels, rtol=1e-6, atol=0)
+    # In the wrong unit it cannot be drawn at all.
+    assert not callable(law)
+
+
+def test_times_of_a_path_are_taken_as_they_are():
+    for law in (Uniform(0.2, 0.9), LogitNormal()):
+        t = law(50, rng())
+        for path in (Linear(), VarianceExploding()):
+            assert law_on(path, law).draw(path, 50, rng()).equal(t)
+    path, own = Linear(), lambda b, rng: torch.full((b,), 7.0)
+    law = law_on(path, own)
+    assert law == FromFunction(own)
+    assert law.draw(path, 3, rng()).tolist() == [7.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("path", "law", "says"),
+    [
+        (VE, LogUniform(), r"LogUniform.* from 0.02 to 100, and VarianceExploding.* 0.01 to 10;"),
+        (VE, Uniform(0.0, 1.0), "from 0 to 1,"),
+        (VarianceExploding(0.01, 20.0), KarrasIndex(), "from 0.003232 to 72.05"),
+        (VarianceExploding(0.01, 100.0), KarrasUniform(), "from 0.002 to 80"),
+        (VarianceExploding(0.01, 70.0), TruncatedLogStudent(), "from 1 to 80"),
+        (Linear(), Uniform(0.5, 1.5), "from 0.5 to 1.5"),
+        (Linear(0.0, 0.9), KarrasIndex(), "to 0.986"),
+        (DiscreteVariancePreserving(), KarrasUniform(), "from -"),
+        (Linear(), TwoTimes(), "draws two times"),
+    ],
+)
+def test_a_law_beyond_the_path_is_refused(path, law, says):
+    with pytest.raises(UsageError, match=says):
+        law_on(path, law)
+
+
+def test_the_ends_of_a_path_are_its_own():
+    path = Trig(t_max=float(torch.tensor(160.0).double().atan()))
+    law_on(path, KarrasIndex(0, 999))
+    law_on(VarianceExploding(0.002, 80.0), KarrasUniform())
+    law_on(Linear(), HalfHigh())
+
+
+def test_two_times_are_of_the_path():
+    TwoTimes(Uniform(), LogitNormal()).check(Linear())
+    TwoTimes(lambda b, rng: torch.ones(b)).check(VE)
+    for laws in ((Uniform(0, 2), Uniform()), (Uniform(), Uniform(0, 2))):
+        with pytest.raises(UsageError, match="from 0 to 2"):
+            TwoTimes(*laws).check(Linear())
+    with pytest.raises(UsageError, match=r"own unit, and LogNormal.* draws noise levels"):
+        TwoTimes(LogitNormal(), LogNormal())
 
 
 @pytest.mark.parametrize("law", STUDENTS, ids=str)
 def test_student_times_invert_the_integral(law, monkeypatch):
     part = torch.linspace(0, 1, 1001, dtype=D)
-    monkeypatch.setattr("fewstep.times._rand", lambda b, rng: part)
-    t = law(1001, rng())
+    monkeypatch.setattr("fewstep.times.levels.unit_uniform", lambda b, rng: part)
+    t = law.levels(1001, rng())
     assert (float(t[0]), float(t[-1])) == pytest.approx((law.low, law.high), rel=1e-14)
     np.testing.assert_allclose(cdf_of_student(law)(t.numpy()), part.numpy(), atol=1e-5)
 
 
 def test_quantiles_of_edm_times():
-    low, middle, high = LogNormal()(N, rng()).quantile(torch.tensor([0.1587, 0.5, 0.8413]).double())
+    low, middle, high = (
+        LogNormal().levels(N, rng()).quantile(torch.tensor([0.1587, 0.5, 0.8413]).double())
+    )
     # exp(-1.2 -+ 1.2 k), k = 1, 0, -1; the median of 20000 has 1.1 % of error.
     assert float(middle) == pytest.approx(math.exp(-1.2), rel=0.05)
     assert float(low) == pytest.approx(math.exp(-2.4), rel=0.06)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fewstep.errors import UsageError
 
 
 class _Strict(BaseModel):
@@ -84,6 +86,32 @@ class Contract(_Strict):
     method: str
     data: DataSpec
     sampling: Sampling
+
+    def with_times(self, times: Mapping[int, Sequence[float]]) -> Contract:
+        """The same contract, with these times for these numbers of calls.
+
+        Args:
+            times: for a number of calls as many descending times, in the path's own unit.
+
+        Raises:
+            UsageError: the times do not fit, or the model allows none but its own.
+        """
+        own = self.sampling
+        if not times:
+            return self
+        given = {**own.times, **{calls: tuple(each) for calls, each in times.items()}}
+        if not own.any_times and given != own.times:
+            raise UsageError(
+                f"a model of the method {self.method} generates at the times {own.times} only, "
+                f"got {dict(times)}; leave out the sampling times"
+            )
+        try:
+            sampling = Sampling.model_validate({**own.model_dump(), "times": given})
+        except ValidationError as error:
+            raise UsageError(
+                "the sampling times do not fit: " + "; ".join(e["msg"] for e in error.errors())
+            ) from error
+        return Contract(method=self.method, data=self.data, sampling=sampling)
 
 
 def data_spec(shape: Sequence[int], labels: int, image: bool) -> DataSpec:

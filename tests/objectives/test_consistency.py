@@ -596,11 +596,11 @@ def test_without_a_rate_there_is_no_copy():
 def test_contract():
     data = DataSpec(shape=(2,), labels=3)
     student = GaussianConsistency(VE, DATA)
-    found = ct(student, times={2: (10.0, 0.6)}).contract(data)
+    found = ct(student).contract(data)
     assert (found.method, found.data) == ("ct", data)
     sampling = found.sampling
     assert (sampling.kind, sampling.any_times, sampling.guidance) == ("renoise", True, None)
     assert (sampling.start.t, sampling.start.std) == (10.0, 10.0)
-    assert sampling.times == {1: (10.0,), 2: (10.0, 0.6)}
+    assert sampling.times == {1: (10.0,)}
     assert exact_cd(student).contract(data).method == "cd"
     assert exact_cd(student).deliver(student) is student

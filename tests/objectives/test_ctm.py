@@ -72,7 +72,7 @@ def ctm(student, teacher=None, points: int = 18, **kwargs) -> ConsistencyTraject
     given = {
         "grid": karras(points, path.t_min, path.t_max),
         "solver_steps": points - 1,
-        "times": HalfHigh(path),
+        "times": HalfHigh(),
         "weight": karras_weight(0.5),
         "solver": follow_the_flow,
     }
@@ -276,7 +276,7 @@ def test_the_number_of_steps_is_common_to_all_shards():
 
 @pytest.mark.parametrize("path", [VarianceExploding(), Linear()], ids=path_id)
 def test_half_of_the_denoising_times_are_high(path):
-    times = HalfHigh(path)(20_001, torch.Generator().manual_seed(0))
+    times = HalfHigh().draw(path, 20_001, torch.Generator().manual_seed(0))
     low, high = times[:10_000], times[10_000:]
     logs = path.ratio(low).log()
     assert float(logs.mean()) == pytest.approx(-1.2, abs=0.05)
@@ -422,7 +422,7 @@ def test_without_a_teacher_the_target_denoises_for_itself():
         student,
         grid=karras(18, 0.1, 10.0),
         solver_steps=17,
-        times=HalfHigh(VE),
+        times=HalfHigh(),
         weight=karras_weight(0.5),
     )
     assert objective.frozen == ()
@@ -480,8 +480,8 @@ def test_the_trainer_trains_both():
 
 def test_contract_and_samples():
     data = DataSpec(shape=(2,), range=None)
-    objective = ctm(exact(VE), gamma=0.5, sampling_times={2: (10.0, 1.0)})
-    contract = objective.contract(data)
+    objective = ctm(exact(VE), gamma=0.5)
+    contract = objective.contract(data).with_times({2: (10.0, 1.0)})
     assert (contract.method, contract.data) == ("ctm", data)
     sampling = contract.sampling
     assert (sampling.kind, sampling.gamma, sampling.grid) == ("gamma", 0.5, "karras")

@@ -274,5 +274,7 @@ def test_refusals():
     student = GaussianDenoiser(VE)
     with pytest.raises(UsageError, match="copy of the teacher"):
         DiffInstruct(student, student, GaussianDenoiser(VP), **rest)
-    with pytest.raises(UsageError, match="no times of VariancePreserving"):
-        DiffInstruct(GaussianDenoiser(VP), GaussianDenoiser(VP), GaussianDenoiser(VP), **rest)
+    networks = [GaussianDenoiser(VP) for _ in range(3)]
+    DiffInstruct(*networks, **rest)  # noise levels, which every path converts
+    with pytest.raises(UsageError, match=r"from 0.5 to 2, and VariancePreserving"):
+        DiffInstruct(*networks, critic_times=Uniform(0.5, 2.0), **rest)

@@ -188,7 +188,9 @@ def test_nothing_is_left_where_the_laws_agree(path):
     student = Generator(path, root, MEAN)
     rng = torch.Generator().manual_seed(0)
     objective = dmd(student)
-    loss = objective.loss(Batch(z), draws_of(z, noise, objective.times(200, rng))).total()
+    loss = objective.loss(
+        Batch(z), draws_of(z, noise, objective.times.draw(path, 200, rng))
+    ).total()
     loss.backward()
     assert float(loss.detach()) < 1e-20
     assert float(student.a.grad.abs().max() + student.b.grad.abs().max()) < 1e-10
@@ -230,7 +232,7 @@ def test_the_gradient_points_home(path, event):
     for offset, scale in ((0.5, 0.7), (0.1, 0.7), (0.3, 1.0), (0.3, 0.4)):
         student = Offset(UnitNoise(path), offset, scale)
         objective = dmd(student, GaussianDenoiser(path, home), Follows(student))
-        draws = draws_of(z, noise, objective.times(400, rng))
+        draws = draws_of(z, noise, objective.times.draw(path, 400, rng))
         objective.loss(Batch(z), draws).total().backward()
         away = student.offset.grad * (offset - 0.3) + student.scale.grad * (scale - 0.7)
         assert float(away) > 1e-4
@@ -247,7 +249,7 @@ def test_a_guided_teacher_moves_the_mean():
     z, noise = normal(2, 50, DIM)
     objective = dmd(student, teacher, Exact(VE, student.law, ("label",)))
     label = torch.arange(50) % 2
-    draws = draws_of(z, noise, objective.times(50, torch.Generator().manual_seed(0)))
+    draws = draws_of(z, noise, objective.times.draw(VE, 50, torch.Generator().manual_seed(0)))
 
     def loss(objective: DMD, label: Tensor) -> float:
         return float(objective.loss(Batch(z, {"label": label}), draws).total().detach())
@@ -595,6 +597,6 @@ def test_refusals(change, says):
 
 
 @pytest.mark.parametrize("law", ["times", "critic_times"])
-def test_noise_levels_are_no_times_of_other_paths(law):
-    with pytest.raises(UsageError, match="draws noise levels"):
-        dmd(Generator(Linear(0.0, 1.0)), **{law: KarrasIndex()})
+def test_noise_levels_beyond_the_path_are_refused(law):
+    with pytest.raises(UsageError, match=r"KarrasIndex.* draws times from"):
+        dmd(Generator(Linear(0.0, 0.9)), **{law: KarrasIndex()})

@@ -17,7 +17,7 @@ from fewstep.objectives.matching import FewSteps, Made
 from fewstep.objectives.terms import Draws as Noised
 from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
-from fewstep.times import KarrasIndex, Uniform, karras
+from fewstep.times import Uniform, karras
 from fewstep.training.config import TrainConfig
 from fewstep.training.trainer import Trainer, training
 from oracles import (
@@ -593,17 +593,17 @@ def test_what_a_mask_hides_does_not_count():
 
 
 def test_what_it_refuses():
-    student, linear = Generator(VE), Generator(Linear())
+    student, linear, beyond = Generator(VE), Generator(Linear()), Uniform(0.5, 1.5)
     uniform = {name: Uniform() for name in ("times", "critic_times", "adversarial_times")}
     cases = [
         (lambda: dmd2(student, None, GaussianDenoiser(Linear())), "fake .* VarianceExp"),
         (lambda: dmd2(student, None, GaussianFlowMap(VE)), "fake .* one-time .* 2 time"),
         (lambda: dmd2(student, GaussianDenoiser(Linear())), "the teacher lives on Linear"),
-        (lambda: dmd2(linear, times=KarrasIndex()), "KarrasIndex.* draws noise levels"),
-        (lambda: dmd2(linear, critic_times=KarrasIndex()), "KarrasIndex.* draws noise levels"),
+        (lambda: dmd2(linear, times=beyond), "Uniform.* from 0.5 to 1.5"),
+        (lambda: dmd2(linear, critic_times=beyond), "Uniform.* from 0.5 to 1.5"),
         (
-            lambda: dmd2(linear, judge=Feels(), adversarial_times=KarrasIndex()),
-            "KarrasIndex.* draws noise levels",
+            lambda: dmd2(linear, judge=Feels(), adversarial_times=beyond),
+            "Uniform.* from 0.5 to 1.5",
         ),
         (lambda: dmd2(student, critic_updates=0), "critic_updates=0"),
         (lambda: dmd2(student, adversarial=-1.0), "-1.0"),
@@ -614,4 +614,4 @@ def test_what_it_refuses():
         with pytest.raises(UsageError, match=message):
             make()
     # Without a judge its times do not matter.
-    dmd2(linear, **{**uniform, "adversarial_times": KarrasIndex()})
+    dmd2(linear, **{**uniform, "adversarial_times": beyond})

@@ -377,7 +377,7 @@ def test_refusals():
         with pytest.raises(UsageError, match="expected a group"):
             Drifting(student, generate=FewSteps((80.0,)), **options)
     objective = Drifting(student, generate=FewSteps((80.0,)), group=4)
-    assert objective.batch_multiple == 4
+    assert objective.capabilities.batch_multiple == 4
     with pytest.raises(UsageError, match="multiple of 4"):
         objective.draw(Batch(normal(6, 2)), 0, Rng(0, 0, "student"))
     x = normal(4, 2)

@@ -282,9 +282,7 @@ def test_dropped_labels_reach_both():
 def test_delivery_moves_the_boundary(tmp_path):
     student = mlp(time_scale=250.0)
     path = student.path
-    objective = EasyConsistency(
-        student, SameNoise(path), curriculum=CURRICULUM, sampling_times={2: (80.0, 0.821)}
-    )
+    objective = EasyConsistency(student, SameNoise(path), curriculum=CURRICULUM)
     delivered = objective.deliver(student)
     scalings = ConsistencyBoundary(
         sigma_data=0.5, time_scale=250.0, path=VarianceExploding(0.003, 80.0)
@@ -296,7 +294,7 @@ def test_delivery_moves_the_boundary(tmp_path):
     torch.testing.assert_close(
         delivered(x, torch.full((3,), 5.0)), student(x, torch.full((3,), 5.0)), rtol=0.01, atol=0.01
     )
-    contract = objective.contract(DataSpec(shape=(2,)))
+    contract = objective.contract(DataSpec(shape=(2,))).with_times({2: (80.0, 0.821)})
     assert (contract.method, contract.sampling.kind, contract.sampling.any_times) == (
         "ect",
         "renoise",
@@ -313,9 +311,8 @@ def test_delivery_moves_the_boundary(tmp_path):
 def test_samples_of_the_exact_function_have_the_law_of_the_data():
     path = VarianceExploding(0.0, 80.0)
     student = Offset(GaussianConsistency(path, DATA))  # with weights, which a model has
-    contract = ect(student, sampling_times={2: (80.0, 0.821)}).contract(
-        DataSpec(shape=(1,), range=None)
-    )
+    contract = ect(student).contract(DataSpec(shape=(1,), range=None))
+    contract = contract.with_times({2: (80.0, 0.821)})
     for steps in (1, 2):
         x = Model(student, contract).sample(4000, steps=steps)
         assert float(x.mean()) == pytest.approx(DATA.mean, abs=0.04)

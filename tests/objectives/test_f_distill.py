@@ -465,5 +465,6 @@ def test_refused_networks():
     with pytest.raises(UsageError, match="copy of the teacher"):
         FDistill(small(), small(1), small(2, two_time=True), Fixed(), **rest)
     on = GaussianDenoiser(Linear())
-    with pytest.raises(UsageError, match="no times of Linear"):
+    rest["critic_times"] = Uniform(0.1, 8.0)
+    with pytest.raises(UsageError, match=r"from 0.1 to 8, and Linear"):
         FDistill(on, GaussianDenoiser(Linear()), on, Fixed(), **rest)

@@ -322,7 +322,7 @@ def test_the_gradient_reaches_the_student_only(kind):
     reached = {name for name, p in objective.named_parameters() if p.grad is not None}
     assert reached == {"student.offset", "student.scale"}
     assert objective.frozen == ("teacher",)
-    assert objective.forward_mode
+    assert objective.capabilities.forward_mode
     (phase,) = objective.phases()
     assert (phase.name, phase.module) == ("student", student)
 
@@ -387,8 +387,9 @@ def test_warm_up():
 def test_contract_and_samples_of_the_exact_map():
     path = Linear(0.05, 0.95)
     student = Offset(GaussianFlowMap(path, DATA))
-    objective = distil(student, sampling_times={2: (0.95, 0.3)})
+    objective = distil(student)
     contract = objective.contract(DataSpec(shape=(3,), range=None))
+    contract = contract.with_times({2: (0.95, 0.3)})
     sampling = contract.sampling
     assert contract.method == "flowmap"
     assert (sampling.kind, sampling.any_times, sampling.guidance) == ("deterministic", True, None)

@@ -167,10 +167,10 @@ def test_dropped_labels_reach_both():
 
 def test_contract():
     student = GaussianConsistency(VE, DATA)
-    objective = ict(student, sampling_times={2: (10.0, 0.821)})
+    objective = ict(student)
     found = objective.contract(DataSpec(shape=(2,)))
     assert (found.method, found.sampling.kind) == ("ict", "renoise")
-    assert found.sampling.times == {1: (10.0,), 2: (10.0, 0.821)}
+    assert found.sampling.times == {1: (10.0,)}
     assert found.sampling.any_times
     assert objective.deliver(student) is student
     assert objective.frozen == ()

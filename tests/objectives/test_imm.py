@@ -446,8 +446,8 @@ def test_contract_and_samples_of_the_exact_map(path):
             assert times == pytest.approx(every.tolist())
         x = model.sample(50, steps=steps)
         torch.testing.assert_close(x, model.sample(50, steps=1), rtol=1e-4, atol=1e-5)
-    own = imm(exact, sampling_times={2: (path.t_max, 0.5)})
-    assert own.contract(DataSpec(shape=(3,))).sampling.times[2] == (path.t_max, 0.5)
+    own = contract.with_times({2: (path.t_max, 0.5)})
+    assert own.sampling.times == {1: (path.t_max,), 2: (path.t_max, 0.5)}
 
 
 def test_otfm_middle_time_is_the_papers():
@@ -472,7 +472,7 @@ def test_refusals():
         with pytest.raises(UsageError, match="expected group"):
             InductiveMomentMatching(good, **{"sigma_data": SD, **wrong})
     objective = InductiveMomentMatching(good, sigma_data=SD, group=4)
-    assert objective.batch_multiple == 4
+    assert objective.capabilities.batch_multiple == 4
     with pytest.raises(UsageError, match="multiple of 4"):
         objective.draw(Batch(normal(6, 2)), 0, Rng(0, 0, "student"))
     batch = Batch(normal(4, 2), mask=torch.ones(4, 2, dtype=D))

@@ -23,7 +23,7 @@ from fewstep.paths import (
     VarianceExploding,
     VariancePreserving,
 )
-from fewstep.times import LogitNormal, OnPath, Uniform
+from fewstep.times import LogitNormal, Uniform
 from fewstep.training.config import TrainConfig
 from fewstep.training.trainer import Trainer
 from oracles import D, Gaussian, GaussianDenoiser, Offset, Watched, full, normal, path_id
@@ -284,7 +284,7 @@ def networks(classes=0, **options) -> LADD:
     judge = FeatureDiscriminator(teacher, Batch(torch.zeros(1, 2), cond), width=4, classes=classes)
     options = {
         "generate": FewSteps((10.0, 1.0), inputs="noised"),
-        "times": OnPath(VE, LEVELS),
+        "times": LEVELS,
         "teacher": small(2, classes),
         "teacher_times": Uniform(0.1, 10.0),
         **options,
@@ -403,7 +403,7 @@ def test_of_a_users_judge_only_the_heads_learn():
 
 def test_levels_are_the_papers_on_a_linear_path():
     rng = [torch.Generator().manual_seed(3) for _ in range(2)]
-    found = OnPath(Linear(), LEVELS)(1000, rng[0])
+    found = LEVELS.draw(Linear(), 1000, rng[0])
     torch.testing.assert_close(found, LogitNormal(1.0, 1.0)(1000, rng[1]))
 
 
@@ -412,7 +412,7 @@ def test_draws(path):
     batch = Batch(normal(2000, 1))
     objective = ladd(
         Constant(0.0, path),
-        times=OnPath(path, LEVELS),
+        times=LEVELS,
         generate=FewSteps((path.t_max, path.t_max / 2), inputs="noised"),
         teacher=Constant(0.0, path),
         teacher_times=Uniform(path.t_min, path.t_max),

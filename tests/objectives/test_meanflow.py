@@ -91,7 +91,7 @@ def test_at_equal_times_it_is_flow_matching(path):
     student = Offset(MeanVelocity(path), 0.3)
     x0, noise = normal(2, 5, 2, 3)
     t = torch.linspace(0.1, 0.9, 5, dtype=D)
-    flow = FlowMatching(student, times=Uniform())
+    flow = FlowMatching(student, times=Uniform(0.1, 0.9))
     found = meanflow(student).loss(Batch(x0), drawn(t, t, noise)).total()
     # A sum over the event, not a mean.
     torch.testing.assert_close(found, 6 * flow.loss(Batch(x0), FlowDraws(t, noise)).total())
@@ -297,8 +297,9 @@ def test_the_derivative_comes_in_slowly_where_asked():
 @pytest.mark.parametrize("steps", [1, 3])
 def test_samples_are_the_flow_map_of_the_noise(path, steps):
     student = Offset(MeanVelocity(path))
-    objective = meanflow(student, sampling_times={3: (path.t_max, path.t_max / 2, 0.1)})
+    objective = meanflow(student)
     contract = objective.contract(DataSpec(shape=(2,), range=None))
+    contract = contract.with_times({3: (path.t_max, path.t_max / 2, 0.1)})
     assert (contract.method, contract.sampling.kind) == ("meanflow", "deterministic")
     assert (contract.sampling.any_times, contract.sampling.guidance) == (True, None)
     assert contract.sampling.start.std == path.t_max
@@ -320,7 +321,7 @@ def test_a_network_of_two_times_is_trained():
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(p.grad is not None and bool(p.grad.isfinite()) for p in student.parameters())
-    assert objective.forward_mode
+    assert objective.capabilities.forward_mode
     assert [(p.name, p.module) for p in objective.phases()] == [("student", student)]
 
 

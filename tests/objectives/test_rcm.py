@@ -17,7 +17,7 @@ from fewstep.objectives import scm
 from fewstep.objectives.rcm import RCM, Draws
 from fewstep.objectives.terms import normalised, trig_flow
 from fewstep.paths import Linear, Trig, VarianceExploding
-from fewstep.times import LogNormal, OnPath, ShiftedFlow
+from fewstep.times import LogNormal, ShiftedFlow, Uniform
 from fewstep.training.trainer import Trainer, training
 from oracles import (
     D,
@@ -43,8 +43,8 @@ each_scale = pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 def rcm(student, teacher=None, fake=None, **options) -> RCM:
     path = student.path
     laws = {
-        "times": OnPath(path, LogNormal(-0.8, 1.6)),
-        "matching_times": OnPath(path, ShiftedFlow(5.0)),
+        "times": LogNormal(-0.8, 1.6),
+        "matching_times": ShiftedFlow(5.0),
     }
     teacher, fake = (d or GaussianDenoiser(path, DATA) for d in (teacher, fake))
     return RCM(student, teacher, fake, **{**laws, **options})
@@ -180,8 +180,8 @@ def test_another_derivative_may_be_taken():
     found = rcm(*networks(), derivative=difference).loss(batch, draws).total()
     torch.testing.assert_close(found, objective.loss(batch, draws).total(), rtol=1e-5, atol=0)
     assert len(asked) == 1
-    assert objective.forward_mode
-    assert not objective.second_order
+    assert objective.capabilities.forward_mode
+    assert not objective.capabilities.second_order
 
 
 # The second loss.
@@ -361,7 +361,7 @@ def test_the_contract():
     path = Trig(t_max=math.atan(160))
     student = GaussianConsistency(path, DATA)
     times = {2: (path.t_max, 1.1)}
-    contract = rcm(student, sampling_times=times).contract(DataSpec(shape=(2,), range=None))
+    contract = rcm(student).contract(DataSpec(shape=(2,), range=None)).with_times(times)
     assert contract.method == "rcm"
     assert contract.sampling.kind == "renoise"
     assert contract.sampling.any_times
@@ -385,8 +385,8 @@ def test_the_contract():
         (GaussianFlowMap(PATH), {}, r"2 time\(s\)"),
         (GaussianConsistency(PATH), {"fake": GaussianFlowMap(PATH)}, r"2 time\(s\)"),
         (GaussianConsistency(PATH), {"fake": GaussianDenoiser(Linear())}, "Trig.* on Linear"),
-        (GaussianConsistency(PATH), {"times": LogNormal()}, "noise levels"),
-        (GaussianConsistency(PATH), {"matching_times": LogNormal()}, "noise levels"),
+        (GaussianConsistency(PATH), {"times": Uniform(0.5, 2.0)}, "from 0.5 to 2"),
+        (GaussianConsistency(PATH), {"matching_times": Uniform(0.5, 2.0)}, "from 0.5 to 2"),
         (GaussianConsistency(PATH), {"teacher": GaussianDenoiser(Linear())}, "teacher lives on"),
         (GaussianConsistency(PATH), {"warmup": -1}, "warmup >= 0.* got -1"),
         (GaussianConsistency(PATH), {"every": 1}, "every >= 2"),

@@ -25,7 +25,7 @@ from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.objectives.scm import SCM, Draws
 from fewstep.objectives.terms import LabelDrop, clipped, normalised, trig_flow
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
-from fewstep.times import LogNormal, OnPath, Uniform
+from fewstep.times import LogNormal, Uniform
 from oracles import (
     D,
     Gaussian,
@@ -45,7 +45,7 @@ def trig(sigma_data: float = 0.5) -> Trig:
 
 
 PATH = trig()
-TIMES = OnPath(PATH, LogNormal(-1.0, 1.4))
+TIMES = LogNormal(-1.0, 1.4)
 each_scale = pytest.mark.parametrize("sigma_data", [0.5, 1.3])
 each_event = pytest.mark.parametrize("event", [(2,), (1,), (3, 4, 4)])
 taught = pytest.mark.parametrize("teacher", [True, False], ids=["scd", "sct"])
@@ -429,8 +429,9 @@ def test_dropped_labels_reach_student_and_teacher():
 @each_scale
 def test_what_is_delivered_samples_the_data(steps, sigma_data):
     path = trig(sigma_data)
-    objective = scm(Offset(GaussianConsistency(path)), sampling_times={2: (path.t_max, 1.1)})
+    objective = scm(Offset(GaussianConsistency(path)))
     contract = objective.contract(DataSpec(shape=(2,), range=None))
+    contract = contract.with_times({2: (path.t_max, 1.1)})
     start = contract.sampling.start
     assert (start.t, start.std) == (path.t_max, sigma_data)
     assert contract.sampling.kind == "renoise"
@@ -446,7 +447,7 @@ def test_names():
     data = DataSpec(shape=(2,))
     assert scm(mlp()).contract(data).method == "sct"
     assert scm(mlp(), mlp()).contract(data).method == "scd"
-    assert SCM.forward_mode
+    assert SCM.capabilities.forward_mode
 
 
 @pytest.mark.parametrize(

@@ -281,8 +281,8 @@ def test_every_jump_that_is_sampled_was_taught():
 
 
 def test_microbatches_hold_whole_shares():
-    assert shortcut(MeanVelocity(Linear())).batch_multiple == 8
-    assert shortcut(MeanVelocity(Linear()), every=4).batch_multiple == 4
+    assert shortcut(MeanVelocity(Linear())).capabilities.batch_multiple == 8
+    assert shortcut(MeanVelocity(Linear()), every=4).capabilities.batch_multiple == 4
 
 
 def test_refusals():

@@ -17,7 +17,7 @@ from fewstep.objectives.matching import Compared, FewSteps, Made
 from fewstep.objectives.sid import HIGHEST, SiD
 from fewstep.objectives.terms import unweighted
 from fewstep.paths import Linear, VarianceExploding
-from fewstep.times import KarrasUniform, LogNormal, OnPath, Uniform
+from fewstep.times import KarrasUniform, LogNormal, Uniform
 from fewstep.training.trainer import Trainer, training
 from oracles import (
     PATHS_AT_REST,
@@ -106,7 +106,7 @@ def sid(student, teacher=None, fake=None, **options) -> SiD:
     own = {"generate": FewSteps((start(path),))}
     if path != VE:
         levels = KarrasUniform(0.1, 10.0), LogNormal()
-        own |= {"times": OnPath(path, levels[0]), "critic_times": OnPath(path, levels[1])}
+        own |= {"times": levels[0], "critic_times": levels[1]}
     teacher = teacher or GaussianDenoiser(path, DATA)
     fake = fake or GaussianDenoiser(path, law(student))
     return SiD(student, teacher, fake, **{**own, **options})
@@ -504,11 +504,10 @@ def test_refusals(change, match):
         sid(Affine(VE), **change)
 
 
-def test_noise_levels_are_refused_where_they_are_no_times():
-    levels = {"times": KarrasUniform(), "critic_times": LogNormal()}
-    for name, law in levels.items():
-        with pytest.raises(UsageError, match=f"{type(law).__name__}.* no times of Linear"):
-            sid(Affine(Linear()), **{name: law})
+def test_laws_beyond_the_path_are_refused():
+    for name in ("times", "critic_times"):
+        with pytest.raises(UsageError, match=r"Uniform.* from 0.5 to 1.5"):
+            sid(Affine(Linear()), **{name: Uniform(0.5, 1.5)})
 
 
 def test_every_law_may_be_another():

@@ -245,9 +245,10 @@ def test_means_without_a_row_are_zero():
 
 def test_delivery_is_both_networks(tmp_path):
     student, first = mlp(0), mlp(1, dropout=0.5)
-    objective = tcm(student, first, sampling_times={2: (80.0, 0.821)})
+    objective = tcm(student, first)
     delivered = objective.deliver(student)
-    model = Model(delivered, objective.contract(DataSpec(shape=(2,))))
+    contract = objective.contract(DataSpec(shape=(2,))).with_times({2: (80.0, 0.821)})
+    model = Model(delivered, contract)
     x = normal(2, 2).float()
     objective.train()
     x0, noise = normal(2, 8, 2)
@@ -275,8 +276,9 @@ def test_delivery_is_both_networks(tmp_path):
 
 def test_the_second_step_is_the_first_stage_s():
     student, first = mlp(0), mlp(1)
-    objective = tcm(student, first, sampling_times={2: (80.0, 0.821)})
+    objective = tcm(student, first)
     contract = objective.contract(DataSpec(shape=(2,), range=None))
+    contract = contract.with_times({2: (80.0, 0.821)})
     x = Model(objective.deliver(student), contract).sample(4, steps=2)
     with torch.no_grad():
         for p in first.parameters():
@@ -289,8 +291,8 @@ def test_the_second_step_is_the_first_stage_s():
 
 def test_samples_of_the_exact_function_have_the_law_of_the_data():
     student = Offset(GaussianConsistency(VE, DATA))  # with weights, which a model has
-    objective = tcm(student, Offset(GaussianConsistency(VE, DATA)), sampling_times={2: (80.0, 0.8)})
-    contract = objective.contract(DataSpec(shape=(1,), range=None))
+    objective = tcm(student, Offset(GaussianConsistency(VE, DATA)))
+    contract = objective.contract(DataSpec(shape=(1,), range=None)).with_times({2: (80.0, 0.8)})
     for steps in (1, 2):
         x = Model(objective.deliver(student), contract).sample(4000, steps=steps)
         assert float(x.mean()) == pytest.approx(DATA.mean, abs=0.04)

@@ -313,7 +313,7 @@ def test_scm_is_as_published(name, built):
     config, objective = run.config, run.objective
     assert (size(config), config.lr, config.optimizer) == (512, 1e-4, "radam")
     assert (config.betas, config.eps, objective.warmup) == ((0.9, 0.99), 1e-8, 10_000)
-    assert (objective.times.law.mean, objective.times.law.std) == (-1.0, 1.4)
+    assert (objective.times.mean, objective.times.std) == (-1.0, 1.4)
     assert run.arguments["dropout"] == (0.2 if name == "sct" else 0.0)
     assert list(run.averages) == ["half-life-500000"]
     two = contract(run).sampling.times[2]
@@ -324,7 +324,7 @@ def test_scm_is_as_published(name, built):
     assert (size(config), config.lr, config.optimizer) == (2048, 1e-4, "adam")
     assert (config.betas, config.eps, objective.warmup) == ((0.9, 0.99), 1e-11, 10_000)
     assert config.learning_rate(140_000) == pytest.approx(5e-5)
-    assert (objective.times.law.mean, objective.times.law.std) == (-1.0, 1.6)
+    assert (objective.times.mean, objective.times.std) == (-1.0, 1.6)
     assert run.arguments["dropout"] == (0.45 if name == "sct" else 0.0)
     assert list(run.averages) == ["power-0.05"]
 
@@ -368,7 +368,7 @@ def test_imm_is_as_published(built):
     config, objective = run.config, run.objective
     assert (size(config), config.steps, config.lr) == (4096, 400_000, 1e-4)
     assert (config.optimizer, config.betas) == ("radam", (0.9, 0.999))
-    assert (objective.batch_multiple, objective.k, objective.a, objective.b) == (4, 15.0, 1.0, 5.0)
+    assert (objective.group, objective.k, objective.a, objective.b) == (4, 15.0, 1.0, 5.0)
     path = objective.student.path
     ends = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
     # The paper's noise has the data's spread: its sigma / alpha is ours over it.

@@ -13,8 +13,8 @@ from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.distances import l2
 from fewstep.times import KarrasUniform
+from fewstep.training.check import check_derivative
 from fewstep.training.config import Run, TrainConfig
-from fewstep.training.derivative import check_derivative
 from fewstep.training.trainer import Trainer
 
 

@@ -60,7 +60,6 @@ from fewstep.recipes.start import Start
 from fewstep.times import (
     KarrasUniform,
     LogNormal,
-    OnPath,
     ShiftedFlow,
 )
 from fewstep.training import checkpoints
@@ -156,7 +155,7 @@ def score_regularised() -> Objective:
     student, teacher, fake = (
         Denoiser(network(seed), EDM(sigma_data=0.5)).on(path) for seed in range(3)
     )
-    times, matching = OnPath(path, LogNormal()), OnPath(path, ShiftedFlow())
+    times, matching = LogNormal(), ShiftedFlow()
     return RCM(student, teacher, fake, times=times, matching_times=matching, warmup=3, every=2)
 
 

@@ -83,25 +83,40 @@ class Phase:
         return self.loss, *self.more
 
 
-class Objective(nn.Module, ABC):
-    """A method. Its parameters, buffers and submodules are its whole state.
+@dataclass(frozen=True)
+class Capabilities:
+    """What a method needs of a training, and what it allows there.
 
-    ``frozen`` names submodules that training never changes (teachers): checkpoints keep their
-    hash only. ``forward_mode`` says that a loss takes directional derivatives of the student, by
-    ``derivative``, which the trainer chooses; ``second_order``, that it differentiates them again,
-    for which forward mode is the only way. ``shardable`` is False where a loss takes a gradient
-    within itself, for which sharded weights will not do. A method that couples samples names the
-    ``batch_multiple`` that a microbatch must have; one that needs some samples, ``batch_least``.
+    Args:
+        forward_mode: a loss takes directional derivatives of the student.
+        second_order: a loss differentiates such a derivative again, which only forward mode allows.
+        shardable: weights may be sharded. They may not where a loss takes a gradient in itself.
+        batch_multiple: a microbatch must have a multiple of this number of samples.
+        batch_least: a microbatch must have at least this number of samples.
     """
 
-    student: AbstractDenoiser
-    frozen: tuple[str, ...] = ()
     forward_mode: bool = False
-    derivative: Derivative
     second_order: bool = False
     shardable: bool = True
     batch_multiple: int = 1
     batch_least: int = 1
+
+
+class Objective(nn.Module, ABC):
+    """A method. Its parameters, buffers and submodules are its whole state.
+
+    Attributes:
+        student: the denoiser that is trained and delivered.
+        frozen: names of submodules that training never changes, as teachers. Checkpoints keep only
+            their hash.
+        capabilities: what the method needs of a training.
+        derivative: takes directional derivatives, where a loss needs them; the trainer sets it.
+    """
+
+    student: AbstractDenoiser
+    frozen: tuple[str, ...] = ()
+    capabilities: Capabilities = Capabilities()
+    derivative: Derivative
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:

@@ -11,7 +11,7 @@ where CD takes $x_r$ from one ODE step of a teacher and CT from the same noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -106,7 +106,6 @@ class Consistency(Objective):
         index: which interval of the grid.
         grid: N to descending times; the Karras grid of the student's path by default.
         drop: label dropping.
-        times: the times at which users sample in so many calls, e.g. ``{2: (80.0, 0.6)}``.
     """
 
     def __init__(
@@ -120,7 +119,6 @@ class Consistency(Objective):
         index: Callable[[int, Tensor, torch.Generator], Tensor] = UNIFORM_INDEX,
         grid: Callable[[int], Tensor] | None = None,
         drop: LabelDrop | None = None,
-        times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         check_pair(student, step)
@@ -134,7 +132,6 @@ class Consistency(Objective):
         self.index = index
         self.grid = grid or (lambda n: karras(n, student.path.t_min, student.path.t_max))
         self.drop = drop
-        self.times = dict(times or {})
 
     def pair(self, index: Tensor, points: int) -> tuple[Tensor, Tensor]:
         """Times ``(t, r)`` of grid intervals: int64 ``(b,)`` in [0, points - 2] to float64."""
@@ -170,4 +167,4 @@ class Consistency(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls."""
         method = "cd" if isinstance(self.step, TeacherStep) else "ct"
-        return renoise_contract(method, self.student.path, self.times, data)
+        return renoise_contract(method, self.student.path, data)

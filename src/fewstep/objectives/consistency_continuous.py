@@ -16,7 +16,7 @@ $\dot x_t$ is the teacher's velocity (distillation), or the sample's own, whose 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,9 +25,10 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import jvp
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.distances import Distance
 from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised
+from fewstep.times import Times, law_on
 
 
 class ContinuousConsistency(Objective):
@@ -40,21 +41,17 @@ class ContinuousConsistency(Objective):
         weight: w(t).
         penalty: distance of the derivative from 0; None stops the gradient instead.
         drop: label dropping.
-        sampling_times: the times at which users sample in so many calls.
     """
-
-    forward_mode = True
 
     def __init__(
         self,
         student: AbstractDenoiser,
         teacher: AbstractDenoiser | None = None,
         *,
-        times: Callable[[int, torch.Generator], Tensor],
+        times: Times,
         weight: Callable[[Tensor], Tensor] = torch.ones_like,
         penalty: Distance | None = None,
         drop: LabelDrop | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if student.two_time:
@@ -67,17 +64,18 @@ class ContinuousConsistency(Objective):
         self.student = student
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.frozen = () if teacher is None else ("teacher",)
-        self.times = times
+        self.times = law_on(student.path, times)
         self.weight = weight
         self.penalty = penalty
         self.derivative = jvp
-        self.second_order = penalty is not None
+        second_order = penalty is not None
+        self.capabilities = Capabilities(forward_mode=True, second_order=second_order)
         self.drop = drop
-        self.sampling_times = dict(sampling_times or {})
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise and which labels to drop."""
-        return draw_noised(batch, self.times(len(batch), rng), self.drop, rng)
+        t = self.times.draw(self.student.path, len(batch), rng)
+        return draw_noised(batch, t, self.drop, rng)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The pseudo-loss, or the penalty; ``derivative`` logs the mean square of df/dt."""
@@ -111,7 +109,7 @@ class ContinuousConsistency(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls."""
         path = self.student.path
-        times = {1: (path.t_max,), **self.sampling_times}
+        times = {1: (path.t_max,)}
         start = Start(t=path.t_max, std=path.start_std())
         return Contract(
             method="cd" if self.teacher is not None else "ct",

@@ -18,7 +18,7 @@ The last two are weighed by the first one's gradient, anew in each microbatch an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,11 +29,11 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives import terms
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.distances import Distance, l2
 from fewstep.paths import Event, Time
 from fewstep.solvers import Step, heun
-from fewstep.times import Uniform
+from fewstep.times import Times, Uniform, law_on
 
 
 class Draws(NamedTuple):
@@ -63,7 +63,6 @@ class ConsistencyTrajectory(Objective):
             it has ``heads``, only these) at odd steps, the student at even ones,
         adversarial_start, adversarial: from this step on, and so many times as strong.
         gamma: users' share of noise, see :func:`fewstep.solvers.gamma_sampling`.
-        sampling_times: the times at which users sample in so many calls.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class ConsistencyTrajectory(Objective):
         *,
         grid: Tensor,
         solver_steps: int,
-        times: Callable[[int, torch.Generator], Tensor],
+        times: Times,
         weight: terms.SnrWeight,
         solver: Step = heun,
         rate: float = 0.999,
@@ -82,7 +81,6 @@ class ConsistencyTrajectory(Objective):
         adversarial_start: int = 0,
         adversarial: float = 1.0,
         gamma: float = 0.0,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if not student.two_time:
@@ -105,10 +103,10 @@ class ConsistencyTrajectory(Objective):
         own = {"teacher": teacher, "distance": distance, "discriminator.denoiser": judging}
         self.frozen = tuple(name for name, part in own.items() if isinstance(part, nn.Module))
         self.grid, self.solver_steps, self.solver, self.rate = grid, solver_steps, solver, rate
-        self.times, self.weight, self.distance, self.gamma = times, weight, distance, gamma
+        self.times, self.weight = law_on(path, times), weight
+        self.distance, self.gamma = distance, gamma
         self.adversarial_start, self.adversarial = adversarial_start, adversarial
-        self.sampling_times = dict(sampling_times or {})
-        self.shardable = discriminator is None
+        self.capabilities = Capabilities(shardable=discriminator is None)
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """The number of solver steps is common to all processes; t and s are each sample's own."""
@@ -120,7 +118,8 @@ class ConsistencyTrajectory(Objective):
         grid = self.grid.to(device, widest(device))
         trajectory = grid[first + torch.arange(m + 1, device=device)[:, None]]
         _, noise, _ = terms.draw_noised(batch, trajectory[0], None, rng)
-        t, noise_denoising, _ = terms.draw_noised(batch, self.times(b, rng), None, rng)
+        t = self.times.draw(self.student.path, b, rng)
+        t, noise_denoising, _ = terms.draw_noised(batch, t, None, rng)
         adversarial = self.discriminator is not None and step >= self.adversarial_start
         return Draws(trajectory, grid[last], noise, t, noise_denoising, torch.tensor(adversarial))
 
@@ -188,7 +187,7 @@ class ConsistencyTrajectory(Objective):
         """Jumps between any times, with noise by gamma."""
         path = self.student.path
         start = Start(t=path.t_max, std=path.start_std())
-        times = {1: (path.t_max,), **self.sampling_times}
+        times = {1: (path.t_max,)}
         rule = Sampling(start=start, kind="gamma", times=times, any_times=True, gamma=self.gamma)
         return Contract(method="ctm", data=data, sampling=rule)
 

@@ -18,11 +18,10 @@ however large its loss. At the optimum $e^u$ is the expected weighted error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import Batch, Rng
@@ -30,6 +29,7 @@ from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import l2
 from fewstep.objectives.terms import Draws, LabelDrop, SnrWeight, conditions, draw_noised
+from fewstep.times import Times, law_on
 
 
 class Denoising(Objective):
@@ -37,7 +37,7 @@ class Denoising(Objective):
 
     Args:
         student: the denoiser.
-        times: the law of the training times, ``(b, rng) -> (b,)``.
+        times: the law of the training times.
         weight: w as a function of the signal-to-noise ratio.
         drop: label dropping, which also lets the model be guided.
         grid: rule of the sampling times users get by default.
@@ -48,7 +48,7 @@ class Denoising(Objective):
         self,
         student: AbstractDenoiser,
         *,
-        times: Callable[[int, torch.Generator], Tensor],
+        times: Times,
         weight: SnrWeight,
         drop: LabelDrop | None = None,
         grid: Literal["karras", "uniform"] = "karras",
@@ -56,7 +56,7 @@ class Denoising(Objective):
     ) -> None:
         super().__init__()
         self.student = student
-        self.times = times
+        self.times = law_on(student.path, times)
         self.weight = weight
         self.drop = drop
         self.grid: Literal["karras", "uniform"] = grid
@@ -64,7 +64,8 @@ class Denoising(Objective):
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise and which labels to drop."""
-        return draw_noised(batch, self.times(len(batch), rng), self.drop, rng)
+        t = self.times.draw(self.student.path, len(batch), rng)
+        return draw_noised(batch, t, self.drop, rng)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Weighted mean squared error; the mean over the event, where EDM's code has the sum."""

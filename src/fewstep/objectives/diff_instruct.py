@@ -43,13 +43,12 @@ from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.matching import (
     Compared,
     FewSteps,
-    Times,
     check_critic,
     denoising_error,
     draw_compared,
 )
 from fewstep.objectives.terms import SnrWeight, on_path_of, surrogate, unweighted
-from fewstep.times import LogNormal
+from fewstep.times import LogNormal, Times, law_on
 
 LOG_NORMAL = LogNormal()
 
@@ -89,22 +88,23 @@ class DiffInstruct(Objective):
         critic_updates: int = 1,
     ) -> None:
         super().__init__()
-        check_critic(student, fake, times, critic_times)
+        check_critic(student, fake)
         if critic_updates < 1:
             raise UsageError(f"expected critic_updates of 1 or more, got {critic_updates}")
         self.student, self.fake = student, fake
         self.teacher = on_path_of(student, teacher)
         self.generate, self.weight, self.gain = generate.on(student.path), weight, gain
-        self.times, self.critic_times = times, critic_times
+        self.times = law_on(student.path, times)
+        self.critic_times = law_on(student.path, critic_times)
         self.critic_updates = critic_updates
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """For the generator."""
-        return draw_compared(batch, self.generate, self.times, rng)
+        return draw_compared(batch, self.generate, self.times, self.student.path, rng)
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """For the fake denoiser."""
-        return draw_compared(batch, self.generate, self.critic_times, rng)
+        return draw_compared(batch, self.generate, self.critic_times, self.student.path, rng)
 
     def loss(self, batch: Batch, draws: Compared) -> Loss:
         """The generator's."""

@@ -6,7 +6,7 @@ pair, and in weight and distance; the step itself is here, and what else several
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -160,14 +160,12 @@ def frozen_parts(step: TeacherStep | SameNoise, distance: Distance) -> tuple[str
     return (*teacher, *(("distance",) if isinstance(distance, nn.Module) else ()))
 
 
-def renoise_contract(
-    method: str, path: Path, times: Mapping[int, Sequence[float]], data: DataSpec
-) -> Contract:
-    """Of a consistency function: any time serves; noise again between calls."""
+def renoise_contract(method: str, path: Path, data: DataSpec) -> Contract:
+    """The contract of a consistency function: any times, with fresh noise between calls."""
     sampling = Sampling(
         start=Start(t=path.t_max, std=path.start_std()),
         kind="renoise",
-        times={1: (path.t_max,), **{steps: tuple(given) for steps, given in times.items()}},
+        times={1: (path.t_max,)},
         any_times=True,
     )
     return Contract(method=method, data=data, sampling=sampling)

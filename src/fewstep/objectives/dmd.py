@@ -47,18 +47,12 @@ from fewstep.objectives.matching import (
     Compared,
     FewSteps,
     Made,
-    Times,
     check_critic,
     denoising_error,
     draw_compared,
 )
-from fewstep.objectives.terms import (
-    SnrWeight,
-    matching_gradient,
-    on_path_of,
-    surrogate,
-)
-from fewstep.times import KarrasIndex
+from fewstep.objectives.terms import SnrWeight, matching_gradient, on_path_of, surrogate
+from fewstep.times import KarrasIndex, Times, law_on
 
 LEVELS, ALL_LEVELS = KarrasIndex(), KarrasIndex(0, 999)
 
@@ -98,7 +92,7 @@ class DMD(Objective):
         super().__init__()
         if len(generate.times) != 1:
             raise UsageError(f"DMD's generator makes one call, got the times {generate.times}")
-        check_critic(student, fake, times, critic_times)
+        check_critic(student, fake)
         if not regression >= 0 or critic_updates < 1:
             raise UsageError(
                 "expected regression >= 0 and critic_updates >= 1, got "
@@ -110,18 +104,19 @@ class DMD(Objective):
         self.frozen = ("teacher", *(("distance",) if isinstance(distance, nn.Module) else ()))
         self.generate = generate.on(student.path)
         self.weight = weight
-        self.times, self.critic_times = times, critic_times
+        self.times = law_on(student.path, times)
+        self.critic_times = law_on(student.path, critic_times)
         self.distance = distance
         self.regression = regression
         self.critic_updates = critic_updates
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """What makes samples and noises them to where scores are compared."""
-        return draw_compared(batch, self.generate, self.times, rng)
+        return draw_compared(batch, self.generate, self.times, self.student.path, rng)
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """What makes samples and noises them to where the fake learns."""
-        return draw_compared(batch, self.generate, self.critic_times, rng)
+        return draw_compared(batch, self.generate, self.critic_times, self.student.path, rng)
 
     def loss(self, batch: Batch, draws: Compared) -> Loss:
         """The generator's: distribution matching."""

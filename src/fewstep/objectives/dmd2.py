@@ -31,13 +31,7 @@ from fewstep.core import Batch, Cond, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.collapse import lag, statistics
-from fewstep.objectives.matching import (
-    FewSteps,
-    Made,
-    Times,
-    check_critic,
-    denoising_error,
-)
+from fewstep.objectives.matching import FewSteps, Made, check_critic, denoising_error
 from fewstep.objectives.terms import Draws as Noised
 from fewstep.objectives.terms import (
     SnrWeight,
@@ -50,7 +44,7 @@ from fewstep.objectives.terms import (
     surrogate,
 )
 from fewstep.paths import Event
-from fewstep.times import KarrasIndex
+from fewstep.times import KarrasIndex, Law, Times, law_on
 
 COMPARED, LEARNT = KarrasIndex(), KarrasIndex(0, 999)
 
@@ -105,8 +99,8 @@ class DMD2(Objective):
         penalty_std: float = 0.1,
     ) -> None:
         super().__init__()
-        laws = times, critic_times, None if judge is None else adversarial_times
-        check_critic(student, fake, *filter(None, laws), judge=judge)
+        path, adversarial_times = student.path, None if judge is None else adversarial_times
+        check_critic(student, fake, judge)
         weights = adversarial, adversarial_critic, penalty, penalty_std
         sound = critic_updates >= 1 and all(w >= 0 for w in weights)
         if not sound or judged not in ("fake", "teacher"):
@@ -116,28 +110,30 @@ class DMD2(Objective):
         self.critic: Any = nn.ModuleDict({"fake": fake} | ({"judge": judge} if judge else {}))
         self.critic_updates = critic_updates
         self.generate, self.weight, self.judged = generate.on(student.path), weight, judged
-        self.times, self.critic_times, self.adversarial_times = laws
+        self.times, self.critic_times = law_on(path, times), law_on(path, critic_times)
+        self.adversarial_times = adversarial_times and law_on(path, adversarial_times)
         self.adversarial, self.adversarial_critic, self.penalty, self.penalty_std = weights
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """For the generator's loss."""
         made = self.generate.draw(batch, rng)
-        noised = draw_noised(batch, self.times(len(batch), rng), None, rng)
-        return Draws(made, noised, self._to_judge(batch, rng))
+        return Draws(made, self._noised(self.times, batch, rng), self._to_judge(batch, rng))
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """For the critic's losses."""
-        made = self.generate.draw(batch, rng)
-        noised = draw_noised(batch, self.critic_times(len(batch), rng), None, rng)
+        made, noised = self.generate.draw(batch, rng), self._noised(self.critic_times, batch, rng)
         fake, real = self._to_judge(batch, rng), self._to_judge(batch, rng)
         disturbance = draw_noised(batch, noised.t, None, rng).noise if self.penalty else None
         return Draws(made, noised, fake, real, disturbance)
+
+    def _noised(self, law: Law, batch: Batch, rng: Rng) -> Noised:
+        return draw_noised(batch, law.draw(self.student.path, len(batch), rng), None, rng)
 
     def _to_judge(self, batch: Batch, rng: Rng) -> Noised | None:
         if "judge" not in self.critic:
             return None
         if self.adversarial_times is not None:
-            return draw_noised(batch, self.adversarial_times(len(batch), rng), None, rng)
+            return self._noised(self.adversarial_times, batch, rng)
         least = torch.tensor(self.student.path.t_min, dtype=widest(rng.device), device=rng.device)
         return Noised(least.expand(len(batch)), torch.zeros_like(batch.x0))
 

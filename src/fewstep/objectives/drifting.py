@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.collapse import statistics
 from fewstep.objectives.matching import FewSteps, Made
 from fewstep.paths import Event
@@ -77,16 +77,17 @@ class Drifting(Objective):
             )
         self.student = student
         self.generate = generate.on(student.path)
-        self.batch_multiple = group
+        self.group = group
+        self.capabilities = Capabilities(batch_multiple=group)
         self.temperatures = tuple(temperatures)
         self.features = None if features is None else features.eval().requires_grad_(False)
         self.frozen = () if features is None else ("features",)
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Made:
         """Noise."""
-        if len(batch) % self.batch_multiple:
+        if len(batch) % self.group:
             raise UsageError(
-                f"drifting needs batches of a multiple of {self.batch_multiple}, got {len(batch)}"
+                f"drifting needs batches of a multiple of {self.group}, got {len(batch)}"
             )
         return self.generate.draw(batch, rng)
 
@@ -100,7 +101,7 @@ class Drifting(Objective):
         label = torch.zeros(len(batch), dtype=torch.int64, device=x.device)
         if "label" in self.student.cond_keys:
             label = batch.cond["label"]
-        label = label.reshape(-1, self.batch_multiple)
+        label = label.reshape(-1, self.group)
         losses, logs = [], statistics(x, batch)
         for i, (own, other) in enumerate(zip(self._features(x), data, strict=True)):
             there, unit, sizes = drifted(own.detach(), other, label, self.temperatures)
@@ -112,7 +113,7 @@ class Drifting(Objective):
         """Each ``(groups, positions, group, channels)``."""
         found = x.flatten(1) if self.features is None else self.features(x)
         found = [f.to(x.dtype) for f in ([found] if isinstance(found, Tensor) else found)]
-        shapes = [(-1, self.batch_multiple, f[0, ..., 0].numel(), f.shape[-1]) for f in found]
+        shapes = [(-1, self.group, f[0, ..., 0].numel(), f.shape[-1]) for f in found]
         return [f.reshape(shape).transpose(1, 2) for f, shape in zip(found, shapes, strict=True)]
 
     def phases(self) -> Sequence[Phase]:

@@ -16,11 +16,10 @@ under scalings that are the identity at 0.003, and that is what is delivered her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
@@ -40,7 +39,7 @@ from fewstep.objectives.discrete import (
 )
 from fewstep.objectives.distances import Distance, PseudoHuber
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
-from fewstep.times import LogNormal
+from fewstep.times import LogNormal, Times, law_on
 
 __all__ = ["Curriculum", "Draws", "EasyConsistency", "SameNoise", "TeacherStep"]
 
@@ -61,8 +60,6 @@ class EasyConsistency(Objective):
         boundary: the noise level at which the delivered model is the identity; 0 delivers the
             student as trained.
         drop: label dropping.
-        sampling_times: the times at which users sample in so many calls, ``{2: (80.0, 0.821)}`` on
-            CIFAR-10.
     """
 
     def __init__(
@@ -71,12 +68,11 @@ class EasyConsistency(Objective):
         step: TeacherStep | SameNoise,
         *,
         curriculum: Curriculum,
-        times: Callable[[int, torch.Generator], Tensor] = TIMES,
+        times: Times = TIMES,
         weight: PairWeight = inverse_gap,
         distance: Distance = NORM,
         boundary: float = 0.003,
         drop: LabelDrop | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         check_pair(student, step)
@@ -97,16 +93,16 @@ class EasyConsistency(Objective):
         self.step = step
         self.frozen = frozen_parts(step, distance)
         self.curriculum = curriculum
-        self.times = times
+        self.times = law_on(student.path, times)
         self.weight = weight
         self.distance = distance
         self.boundary = boundary
         self.drop = drop
-        self.sampling_times = dict(sampling_times or {})
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, the stage's earlier times, noise and which labels to drop."""
-        t, noise, dropped = draw_noised(batch, self.times(len(batch), rng), self.drop, rng)
+        t = self.times.draw(self.student.path, len(batch), rng)
+        t, noise, dropped = draw_noised(batch, t, self.drop, rng)
         return Draws(t, self.curriculum(t, step), noise, dropped)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
@@ -137,4 +133,4 @@ class EasyConsistency(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls."""
-        return renoise_contract("ect", self.student.path, self.sampling_times, data)
+        return renoise_contract("ect", self.student.path, data)

@@ -32,7 +32,6 @@ from fewstep.objectives.matching import (
     Compared,
     FewSteps,
     Made,
-    Times,
     check_critic,
     denoising_error,
     draw_compared,
@@ -50,7 +49,7 @@ from fewstep.objectives.terms import (
     surrogate,
 )
 from fewstep.paths import Event, Time
-from fewstep.times import KarrasIndex
+from fewstep.times import KarrasIndex, Times, law_on
 
 COMPARED, LEARNT = KarrasIndex(), KarrasIndex(0, 999)
 
@@ -108,9 +107,9 @@ class FDistill(Objective):
         rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.times, self.critic_times = times, critic_times
-        self.judge_times = adversarial_times or times
-        check_critic(student, fake, times, critic_times, self.judge_times, judge=judge)
+        check_critic(student, fake, judge)
+        laws = times, critic_times, adversarial_times or times
+        self.times, self.critic_times, self.judge_times = (law_on(student.path, v) for v in laws)
         sound = critic_updates >= 1 and adversarial >= 0 and adversarial_critic > 0
         if not sound or judged not in ("fake", "teacher"):
             raise UsageError(
@@ -128,12 +127,13 @@ class FDistill(Objective):
     def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """For the generator."""
         self.factors.begin(step)
-        return draw_compared(batch, self.generate, self.times, rng)
+        return draw_compared(batch, self.generate, self.times, self.student.path, rng)
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> CriticDraws:
         """For the critic."""
-        own = draw_compared(batch, self.generate, self.critic_times, rng)
-        times = (self.judge_times(len(batch), rng) for _ in range(2))
+        path = self.student.path
+        own = draw_compared(batch, self.generate, self.critic_times, path, rng)
+        times = (self.judge_times.draw(path, len(batch), rng) for _ in range(2))
         judged = (draw_noised(batch, t, None, rng) for t in times)
         return CriticDraws(*own, *judged)
 

@@ -17,6 +17,7 @@ from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import l2
 from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised
+from fewstep.times import Times, law_on
 
 
 class FlowMatching(Objective):
@@ -24,7 +25,7 @@ class FlowMatching(Objective):
 
     Args:
         student: the denoiser, on a path with t > 0 wherever ``times`` draws.
-        times: the law of the training times, ``(b, rng) -> (b,)``.
+        times: the law of the training times.
         weight: of the time; the logit-normal law with weight 1 is Esser et al.'s (2024) choice.
         drop: label dropping, which also lets the model be guided.
     """
@@ -33,19 +34,20 @@ class FlowMatching(Objective):
         self,
         student: AbstractDenoiser,
         *,
-        times: Callable[[int, torch.Generator], Tensor],
+        times: Times,
         weight: Callable[[Tensor], Tensor] = torch.ones_like,
         drop: LabelDrop | None = None,
     ) -> None:
         super().__init__()
         self.student = student
-        self.times = times
+        self.times = law_on(student.path, times)
         self.weight = weight
         self.drop = drop
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise and which labels to drop."""
-        return draw_noised(batch, self.times(len(batch), rng), self.drop, rng)
+        t = self.times.draw(self.student.path, len(batch), rng)
+        return draw_noised(batch, t, self.drop, rng)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Weighted mean squared error of the velocity."""

@@ -27,7 +27,7 @@ good in the plane and too smooth on images. Its adversarial fine-tuning is not h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -37,7 +37,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.terms import draw_noised, on_path_of
 from fewstep.paths import Event, Linear, Time
 from fewstep.times import LogitNormal, Uniform
@@ -69,11 +69,10 @@ class FlowMap(Objective):
         ratio_max: the last rho.
         warmup: steps in which rho would rise from 0 to 1.
         derivative: takes the directional derivative, :func:`fewstep.derivatives.jvp` by default.
-        sampling_times: the times at which users sample in so many calls.
     """
 
     frozen = ("teacher",)
-    forward_mode = True
+    capabilities = Capabilities(forward_mode=True)
 
     def __init__(
         self,
@@ -86,7 +85,6 @@ class FlowMap(Objective):
         ratio_max: float = 0.99,
         warmup: int = 10_000,
         derivative: Derivative = jvp,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if kind not in get_args(Kind):
@@ -111,7 +109,6 @@ class FlowMap(Objective):
         self.ratio_max = ratio_max
         self.warmup = warmup
         self.derivative = derivative
-        self.sampling_times = {n: tuple(v) for n, v in (sampling_times or {}).items()}
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Intervals inside the path, the warm-up factor, and noise."""
@@ -161,7 +158,7 @@ class FlowMap(Objective):
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std()),
             kind="deterministic",
-            times={1: (path.t_max,), **self.sampling_times},
+            times={1: (path.t_max,)},
             any_times=True,
             grid="uniform",
         )

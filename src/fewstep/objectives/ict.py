@@ -12,7 +12,7 @@ deep.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,8 +81,6 @@ class ImprovedConsistency(Objective):
         index: which interval of the grid.
         distance: d.
         drop: label dropping.
-        sampling_times: the times at which users sample in so many calls, ``{2: (80.0, 0.821)}`` on
-            CIFAR-10.
     """
 
     def __init__(
@@ -93,7 +91,6 @@ class ImprovedConsistency(Objective):
         index: Callable[[int, Tensor, torch.Generator], Tensor] = LOG_NORMAL,
         distance: Distance = PSEUDO_HUBER,
         drop: LabelDrop | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         self.step = SameNoise(student.path)
@@ -104,7 +101,6 @@ class ImprovedConsistency(Objective):
         self.index = index
         self.distance = distance
         self.drop = drop
-        self.sampling_times = dict(sampling_times or {})
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """An interval of the current grid for each sample, noise, and which labels to drop."""
@@ -131,4 +127,4 @@ class ImprovedConsistency(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls."""
-        return renoise_contract("ict", self.student.path, self.sampling_times, data)
+        return renoise_contract("ict", self.student.path, data)

@@ -36,7 +36,7 @@ equal two accumulated microbatches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,7 +45,7 @@ from torch import Tensor
 from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, same_dropout, widest
 from fewstep.models import Denoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
 from fewstep.times import Uniform
 
@@ -75,8 +75,6 @@ class InductiveMomentMatching(Objective):
         a, b: of $w = \frac12 \mathrm{sigmoid}(b - \lambda_t) (-\dot\lambda_t) \alpha_t^a /
             (\alpha_t^2 + \sigma_t^2)$, $\lambda$ the log-SNR; b is 5 on CIFAR-10.
         drop: label dropping, which also lets the model be guided.
-        sampling_times: the times at which users sample in so many calls; otherwise two calls are
-            the paper's, and more are uniform.
     """
 
     def __init__(
@@ -89,7 +87,6 @@ class InductiveMomentMatching(Objective):
         a: float = 1.0,
         b: float = 4.0,
         drop: LabelDrop | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if not student.two_time:
@@ -107,11 +104,11 @@ class InductiveMomentMatching(Objective):
             )
         self.student = student
         self.scalings = student.preconditioning.coefficients
-        self.batch_multiple = group
+        self.group = group
+        self.capabilities = Capabilities(batch_multiple=group)
         self.sigma_data = sigma_data
         self.k, self.a, self.b = k, a, b
         self.drop = drop
-        self.sampling_times = {n: tuple(v) for n, v in (sampling_times or {}).items()}
 
     def earlier(self, t: Tensor, s: Tensor) -> Tensor:
         """R: a constant step in sigma/alpha before ``t``, but not before ``s``."""
@@ -122,15 +119,13 @@ class InductiveMomentMatching(Objective):
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """For each group t, and s below it, both uniform; noise."""
-        if len(batch) % self.batch_multiple:
-            raise UsageError(
-                f"IMM needs batches of a multiple of {self.batch_multiple}, got {len(batch)}"
-            )
-        path, groups = self.student.path, len(batch) // self.batch_multiple
+        if len(batch) % self.group:
+            raise UsageError(f"IMM needs batches of a multiple of {self.group}, got {len(batch)}")
+        path, groups = self.student.path, len(batch) // self.group
         share, part = Uniform()(groups, rng), Uniform()(groups, rng)
         t = path.t_max - (path.t_max - path.t_min) * share
         s = path.t_min + (t - path.t_min) * part
-        t, r, s = (v.repeat_interleave(self.batch_multiple) for v in (t, self.earlier(t, s), s))
+        t, r, s = (v.repeat_interleave(self.group) for v in (t, self.earlier(t, s), s))
         return Draws(t, r, s, *draw_noised(batch, t, self.drop, rng)[1:])
 
     def weight(self, t: Tensor) -> Tensor:
@@ -160,8 +155,8 @@ class InductiveMomentMatching(Objective):
             y_r = self.student.jump(x_r, r, s, cond)
         y_t = self.student.jump(x_t, t, s, cond)
 
-        t, s = (v[:: self.batch_multiple] for v in (t, s))
-        y_t, y_r = (y.reshape(len(t), self.batch_multiple, -1) for y in (y_t, y_r))
+        t, s = (v[:: self.group] for v in (t, s))
+        y_t, y_r = (y.reshape(len(t), self.group, -1) for y in (y_t, y_r))
         width = (self.c_out(t, s).abs() * y_t.shape[-1]).to(y_t.dtype)
         each = laplace(y_t, y_t, width) + laplace(y_r, y_r, width) - 2 * laplace(y_t, y_r, width)
         mmd = each.flatten(1).mean(1)
@@ -177,11 +172,10 @@ class InductiveMomentMatching(Objective):
         path = self.student.path
         level = torch.tensor([MIDDLE * self.sigma_data], dtype=widest("cpu"))
         two = (path.t_max, float(path.time(level)))
-        times = {1: (path.t_max,), 2: two, **self.sampling_times}
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std(self.sigma_data)),
             kind="deterministic",
-            times=times,
+            times={1: (path.t_max,), 2: two},
             any_times=True,
             grid="uniform",
             guidance=Guidance() if self.drop and self.drop.probability > 0 else None,

@@ -37,9 +37,9 @@ from fewstep.objectives import terms
 from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.collapse import statistics
 from fewstep.objectives.distances import l2
-from fewstep.objectives.matching import FewSteps, Made, Times
+from fewstep.objectives.matching import FewSteps, Made
 from fewstep.paths import Event
-from fewstep.times import LogNormal, check_laws
+from fewstep.times import LogNormal, Times, law_on
 
 LEVELS = LogNormal(1.0, 1.0)
 """LADD's law of sigma/alpha: on a linear path, times that are logit-normal (1, 1)."""
@@ -63,8 +63,8 @@ class LADD(Objective):
             them are frozen; a penalty needs them, from features and conditions to logits, and
             ``features(x, t, cond)``.
         generate: the student's times, e.g. ``FewSteps((1.0, 0.75, 0.5, 0.25), inputs="noised")``.
-        times: at which answers are judged, e.g. ``OnPath(student.path, LEVELS)``, which suits data
-            of standard deviation 1; None is clean, and the judge is told ``t_min``.
+        times: at which answers are judged, e.g. ``LEVELS``, which suits data of standard deviation
+            1; None is clean, and the judge is told ``t_min``.
         teacher: of the distillation term.
         teacher_times: at which it is shown the answers; the paper's are uniform.
         distillation: lambda.
@@ -96,7 +96,8 @@ class LADD(Objective):
                 "a Judge must be given the denoiser it judges through, and LADD gives none; take a "
                 "FeatureDiscriminator"
             )
-        check_laws(student.path, times, teacher_times)
+        laws = ((v if v is None else law_on(student.path, v)) for v in (times, teacher_times))
+        self.times, self.teacher_times = laws
         if (teacher is None) != (teacher_times is None):
             raise UsageError("a teacher and teacher_times go together: give both, or neither")
         if not (distillation >= 0 and penalty >= 0 and heads_rate > 0):
@@ -112,7 +113,6 @@ class LADD(Objective):
         self.student = student
         self.judge: Any = judge
         self.generate = generate.on(student.path)
-        self.times, self.teacher_times = times, teacher_times
         self.teacher = None if teacher is None else terms.on_path_of(student, teacher)
         heads = getattr(judge, "heads", None)
         beside = [
@@ -127,10 +127,11 @@ class LADD(Objective):
         made = self.generate.draw(batch, rng)
         t = torch.full((b,), path.t_min, dtype=widest(device), device=device)
         if self.times is not None:
-            t = self.times(b, rng).clamp(path.t_min, path.t_max)
+            t = self.times.draw(path, b, rng).clamp(path.t_min, path.t_max)
         judged, taught = terms.draw_noised(batch, t, None, rng), None
         if self.teacher_times is not None:
-            taught = terms.draw_noised(batch, self.teacher_times(b, rng), None, rng)
+            at = self.teacher_times.draw(path, b, rng)
+            taught = terms.draw_noised(batch, at, None, rng)
         return Draws(made, judged, taught)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:

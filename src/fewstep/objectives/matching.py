@@ -20,10 +20,7 @@ from fewstep.models import AbstractDenoiser, FeatureDiscriminator
 from fewstep.objectives.distances import l2
 from fewstep.objectives.terms import draw_noised
 from fewstep.paths import Event, Path, Time
-from fewstep.times import check_laws
-
-Times = Callable[[int, torch.Generator], Tensor]
-"""(b, rng) -> times ``(b,)``."""
+from fewstep.times import Law
 
 
 class Made(NamedTuple):
@@ -126,15 +123,12 @@ class FewSteps:
 
 
 def check_critic(
-    student: AbstractDenoiser,
-    fake: AbstractDenoiser,
-    *laws: Times,
-    judge: nn.Module | None = None,
+    student: AbstractDenoiser, fake: AbstractDenoiser, judge: nn.Module | None = None
 ) -> None:
-    """That ``fake`` can learn what the student makes, at times that are some of its path.
+    """Refuse a fake denoiser that cannot learn the student's samples.
 
     Raises:
-        UsageError: it cannot, ``laws`` are not of this path, or the judge brings a denoiser along.
+        UsageError: it is of another kind or path, or the judge brings a denoiser along.
     """
     path = student.path
     if fake.path != path or fake.two_time or fake.calls != 1:
@@ -143,7 +137,6 @@ def check_critic(
             f"{path}, got {type(fake).__name__} of {1 + fake.two_time} time(s) on {fake.path}; "
             "give a copy of the teacher"
         )
-    check_laws(path, *laws)
     if isinstance(judge, FeatureDiscriminator):
         raise UsageError(
             "the judge is asked with a denoiser, and a FeatureDiscriminator has its own; take a "
@@ -159,9 +152,9 @@ class Compared(NamedTuple):
     noise: Tensor
 
 
-def draw_compared(batch: Batch, generate: FewSteps, times: Times, rng: Rng) -> Compared:
+def draw_compared(batch: Batch, generate: FewSteps, times: Law, path: Path, rng: Rng) -> Compared:
     """Samples' own noise, then a time and noise for each."""
-    made, t = generate.draw(batch, rng), times(len(batch), rng)
+    made, t = generate.draw(batch, rng), times.draw(path, len(batch), rng)
     return Compared(made, *draw_noised(batch, t, None, rng)[:2])
 
 

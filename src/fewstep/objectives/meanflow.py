@@ -20,7 +20,7 @@ $\omega / (1 - \kappa)$. Samples that lose their label keep the plain $v$.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,9 +31,10 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, on_path_of
 from fewstep.paths import Event, Linear, VarianceExploding
+from fewstep.times import Law, TwoTimes
 
 
 @dataclass(frozen=True)
@@ -82,29 +83,27 @@ class MeanFlow(Objective):
     Args:
         student: two-time, on a linear or variance-exploding path.
         teacher: whose velocity to average; a guided one is ``Guided(teacher)``. None: the data's.
-        times: the law of (t, r): see :class:`fewstep.times.TwoTimes`.
+        times: the law of (t, r), or a function from ``(b, rng)`` to both, each ``(b,)``.
         weight: of a sample, as a function of its squared error.
         drop: label dropping.
         guidance: what guidance to train in; needs ``drop``, and no teacher.
         warmup: steps in which the weight of du/dt grows from 0 to 1 (FastGen, from a teacher).
         derivative: how du/dt is found.
-        sampling_times: the times at which users sample in so many calls.
     """
 
-    forward_mode = True
+    capabilities = Capabilities(forward_mode=True)
 
     def __init__(
         self,
         student: AbstractDenoiser,
         teacher: AbstractDenoiser | None = None,
         *,
-        times: Callable[[int, torch.Generator], tuple[Tensor, Tensor]],
+        times: TwoTimes | Callable[[int, torch.Generator], tuple[Tensor, Tensor]],
         weight: Callable[[Tensor], Tensor],
         drop: LabelDrop | None = None,
         guidance: TrainedGuidance | None = None,
         warmup: int = 0,
         derivative: Derivative = jvp,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if not student.two_time:
@@ -119,13 +118,16 @@ class MeanFlow(Objective):
                 "guidance is trained in from the student's own answer without a label: give drop, "
                 "and no teacher (a teacher is guided as Guided(teacher, null, scale))"
             )
+        if isinstance(times, Law):
+            raise UsageError(f"MeanFlow needs a law of two times, got {times}; give TwoTimes(...)")
+        if isinstance(times, TwoTimes):
+            times.check(student.path)
         self.student = student
         self.teacher = None if teacher is None else on_path_of(student, teacher)
         self.frozen = () if teacher is None else ("teacher",)
         self.times, self.weight, self.derivative = times, weight, derivative
         self.drop, self.guidance = drop, guidance
         self.warmup = warmup
-        self.sampling_times = dict(sampling_times or {})
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Two times, noise, the weight of the derivative and which labels to drop."""
@@ -178,11 +180,10 @@ class MeanFlow(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Jumps between any times."""
         path = self.student.path
-        times = {1: (path.t_max,), **self.sampling_times}
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std()),
             kind="deterministic",
-            times=times,
+            times={1: (path.t_max,)},
             any_times=True,
             grid="uniform" if isinstance(path, Linear) else "karras",
         )

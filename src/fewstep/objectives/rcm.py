@@ -25,7 +25,7 @@ student, steps are counted over both, and turns of calls for each of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -37,10 +37,10 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.distances import l2
-from fewstep.objectives.matching import Times, check_critic
+from fewstep.objectives.matching import check_critic
 from fewstep.objectives.terms import (
     draw_noised,
     matching_gradient,
@@ -51,6 +51,7 @@ from fewstep.objectives.terms import (
     trig_tangent,
 )
 from fewstep.paths import Event, Trig
+from fewstep.times import Times, law_on
 
 
 class Draws(NamedTuple):
@@ -72,18 +73,18 @@ class RCM(Objective):
         teacher: a diffusion model on the same path; guided if samples are to be.
         fake: mu_f; one-time, on the same path, at best a copy of the teacher.
         times: the law of the first loss's times.
-        matching_times: of the second's, mu_f's and calls'; officially OnPath(path, ShiftedFlow(5)).
+        matching_times: the law of the times of the second loss, of mu_f and of the calls;
+            ``ShiftedFlow(5)`` in the official code.
         weight: of the second loss.
         warmup: steps in which r grows.
         every: K, at least 2.
         calls: the most calls of a sample.
         rate: mu_f's learning rate over the student's.
-        sampling_times: for step counts other than 1.
         derivative: how dF is taken.
     """
 
     frozen = ("teacher",)
-    forward_mode = True
+    capabilities = Capabilities(forward_mode=True)
 
     def __init__(
         self,
@@ -98,7 +99,6 @@ class RCM(Objective):
         every: int = 5,
         calls: int = 4,
         rate: float = 0.2,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
         derivative: Derivative = jvp,
     ) -> None:
         super().__init__()
@@ -108,17 +108,16 @@ class RCM(Objective):
                 f"rCM's student is a one-time network on the Trig path from 0, got one of "
                 f"{1 + student.two_time} time(s) on {path}; read one there with .on(Trig(...))"
             )
-        check_critic(student, fake, times, matching_times)
+        check_critic(student, fake)
         if warmup < 0 or every < 2 or calls < 1:
             raise UsageError(
                 f"expected warmup >= 0, every >= 2 and calls >= 1, got {warmup}, {every}, {calls}"
             )
         self.path, self.student, self.fake = path, student, fake
         self.teacher = on_path_of(student, teacher)
-        self.times, self.matching_times = times, matching_times
+        self.times, self.matching_times = law_on(path, times), law_on(path, matching_times)
         self.weight, self.rate, self.derivative = weight, rate, derivative
         self.warmup, self.every, self.calls = warmup, every, calls
-        self.sampling_times = dict(sampling_times or {})
 
     def _student_is_due(self, step: int) -> bool:
         return step < self.warmup or (step - self.warmup) % self.every == 0
@@ -126,12 +125,13 @@ class RCM(Objective):
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """What a step's phase needs, whichever it is."""
         b, warm = len(batch), step < self.warmup
-        t, noise, _ = draw_noised(batch, self.times(b, rng), None, rng)
+        t, noise, _ = draw_noised(batch, self.times.draw(self.path, b, rng), None, rng)
         r = torch.full_like(t, step / self.warmup if warm else 1.0)
         weight = None if warm else t.new_tensor(self.weight)
         students = min(step, self.warmup) + -(-max(step - self.warmup, 0) // self.every)
         turn = students if self._student_is_due(step) else step - students
-        *drawn, end = (self.matching_times(b, rng) for _ in range(turn % self.calls + 1))
+        calls = range(turn % self.calls + 1)
+        *drawn, end = (self.matching_times.draw(self.path, b, rng) for _ in calls)
         times = torch.stack([torch.full_like(t, self.path.t_max), *drawn]).cummin(0).values
         times = torch.cat([times, end[None]])
         each = [draw_noised(batch, at, None, rng).noise for at in times]
@@ -195,6 +195,6 @@ class RCM(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves, noise again between calls."""
         start = Start(t=self.path.t_max, std=self.path.sigma_data)
-        times = {1: (start.t,), **self.sampling_times}
+        times = {1: (start.t,)}
         how = Sampling(start=start, kind="renoise", times=times, any_times=True, grid="uniform")
         return Contract(method="rcm", data=data, sampling=how)

@@ -26,7 +26,7 @@ data of few dimensions. The paper limits all the same, and so do we; sCD has no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,7 +36,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.terms import (
     LabelDrop,
     conditions,
@@ -47,6 +47,7 @@ from fewstep.objectives.terms import (
     trig_tangent,
 )
 from fewstep.paths import Event, Trig
+from fewstep.times import Times, law_on
 
 
 class Draws(NamedTuple):
@@ -67,8 +68,8 @@ class SCM(Objective):
             sampling starts, is atan(80 / sigma_data) in the paper; any diffusion model's network is
             read there by ``denoiser.on(path)``. It must have a forward-mode derivative.
         teacher: of the same path, guided or not; or None.
-        times: the law of the training times: in the paper, :class:`fewstep.times.OnPath` with a
-            log-normal of (-1, 1.4) on CIFAR-10, (-1, 1.6) on ImageNet-64, (-0.8, 1.6) on latents.
+        times: the law of the training times. The paper's is :class:`fewstep.times.LogNormal` of
+            (-1, 1.4) on CIFAR-10, (-1, 1.6) on ImageNet-64 and (-0.8, 1.6) on latents.
         warmup: the step from which r is 1.
         limit: g, with zeros where masked, to what is regressed on.
         uncertainty: u = -w, a module from ln(sigma / alpha) / 4 ``(b,)`` to ``(b,)``; without it
@@ -76,25 +77,22 @@ class SCM(Objective):
         drop: label dropping.
         guidance: the law of scales ``(b, rng) -> (b,)`` that the student's network reads as
             ``cond["guidance"]`` and the guided teacher obeys: U(1, 2) in the paper.
-        sampling_times: the times at which users sample in so many calls; the paper's second time
-            is 1.1.
         derivative: ``(fn, primals, tangents) -> (value with gradient, tangent without)``.
     """
 
-    forward_mode = True
+    capabilities = Capabilities(forward_mode=True)
 
     def __init__(
         self,
         student: AbstractDenoiser,
         teacher: AbstractDenoiser | None = None,
         *,
-        times: Callable[[int, torch.Generator], Tensor],
+        times: Times,
         warmup: int = 10_000,
         limit: Callable[[Event], Event] = normalised,
         uncertainty: nn.Module | None = None,
         drop: LabelDrop | None = None,
         guidance: Callable[[int, torch.Generator], Tensor] | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
         derivative: Derivative = jvp,
     ) -> None:
         super().__init__()
@@ -123,19 +121,19 @@ class SCM(Objective):
         self.student = student
         self.teacher = None if teacher is None else on_path_of(student, teacher)
         self.frozen = () if teacher is None else ("teacher",)
-        self.times = times
+        self.times = law_on(path, times)
         self.warmup = warmup
         self.limit = limit
         self.uncertainty = uncertainty
         self.drop = drop
         self.guidance = guidance
-        self.sampling_times = dict(sampling_times or {})
         self.derivative = derivative
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, noise, the warm-up of this step, and which labels and scales."""
         b = len(batch)
-        t, noise, dropped = draw_noised(batch, self.times(b, rng), self.drop, rng)
+        t = self.times.draw(self.path, b, rng)
+        t, noise, dropped = draw_noised(batch, t, self.drop, rng)
         r = torch.full_like(t, min(1.0, step / self.warmup) if self.warmup else 1.0)
         return Draws(t, noise, r, dropped, self.guidance(b, rng) if self.guidance else None)
 
@@ -180,7 +178,7 @@ class SCM(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls. x has the data's scale at every time."""
         start = Start(t=self.path.t_max, std=self.path.sigma_data)
-        times = {1: (self.path.t_max,), **self.sampling_times}
+        times = {1: (self.path.t_max,)}
         return Contract(
             method="sct" if self.teacher is None else "scd",
             data=data,

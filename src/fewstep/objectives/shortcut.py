@@ -24,7 +24,7 @@ from torch import Tensor
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, widest
 from fewstep.models import AbstractDenoiser, Guided
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.distances import l2
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, follow, frozen_copy
 from fewstep.paths import Event, Linear, Time
@@ -84,7 +84,8 @@ class Shortcut(Objective):
         self.student = student
         self.target = frozen_copy(student)
         self.sections = sections
-        self.batch_multiple = every
+        self.every = every
+        self.capabilities = Capabilities(batch_multiple=every)
         self.rate = rate
         self.clip = clip
         self.drop = drop
@@ -153,7 +154,7 @@ class Shortcut(Objective):
         return Contract(method="shortcut", data=data, sampling=sampling)
 
     def _jumps(self, batch: Batch) -> int:
-        return len(batch) // self.batch_multiple
+        return len(batch) // self.every
 
     def _clipped(self, x: Tensor) -> Tensor:
         return x if self.clip is None else x.clamp(-self.clip, self.clip)

@@ -51,7 +51,6 @@ from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.matching import (
     Compared,
     FewSteps,
-    Times,
     check_critic,
     denoising_error,
     draw_compared,
@@ -64,7 +63,7 @@ from fewstep.objectives.terms import (
     softplus_discriminator,
     softplus_generator,
 )
-from fewstep.times import KarrasUniform, LogNormal
+from fewstep.times import KarrasUniform, LogNormal, Times, law_on
 
 HIGHEST = float(KarrasUniform().at(torch.tensor(0.8, dtype=torch.float64)))
 
@@ -104,7 +103,7 @@ class SiD(Objective):
         adversarial: float = 1e-4,
     ) -> None:
         super().__init__()
-        check_critic(student, fake, times, critic_times, judge=judge)
+        check_critic(student, fake, judge)
         if critic_updates < 1 or not adversarial >= 0:
             raise UsageError(
                 "expected critic_updates >= 1 and adversarial >= 0, got "
@@ -118,7 +117,8 @@ class SiD(Objective):
         self.teacher = on_path_of(student, teacher)
         self.fake = fake
         self.generate = generate.on(student.path)
-        self.times, self.critic_times = times, critic_times
+        self.times = law_on(student.path, times)
+        self.critic_times = law_on(student.path, critic_times)
         self.weight = weight
         self.a = a
         self.critic_updates = critic_updates
@@ -127,11 +127,11 @@ class SiD(Objective):
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """Samples, and noise at which the two networks are compared."""
-        return draw_compared(batch, self.generate, self.times, rng)
+        return draw_compared(batch, self.generate, self.times, self.student.path, rng)
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Compared:
         """Samples, and noise at which ``fake`` learns."""
-        return draw_compared(batch, self.generate, self.critic_times, rng)
+        return draw_compared(batch, self.generate, self.critic_times, self.student.path, rng)
 
     def loss(self, batch: Batch, draws: Compared) -> Loss:
         """The generator's; ``fisher`` logs the mean square of mu_r - mu_f."""

@@ -16,7 +16,7 @@ pseudo-Huber 0.06 on ImageNet-64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser, Switched
-from fewstep.objectives.base import Loss, Objective, Phase
+from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.discrete import (
     Curriculum,
     PairWeight,
@@ -39,7 +39,8 @@ from fewstep.objectives.discrete import (
 )
 from fewstep.objectives.distances import Distance, PseudoHuber
 from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, frozen_copy
-from fewstep.times import TruncatedLogStudent
+from fewstep.paths import Path
+from fewstep.times import Times, TruncatedLogStudent, law_on
 
 __all__ = ["Curriculum", "Draws", "SameNoise", "TeacherStep", "TruncatedConsistency"]
 
@@ -73,8 +74,6 @@ class TruncatedConsistency(Objective):
         weight: w(t, r).
         distance: d.
         drop: label dropping.
-        sampling_times: the times at which users sample in so many calls; those below ``at`` are the
-            first stage's.
     """
 
     def __init__(
@@ -85,16 +84,16 @@ class TruncatedConsistency(Objective):
         *,
         curriculum: Curriculum,
         at: float = 1.0,
-        times: Callable[[int, torch.Generator], Tensor] | None = None,
+        times: Times | None = None,
         share: float = 0.25,
         boundary_weight: float = 0.1,
         weight: PairWeight = inverse_gap,
         distance: Distance = NEARLY_THE_NORM,
         drop: LabelDrop | None = None,
-        sampling_times: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         check_pair(student, step)
+        path = student.path
         if first is student:
             raise UsageError("the first stage stays as it is; take a copy of it for the student")
         if not 0 < share < 1 or boundary_weight <= 0:
@@ -112,13 +111,13 @@ class TruncatedConsistency(Objective):
         self.frozen = ("first", *frozen_parts(step, distance))
         self.curriculum = curriculum
         self.at = at
-        self.times = times or TruncatedLogStudent(at, student.path.t_max)
-        self.share, self.batch_least = share, math.ceil(1 / share)
+        self.times = law_on(path, _between(path, at) if times is None else times)
+        self.share = share
+        self.capabilities = Capabilities(batch_least=math.ceil(1 / share))
         self.boundary_weight = boundary_weight
         self.weight = weight
         self.distance = distance
         self.drop = drop
-        self.sampling_times = dict(sampling_times or {})
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
         """Times, a share of which is t', earlier times, noise and which labels to drop."""
@@ -127,11 +126,11 @@ class TruncatedConsistency(Objective):
         if count == 0:
             raise UsageError(
                 f"a share of {self.share} of {b} samples is none at t'; take (micro)batches of at "
-                f"least {self.batch_least}"
+                f"least {self.capabilities.batch_least}"
             )
         boundary = torch.zeros(b, dtype=torch.bool, device=rng.device)
         boundary[torch.randperm(b, generator=rng, device=rng.device)[:count]] = True
-        t = self.times(b, rng).masked_fill(boundary, self.at)
+        t = self.times.draw(self.student.path, b, rng).masked_fill(boundary, self.at)
         t, noise, dropped = draw_noised(batch, t, self.drop, rng)
         return Draws(t, self.curriculum(t, step), noise, boundary, dropped)
 
@@ -163,4 +162,10 @@ class TruncatedConsistency(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Any time serves; noise again between calls."""
-        return renoise_contract("tcm", self.student.path, self.sampling_times, data)
+        return renoise_contract("tcm", self.student.path, data)
+
+
+def _between(path: Path, at: float) -> TruncatedLogStudent:
+    """The paper's law of noise levels between the time ``at`` and the end of the path."""
+    low, high = path.ratio(torch.tensor([at, path.t_max], dtype=torch.float64)).tolist()
+    return TruncatedLogStudent(low, high)

@@ -14,6 +14,7 @@ from pathlib import Path as FilePath
 import torch
 from torch import nn
 
+from fewstep.contract import data_spec
 from fewstep.data import Dataset, EDMAugment, Flip
 from fewstep.data.catalogue import training_data
 from fewstep.data.pairs import Paired, Pairs
@@ -215,19 +216,22 @@ class Start:
 
     def run(self, recipe: Recipe[MethodOptions], objective: Objective) -> Run:
         """The run of an objective."""
-        reports = recipe.place.reports
+        data, reports = self.data, recipe.place.reports
         teacher = self.model if self.teacher is not None else None
+        sampling = objective.contract(data_spec(data.shape, data.labels, data.image)).sampling
+        free = sampling.any_times and sampling.kind != "ode"
         return Run(
             recipe=recipe.name,
             arguments=recipe.arguments(),
             objective=objective,
-            data=self.data,
+            data=data,
             config=recipe.train,
             averages=averages(recipe),
             finish=report(recipe.data.data, teacher, time.perf_counter()) if reports else None,
             watch=watch(recipe.data.data) if reports else None,
             note="" if self.model is None else f"teacher: {find(recipe.start.teacher)}",
             augment=augmentation(recipe),
+            sampling_times=self.sampling_times(objective.student.path) if free else {},
         )
 
 

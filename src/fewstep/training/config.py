@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -164,6 +164,8 @@ class Run:
         watch: numbers of a model for the log while training goes on.
         note: a line for the header, e.g. which teacher was taken.
         augment: what happens to each batch; its numbers come from seed and position.
+        sampling_times: for a number of calls, the times at which users generate, in the path's own
+            unit; descending, the first is where sampling starts.
     """
 
     recipe: str
@@ -176,6 +178,7 @@ class Run:
     watch: Callable[[Model], Mapping[str, float]] | None = None
     note: str = ""
     augment: Augment | None = None
+    sampling_times: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 class Buildable(Protocol):

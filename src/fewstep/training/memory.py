@@ -109,7 +109,8 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
     held |= {"averages": averages // share, "optimiser": 2 * sum(own.values()) // share}
     if sharded:
         held["blocks that are whole at once"] = _gathered(objective)
-    b = max(2, objective.batch_multiple, objective.batch_least)
+    needs = objective.capabilities
+    b = max(2, needs.batch_multiple, needs.batch_least)
     few, more = (_batch(run, trainer, n) for n in (b, 2 * b))
     microbatches = config.accumulation // size
     held["batches"] = _tensors(few) * config.batch * microbatches // b

@@ -23,13 +23,13 @@ from fewstep.pictures import picture
 from fewstep.processes import World, joined
 from fewstep.training import checkpoints
 from fewstep.training.announce import card, header, plan
+from fewstep.training.check import check, check_derivative
 from fewstep.training.config import Buildable, Run, TrainConfig
-from fewstep.training.derivative import check_derivative
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
 from fewstep.training.snapshots import snapshot
-from fewstep.training.trainer import Trainer, check
+from fewstep.training.trainer import Trainer
 
 PICTURED = 64
 """Samples in a picture of a run."""
@@ -55,6 +55,7 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
     """
     run = run if isinstance(run, Run) else run.build()
     config = run.config
+    contract(run)  # or refuse its sampling times, before anything is trained
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.tensorboard:
@@ -66,7 +67,7 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
         device = _device(config)
         if device.type == "cuda" and world.size > 1:
             device = torch.device("cuda", world.local)
-        if run.objective.forward_mode and config.derivative == "forward":
+        if run.objective.capabilities.forward_mode and config.derivative == "forward":
             check_derivative(run.objective, run.data)
         if fresh and world.first and (aside := folder.move_aside()):
             _say(f"moved the old run to {aside}")
@@ -93,7 +94,9 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
 def dry(run: Run) -> str:
     """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
     device = _device(run.config)
-    check(run.objective, run.config, World(size=int(os.environ.get("WORLD_SIZE") or 1)))
+    contract(run)
+    world = World(size=int(os.environ.get("WORLD_SIZE") or 1))
+    check(run.objective, run.data, run.config, world)
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
     return plan(run, describe(run, device, trainer.fingerprints), trainer)
@@ -183,9 +186,14 @@ def _model(run: Run, trainer: Trainer, average: str | None) -> Model:
 
 
 def contract(run: Run) -> Contract:
-    """The contract of what a run delivers."""
+    """The contract of the model that a run delivers.
+
+    Raises:
+        UsageError: the method does not allow the run's sampling times.
+    """
     data = run.data
-    return run.objective.contract(data_spec(data.shape, data.labels, data.image))
+    own = run.objective.contract(data_spec(data.shape, data.labels, data.image))
+    return own.with_times(run.sampling_times)
 
 
 def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
-from fewstep.models import AbstractDenoiser, LowRank, Network
-from fewstep.models.discriminator import Heads
+from fewstep.models import AbstractDenoiser, Network
 from fewstep.objectives.base import Objective, Phase
 from fewstep.objectives.terms import frozen_copy
 from fewstep.processes import ALONE, World
 from fewstep.training.averages import Averages, Rule
+from fewstep.training.check import check
 from fewstep.training.checkpoints import State, fingerprint, load_into
 from fewstep.training.config import Augment, TrainConfig
-from fewstep.training.derivative import chosen_derivative
+from fewstep.training.derivative import derivative_for
 from fewstep.training.distribution import (
     Alone,
     Replicated,
@@ -69,8 +69,7 @@ class Trainer:
         world: World = ALONE,
         augment: Augment | None = None,
     ) -> None:
-        check(objective, config, world)
-        _check_labels(objective, data)
+        check(objective, data, config, world)
         self.objective = objective.to(device)
         self.data, self.config, self.device, self.world = data, config, device, world
         self.augment = augment
@@ -91,8 +90,8 @@ class Trainer:
         for name in objective.frozen:
             objective.get_submodule(name).eval()
         trained = [*networks(p.module for p in objective.phases())]
-        if objective.forward_mode:
-            objective.derivative = chosen_derivative(objective, config)
+        if objective.capabilities.forward_mode:
+            objective.derivative = derivative_for(objective, config)
         if config.checkpointing:
             for network in trained:
                 if isinstance(network, Network):  # heads of a judge have no blocks
@@ -311,85 +310,3 @@ def training(objective: Objective, module: nn.Module) -> Iterator[None]:
 
 def _holds(module: nn.Module, student: nn.Module) -> bool:
     return any(m is student for m in module.modules())
-
-
-def _check_labels(objective: Objective, data: Dataset) -> None:
-    """A label beyond a table's end would be an error deep inside, or on a GPU the end of it all."""
-    for module in objective.modules():
-        told = isinstance(module, Heads) or "label" in getattr(module, "cond_keys", ())
-        options = getattr(module, "options", None)
-        known = options.get("classes") if told and isinstance(options, Mapping) else None
-        if known and known < data.labels:
-            raise UsageError(
-                f"{type(module).__name__} knows {known} label(s), the data has {data.labels}; "
-                f"make it with classes={data.labels}"
-            )
-
-
-def check(objective: Objective, config: TrainConfig, world: World) -> None:
-    """Whether these can train together.
-
-    Raises:
-        UsageError: settings that contradict each other, the number of processes or the method.
-    """
-    if config.accumulation % world.size:
-        samples = config.batch * config.accumulation
-        fits = config.accumulation * world.size
-        advice = (
-            f"--train.accumulation {world.size} --train.batch {samples // world.size} are the same "
-            f"{samples:,} samples"
-            if samples % world.size == 0
-            else f"take --train.accumulation {fits}"
-        )
-        raise UsageError(
-            f"{world.size} processes cannot share {config.accumulation} microbatch(es) of an "
-            f"update evenly; {advice}"
-        )
-    if config.batch % objective.batch_multiple:
-        raise UsageError(
-            f"{type(objective).__name__} needs microbatches of a multiple of "
-            f"{objective.batch_multiple} samples, got --train.batch {config.batch}"
-        )
-    if config.batch < objective.batch_least:
-        raise UsageError(
-            f"{type(objective).__name__} needs microbatches of at least {objective.batch_least} "
-            f"samples, got --train.batch {config.batch}"
-        )
-    trained = {p.name: {id(w) for w in p.module.parameters()} for p in objective.phases()}
-    for name, weights in trained.items():
-        if not weights:
-            raise UsageError(
-                f"{type(objective).__name__} has nothing to learn as its {name}: no weights"
-            )
-        for held in objective.frozen:
-            if not weights.isdisjoint(id(w) for w in objective.get_submodule(held).parameters()):
-                raise UsageError(
-                    f"{type(objective).__name__}'s {held} is to stay as it is, and has weights "
-                    f"that its {name} learns; give a copy of the one or the other"
-                )
-    sharded = world.size > 1 and config.parallel == "fsdp"
-    if sharded and any(isinstance(m, LowRank) for m in objective.modules()):
-        raise UsageError(
-            "a denoiser of low-rank adapters shares its weights with another one, and shared "
-            "weights cannot be sharded twice; take --train.parallel ddp, or a whole copy"
-        )
-    if sharded and not objective.shardable:
-        raise UsageError(
-            f"{type(objective).__name__} with a discriminator takes a gradient within its loss, "
-            "for which weights cannot be sharded; take --train.parallel ddp"
-        )
-    if config.compile and objective.forward_mode:
-        raise UsageError(
-            f"{type(objective).__name__} takes forward-mode derivatives, which torch.compile gets "
-            "wrong or refuses in normalisation layers (pytorch#197090); leave out --train.compile"
-        )
-    if config.compile and sharded:
-        raise UsageError(
-            "compiled networks and shards have not been made to work together; take "
-            "--train.parallel ddp, or leave out --train.compile"
-        )
-    if config.offload and (config.compile or sharded):
-        raise UsageError(
-            "compiled networks and shards stay where they are; leave out --train.offload, or take "
-            "--train.parallel ddp without --train.compile"
-        )

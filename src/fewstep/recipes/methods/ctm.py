@@ -39,7 +39,7 @@ class ConsistencyTrajectory(MethodOptions):
             start.teacher_on(path),
             grid=karras(self.points, path.t_min, path.t_max),
             solver_steps=self.solver_steps,
-            times=HalfHigh(path),
+            times=HalfHigh(),
             weight=karras_weight(start.sigma_data),
             rate=self.rate,
             distance=distance(self.distance),

@@ -28,7 +28,7 @@ class RegularisedConsistency(MethodOptions):
 
     def objective(self, start: Start) -> Objective:
         from fewstep.objectives.rcm import RCM
-        from fewstep.times import KarrasIndex, LogNormal, OnPath
+        from fewstep.times import KarrasIndex, LogNormal
 
         warmup, weight, rate = self.warmup, self.weight, self.rate
         if not (0 <= warmup <= 1 and weight >= 0 and self.critic_updates >= 1 and rate > 0):
@@ -41,8 +41,8 @@ class RegularisedConsistency(MethodOptions):
             start.student(path),
             start.teacher_on(path),
             start.fake(path),
-            times=OnPath(path, LogNormal(self.mean, self.std)),
-            matching_times=OnPath(path, KarrasIndex(t_min=own.t_min, t_max=own.t_max)),
+            times=LogNormal(self.mean, self.std),
+            matching_times=KarrasIndex(t_min=own.t_min, t_max=own.t_max),
             weight=weight,
             warmup=round(warmup * start.train.steps),
             every=self.critic_updates + 1,

@@ -50,13 +50,13 @@ def _objective(options: Options, start: Start, distils: bool) -> Objective:
 
     from fewstep.objectives.scm import SCM
     from fewstep.objectives.terms import normalised
-    from fewstep.times import LogNormal, OnPath
+    from fewstep.times import LogNormal
 
     path = trig(start)
     return SCM(
         start.student(path),
         start.teacher_on(path) if distils else None,
-        times=OnPath(path, LogNormal(options.mean, options.std)),
+        times=LogNormal(options.mean, options.std),
         limit=partial(normalised, c=options.c),
         warmup=round(options.warmup * start.train.steps),
         uncertainty=start.uncertainty(),

@@ -1,0 +1,63 @@
+"""Which times: step grids for samplers and discrete losses, and the laws training draws from."""
+
+from fewstep.times.grids import (
+    DiscreteLogNormal,
+    Phases,
+    UniformIndex,
+    karras,
+    log_snr,
+    shift,
+    shifted_flow,
+    strided,
+    to_zero,
+    uniform,
+)
+from fewstep.times.laws import (
+    FromFunction,
+    Law,
+    LogitNormal,
+    NoiseLevels,
+    PathTimes,
+    Times,
+    TwoTimes,
+    Uniform,
+    law_on,
+)
+from fewstep.times.levels import (
+    HalfHigh,
+    KarrasIndex,
+    KarrasUniform,
+    LogNormal,
+    LogUniform,
+    ShiftedFlow,
+    TruncatedLogStudent,
+)
+
+__all__ = [
+    "DiscreteLogNormal",
+    "FromFunction",
+    "HalfHigh",
+    "KarrasIndex",
+    "KarrasUniform",
+    "Law",
+    "LogNormal",
+    "LogUniform",
+    "LogitNormal",
+    "NoiseLevels",
+    "PathTimes",
+    "Phases",
+    "ShiftedFlow",
+    "Times",
+    "TruncatedLogStudent",
+    "TwoTimes",
+    "Uniform",
+    "UniformIndex",
+    "karras",
+    "law_on",
+    "log_snr",
+    "shift",
+    "shifted_flow",
+    "strided",
+    "to_zero",
+    "uniform",
+]
