@@ -208,6 +208,13 @@ def test_real_positions_read_nothing_of_padded_ones_wherever_those_are():
         assert (changed > 0).equal(mask[0, 0] > 0)
 
 
+@pytest.mark.parametrize("length", [2, 3])
+def test_coarse_positions_are_real_where_half_of_them_is(length):
+    network = shaken(tiny((1, None)))
+    network(normal(1, 1, length), normal(1)).square().sum().backward()
+    assert network.middle.second.after.norm.bias.grad.any()
+
+
 @pytest.mark.parametrize("build", [{"masked": True}, {}])
 def test_derivatives_on_padded_samples(build):
     network, h = shaken(tiny((2, None), **build)), 1e-6
@@ -236,11 +243,11 @@ def test_derivatives_on_padded_samples(build):
 
 
 def test_long_ragged_samples_are_counted_exactly_in_half_precision():
-    norm, mask = torch.nn.GroupNorm(8, 8).bfloat16(), torch.ones(1, 1, 1200)
-    mask[..., 1001:] = 0
-    x = (3 + normal(1, 8, 1200)).bfloat16()
+    norm, mask = torch.nn.GroupNorm(8, 8).bfloat16(), torch.ones(1, 1, 400)
+    mask[..., 257:] = 0  # bfloat16 has 256 and 258, and between them nothing
+    x = (30 + normal(1, 8, 400)).bfloat16()
     found = masked_norm(norm, x, mask.bfloat16())
-    torch.testing.assert_close(found[..., :1001], norm(x[..., :1001]), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(found[..., :257], norm(x[..., :257]), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(
