@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -6,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.core import UsageError
-from fewstep.models.nets.unet1d import FiLMBlock, TimeMLP, UNet1d
+from fewstep.derivatives import jvp
+from fewstep.models.nets.unet1d import FiLMBlock, TimeMLP, UNet1d, masked_norm
+from fewstep.models.spec import build_network, network_spec
 from oracles import normal
 
 TINY = {"widths": (8, 16, 32), "embedding": 8, "kernel": 3}
@@ -137,3 +140,132 @@ def test_observations_that_do_not_fit(cond, message):
 def test_shapes_that_do_not_fit(shape, options, message):
     with pytest.raises(UsageError, match=message):
         UNet1d(shape, **{**TINY, **options})
+
+
+# Ragged data and free lengths.
+
+
+def shaken(network: UNet1d) -> UNet1d:
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return network.eval()
+
+
+LENGTHS = (1, 2, 5, 8, 11)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_padded_sample_s_answer_is_that_of_the_sample_alone(length):
+    ragged = shaken(tiny((2, None), masked=True, images={"beside": 1}))
+    x, beside, t = normal(2, 2, length), normal(2, 1, length, seed=1), normal(2)
+    ones = torch.ones(2, 1, length)
+    alone = ragged(x, t, None, {"mask": ones, "beside": beside})
+    assert alone.shape == x.shape
+    for more in (0, 3, 8):
+        for junk in (0.0, 50.0, float("inf")):
+            cond = {
+                "mask": F.pad(ones, (0, more)),
+                "beside": F.pad(beside, (0, more), value=junk),
+            }
+            found = ragged(F.pad(x, (0, more), value=junk), t, None, cond)
+            torch.testing.assert_close(found[..., :length], alone, rtol=0, atol=1e-10)
+            assert not found[..., length:].any()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_free_length_is_a_ragged_one_without_a_mask(length):
+    free, ragged = shaken(tiny((2, None))), tiny((2, None), masked=True)
+    ragged.load_state_dict(free.state_dict())
+    x, t = normal(2, 2, length), normal(2)
+    found = free(x, t)
+    cond = {"mask": torch.ones(2, 1, length, dtype=torch.bool)}
+    torch.testing.assert_close(found, ragged(x, t, None, cond), rtol=0, atol=1e-10)
+    assert free.cond_keys == ()
+    assert ragged.cond_keys == ("mask",)
+    assert (free.options["shape"], "masked" in free.options) == ([2, None], False)
+    fixed = tiny((2, 8))
+    assert fixed.load_state_dict(free.state_dict())
+    if length == 8:
+        assert fixed(x, t).equal(found)
+
+
+def test_real_positions_read_nothing_of_padded_ones_wherever_those_are():
+    ragged = shaken(tiny(masked=True))
+    mask = torch.tensor([[1, 1, 0, 0, 1, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0, 0]])[:, None]
+    x, t = normal(2, 2, 8), normal(2)
+    other = x + 100 * (1 - mask)
+    one = ragged(x, t, None, {"mask": mask})
+    assert one.isfinite().all()
+    assert one.equal(ragged(other, t, None, {"mask": mask.double()}))
+    assert not one[1].any()
+    assert not (one * (1 - mask)).any()
+    # All of what is real matters.
+    for i in (0, 1, 4, 6, 7):
+        moved = x.clone()
+        moved[0, 0, i] += 1
+        changed = (ragged(moved, t, None, {"mask": mask}) - one)[0].abs().amax(0)
+        assert (changed > 0).equal(mask[0, 0] > 0)
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_coarse_positions_are_real_where_half_of_them_is(length):
+    network = shaken(tiny((1, None)))
+    network(normal(1, 1, length), normal(1)).square().sum().backward()
+    assert network.middle.second.after.norm.bias.grad.any()
+
+
+@pytest.mark.parametrize("build", [{"masked": True}, {}])
+def test_derivatives_on_padded_samples(build):
+    network, h = shaken(tiny((2, None), **build)), 1e-6
+    x, v, t = normal(3, 2, 7), normal(3, 2, 7, seed=1), normal(3)
+    mask = torch.ones(3, 1, 7)
+    mask[0, :, 4:], mask[1] = 0, 0
+
+    def answer(x: Tensor, t: Tensor) -> Tensor:
+        return network(x, t, None, {"mask": mask} if build else None)
+
+    one = torch.ones_like(t)
+    value, tangent = jvp(answer, (x, t), (v, one))
+    ends = [answer(x + s * h * v, t + s * h).detach() for s in (1, -1)]
+    torch.testing.assert_close(tangent, (ends[0] - ends[1]) / (2 * h), rtol=1e-5, atol=1e-6)
+    value.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+    single = network.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        value, tangent = jvp(
+            lambda x, t: single(x, t, None, {"mask": mask}),
+            (x.float(), t.float()),
+            (v.float(), one.float()),
+        )
+    assert value.isfinite().all()
+    assert tangent.isfinite().all()
+
+
+def test_long_ragged_samples_are_counted_exactly_in_half_precision():
+    norm, mask = torch.nn.GroupNorm(8, 8).bfloat16(), torch.ones(1, 1, 400)
+    mask[..., 257:] = 0  # bfloat16 has 256 and 258, and between them nothing
+    x = (30 + normal(1, 8, 400)).bfloat16()
+    found = masked_norm(norm, x, mask.bfloat16())
+    torch.testing.assert_close(found[..., :257], norm(x[..., :257]), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("cond", "message"),
+    [
+        (None, r"'mask': tensor \(b, 1, \*space\) of shape \(2, 1, 8\).*got none"),
+        ({"mask": torch.ones(2, 8)}, r"got float32 of shape \(2, 8\)"),
+        ({"mask": torch.ones(2, 2, 8)}, r"got float32 of shape \(2, 2, 8\)"),
+        ({"mask": torch.ones(1, 1, 8)}, r"got float32 of shape \(1, 1, 8\)"),
+    ],
+)
+def test_masks_that_do_not_fit(cond, message):
+    with pytest.raises(UsageError, match=message):
+        tiny(masked=True)(normal(2, 2, 8), normal(2), None, cond)
+
+
+def test_a_free_length_survives_its_spec():
+    network = tiny((2, None), masked=True)
+    spec = json.loads(json.dumps(network_spec(network)))
+    assert spec["shape"] == [2, None]
+    assert network_spec(build_network(spec)) == spec

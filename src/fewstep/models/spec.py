@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
@@ -28,7 +28,7 @@ _FAMILIES["inner"] = PRECONDITIONINGS
 
 
 def denoiser_spec(denoiser: AbstractDenoiser) -> dict[str, Any]:
-    """What :func:`build_denoiser` needs to build it again, weights apart."""
+    """The description from which :func:`build_denoiser` builds a denoiser, without weights."""
     if isinstance(denoiser, Switched):
         parts = {part: denoiser_spec(getattr(denoiser, part)) for part in ("low", "high")}
         return {"kind": "switched", **parts, "at": denoiser.at}
@@ -44,11 +44,11 @@ def denoiser_spec(denoiser: AbstractDenoiser) -> dict[str, Any]:
 
 
 def build_denoiser(spec: Any, network: nn.Module | None = None) -> AbstractDenoiser:
-    """The denoiser of a spec, with fresh weights.
+    """The denoiser that a spec describes, with fresh weights.
 
     Args:
-        spec: from :func:`denoiser_spec`.
-        network: the user's own network, where the spec's is of kind ``custom``.
+        spec: a result of :func:`denoiser_spec`.
+        network: the user's own network, where the network of the spec is of kind ``custom``.
     """
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
     if isinstance(spec, Mapping) and kind == "switched" and set(spec) == _SWITCHED:
@@ -113,7 +113,7 @@ def _build(family: str, spec: Any) -> Path | Preconditioning:
 
 
 def network_spec(net: nn.Module) -> dict[str, Any]:
-    """A network of the library's as its kind and options; any other is ``custom``."""
+    """The kind and options of a network of the library; any other is ``custom``."""
     kind = next((k for k, cls in NETWORKS.items() if cls is type(net)), None)
     if kind is None:
         return {"kind": "custom", "name": type(net).__name__}
@@ -122,7 +122,7 @@ def network_spec(net: nn.Module) -> dict[str, Any]:
 
 
 def build_network(spec: Any, network: nn.Module | None = None) -> nn.Module:
-    """The network of a spec, with fresh weights, or the user's own."""
+    """The network that a spec describes, with fresh weights, or the user's own network."""
     kind = spec.get("kind") if isinstance(spec, Mapping) else spec
     if kind == "custom":
         if network is None:
@@ -140,7 +140,7 @@ def build_network(spec: Any, network: nn.Module | None = None) -> nn.Module:
 
 
 def _checked(kind: str, cls: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
-    """A network's arguments, of the annotated types and of a size that can be meant."""
+    """A network's arguments, which have the annotated types and numbers of a sensible size."""
     hints = get_type_hints(cls.__init__)
     parameters = list(inspect.signature(cls).parameters.values())
     fields: dict[str, Any] = {
@@ -154,7 +154,17 @@ def _checked(kind: str, cls: type[nn.Module], options: dict[str, Any]) -> dict[s
         where = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"network {kind!r}: {where}: {first['msg']}") from error
     for name, value in checked.items():
-        for number in value if isinstance(value, tuple) else (value,):
-            if not -_LARGEST <= number <= _LARGEST:
-                raise UsageError(f"network {kind!r}: {name}={value!r} is out of range")
+        if not all(-_LARGEST <= number <= _LARGEST for number in _numbers(value)):
+            raise UsageError(f"network {kind!r}: {name}={value!r} is out of range")
     return checked
+
+
+def _numbers(option: Any) -> Iterator[float]:
+    """All numbers in an option; None, which stands for no value, has none."""
+    if isinstance(option, Mapping):
+        option = tuple(option.values())
+    if isinstance(option, tuple):
+        for part in option:
+            yield from _numbers(part)
+    elif option is not None:
+        yield option

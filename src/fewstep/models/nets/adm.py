@@ -11,6 +11,8 @@ Shape suffixes as in ``blocks``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from fewstep.models.nets.blocks import (
     resize_box,
     zero,
 )
+from fewstep.models.nets.conditions import Conditions
 from fewstep.models.nets.unet import check_unet, decode, encode, layout
 
 HEAD = 64
@@ -44,11 +47,12 @@ class ADMBlock(nn.Module):
         c_in, c_out: channels.
         embedding: width E of the embedding.
         resample: 0.5, 1 or 2, applied before the first convolution and on the skip.
-        attend: with attention, whose heads have 64 channels.
-        scale_shift: the embedding scales and shifts what the second norm answers; else it is
-            added to what that norm is given.
-        dropout: probability.
-        double_norm: of scale and shift, see :func:`~fewstep.models.nets.blocks.modulated`.
+        attend: whether the block has attention, whose heads have 64 channels.
+        scale_shift: whether the embedding scales and shifts the result of the second norm; else it
+            is added to the input of that norm.
+        dropout: the probability of dropout.
+        double_norm: whether scale and shift are normalised, see
+            :func:`~fewstep.models.nets.blocks.modulated`.
     """
 
     def __init__(
@@ -105,18 +109,22 @@ class ADM(AbstractNetwork):
 
     Args:
         shape: ``(c, h, w)``; h and w divisible by 2 for every multiplier after the first.
-        channels: width that the multipliers multiply; the widths of resolutions that attend, and
-            the coarsest always does, are divisible by 64.
-        multipliers: one a resolution, from fine to coarse.
-        blocks: residual blocks of each resolution in the encoder; the decoder has one more.
-        attention: heights at which blocks attend, in encoder and decoder.
-        dropout: probability.
-        classes: number of labels; 0 for none. Label ``classes`` is null, which EDM writes as
-            zeros in place of one-hot and OpenAI does not have.
+        channels: the width that the multipliers multiply; the widths of resolutions that attend,
+            as the coarsest always does, are divisible by 64.
+        multipliers: one for each resolution, from fine to coarse.
+        blocks: the number of residual blocks of each resolution in the encoder; the decoder has
+            one more.
+        attention: the heights at which blocks attend, in encoder and decoder.
+        dropout: the probability of dropout.
+        classes: the number of labels, 0 for none; the label ``classes`` is null, which EDM writes
+            as zeros in place of one-hot and OpenAI does not have.
         scale_shift: how blocks read the embedding; see :class:`ADMBlock`.
-        two_time: read the second time too; at first it adds nothing.
-        guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
-        double_norm: blocks normalise scale and shift, as sCM's do (Lu & Song 2025).
+        two_time: whether the network also reads the second time, which at first adds nothing.
+        guidance: whether the network also reads a guidance scale, ``cond["guidance"]``, which at
+            first adds nothing.
+        double_norm: whether blocks normalise scale and shift, as sCM's do (Lu & Song 2025).
+        vectors: the names of vector conditions, and how many numbers each has per sample;
+            ``cond[name]`` is float ``(b, ...)``.
     """
 
     units = (ADMBlock,)
@@ -134,6 +142,7 @@ class ADM(AbstractNetwork):
         two_time: bool = False,
         guidance: bool = False,
         double_norm: bool = False,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.options = {
@@ -160,8 +169,11 @@ class ADM(AbstractNetwork):
                 f"ADM: attention takes widths divisible by {HEAD}, the channels of a head; got "
                 f"{attending} where it attends (channels={channels}, multipliers={multipliers})"
             )
-        self.cond_keys, self.two_time = condition_keys(classes, guidance), two_time
         embedding = 4 * channels
+        self.conditions = Conditions("ADM", embedding, vectors)
+        self.options |= self.conditions.options
+        self.cond_keys = condition_keys(classes, guidance) + self.conditions.keys
+        self.two_time = two_time
 
         self.map_noise = PositionalEmbedding(channels)
         self.map_end = zero(nn.Linear(channels, channels, bias=False)) if two_time else None
@@ -202,6 +214,7 @@ class ADM(AbstractNetwork):
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
+        embedding = self.conditions.add_vectors(embedding, cond)
         embedding = F.silu(embedding)
 
         skips = encode(self.encoder, self.first(x), embedding)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from fewstep.models.nets.blocks import (
     xavier,
     zero,
 )
+from fewstep.models.nets.conditions import Conditions
 from fewstep.models.nets.unet import check_unet, decode, encode, layout
 
 
@@ -32,19 +35,31 @@ class DDPMpp(AbstractNetwork):
     Args:
         shape: ``(c, h, w)``; h and w divisible by ``patch``, and then by 2 for every multiplier
             after the first.
-        channels: width that the multipliers multiply.
-        multipliers: one a resolution, from fine to coarse.
-        blocks: residual blocks of each resolution in the encoder; the decoder has one more.
-        attention: heights, in patches, at which blocks attend (in the decoder the last one only).
-        dropout: probability.
-        classes: number of labels; 0 for none. Label ``classes`` is null.
-        patch: side of the squares of pixels that are read as channels; 1 for pixels as they are.
-        augment: numbers that tell how a sample was augmented, ``cond["augment"]`` ``(b, augment)``;
-            0 for none. Zeros say that it was not, and so does leaving them out.
-        two_time: read the second time too; at first it adds nothing.
-        guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
-        double_norm: blocks read the embedding as sCM's do (Lu & Song 2025), see
+        channels: the width that the multipliers multiply.
+        multipliers: one for each resolution, from fine to coarse.
+        blocks: the number of residual blocks of each resolution in the encoder; the decoder has
+            one more.
+        attention: the heights, in patches, at which blocks attend (in the decoder only the last
+            block of a resolution does).
+        dropout: the probability of dropout.
+        classes: the number of labels, 0 for none; the label ``classes`` is null.
+        patch: the side of the squares of pixels that are read as channels; 1 for pixels as they
+            are.
+        augment: how many numbers say how a sample was augmented, ``cond["augment"]``
+            ``(b, augment)``; 0 for none. Zeros say that it was not, and so does leaving them out.
+        two_time: whether the network also reads the second time, which at first adds nothing.
+        guidance: whether the network also reads a guidance scale, ``cond["guidance"]``, which at
+            first adds nothing.
+        double_norm: whether blocks read the embedding as sCM's do (Lu & Song 2025), see
             :func:`~fewstep.models.nets.blocks.modulated`.
+        vectors: the names of vector conditions, and how many numbers each has per sample;
+            ``cond[name]`` is float ``(b, ...)``.
+        sequences: the names of sequences of tokens, and the greatest length and the width of each;
+            ``cond[name]`` is float ``(b, length, width)``, and ``cond[f"{name}_mask"]`` is bool
+            ``(b, length)``, True where a token is real, all False for none. The mean of the real
+            tokens enters the time embedding.
+        images: the names of images that the network reads beside ``x``, and how many channels each
+            has; ``cond[name]`` is float ``(b, c, *space)`` of the size of ``x``, zeros for none.
     """
 
     units = (ResidualBlock,)
@@ -63,6 +78,9 @@ class DDPMpp(AbstractNetwork):
         two_time: bool = False,
         guidance: bool = False,
         double_norm: bool = False,
+        vectors: Mapping[str, int] | None = None,
+        sequences: Mapping[str, tuple[int, int]] | None = None,
+        images: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.options = {
@@ -80,7 +98,10 @@ class DDPMpp(AbstractNetwork):
             "double_norm": double_norm,
         }
         check_unet("DDPMpp", shape, channels, multipliers, patch)
-        self.cond_keys, self.two_time = condition_keys(classes, guidance), two_time
+        self.conditions = Conditions("DDPMpp", channels, vectors, sequences, images)
+        self.options |= self.conditions.options
+        self.cond_keys = condition_keys(classes, guidance) + self.conditions.keys
+        self.two_time = two_time
         self.optional_keys = ("augment",) if augment else ()
         width = 4 * channels
 
@@ -105,7 +126,8 @@ class DDPMpp(AbstractNetwork):
 
         height, patch_channels = shape[1] // patch, shape[0] * patch**2
         self.patch = patch
-        self.first = xavier(nn.Conv2d(patch_channels, channels, 3, padding=1))
+        read = patch_channels + self.conditions.channels * patch**2
+        self.first = xavier(nn.Conv2d(read, channels, 3, padding=1))
         self.encoder, self.middle, self.decoder = layout(
             block,
             channels,
@@ -133,8 +155,11 @@ class DDPMpp(AbstractNetwork):
         if self.map_augment is not None:
             given = augment_of(cond, self.map_augment.weight.shape[1], embedding)
             embedding = embedding + self.map_augment(given)
+        embedding = self.conditions.add_vectors(embedding, cond)
+        embedding = self.conditions.add_pooled(embedding, cond)
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
-        skips = encode(self.encoder, self.first(F.pixel_unshuffle(x, self.patch)), embedding)
+        h = self.first(F.pixel_unshuffle(self.conditions.add_images(x, cond), self.patch))
+        skips = encode(self.encoder, h, embedding)
         h = decode(self.middle, self.decoder, skips, embedding)
         return F.pixel_shuffle(self.last(F.silu(self.last_norm(h))), self.patch)

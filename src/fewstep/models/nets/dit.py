@@ -1,13 +1,14 @@
 r"""Transformers on patches: DiT with adaLN-Zero (Peebles & Xie 2023) and SiT (Ma et al. 2024).
 
-Both are one network. DiT's sees the index of its 1000 steps as time: give its preconditioning
-``time_scale=1000``; SiT's sees t itself, which in published weights runs from noise to data. Shape
+Both are one network. DiT's time is the index of its 1000 steps, for which its preconditioning takes
+``time_scale=1000``; SiT's is t itself, which in published weights runs from noise to data. Shape
 suffixes: B batch, C channels, H, W space, L tokens, N heads, D a head's channels, E width.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from fewstep.models.nets.blocks import (
     xavier,
     zero,
 )
+from fewstep.models.nets.conditions import Conditions
 
 SIZES: dict[str, dict[str, Any]] = {
     "s": {"depth": 12, "width": 384, "heads": 6},
@@ -31,11 +33,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "l": {"depth": 24, "width": 1024, "heads": 16},
     "xl": {"depth": 28, "width": 1152, "heads": 16},
 }
-"""Options of the published sizes; each was trained on patches of 2, 4 and 8."""
+"""The options of the published sizes, each of which was trained on patches of 2, 4 and 8."""
 
 
 def position_embedding(rows: int, columns: int, channels: int) -> Tensor:
-    """Sines and cosines of a token's column, then of its row: ``(rows * columns, channels)``."""
+    """The sines and cosines of each token's column, then row: ``(rows * columns, channels)``."""
     quarter = channels // 4
     frequencies = 1e4 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
 
@@ -65,20 +67,54 @@ class TimeMLP(nn.Module):
 
 
 def modulated(x_BLE: Tensor, shift_BE: Tensor, scale_BE: Tensor) -> Tensor:
-    """A normalisation without parameters, then scale and shift."""
+    """``x`` normalised without parameters, then scaled and shifted."""
     x_BLE = F.layer_norm(x_BLE, x_BLE.shape[-1:], eps=1e-6)
     return x_BLE * (1 + scale_BE[:, None]) + shift_BE[:, None]
 
 
-class DiTBlock(nn.Module):
-    """Attention, then an MLP; the embedding shifts, scales and gates both. At first, the identity.
+class CrossAttention(nn.Module):
+    """Attention of the tokens of a sample to the tokens of its conditions; zero at first.
 
     Args:
         width: channels of a token.
-        heads: of the attention.
+        heads: the number of heads of the attention.
     """
 
     def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.keys = (
+            xavier(nn.Linear(width, width)),
+            xavier(nn.Linear(width, 2 * width)),
+        )
+        self.proj = zero(nn.Linear(width, width))
+
+    def forward(self, x_BLE: Tensor, tokens_BSE: Tensor, mask_BS: Tensor) -> Tensor:
+        """``(b, tokens, width)``; every row of the mask has a True."""
+        query_BLE = self.query(F.layer_norm(x_BLE, x_BLE.shape[-1:], eps=1e-6))
+        q_BNLD = query_BLE.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k_BNSD, v_BNSD = (
+            self.keys(tokens_BSE).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        a_BNLD = F.scaled_dot_product_attention(
+            q_BNLD, k_BNSD, v_BNSD, attn_mask=mask_BS[:, None, None]
+        )
+        return self.proj(a_BNLD.transpose(1, 2).flatten(2))
+
+
+class DiTBlock(nn.Module):
+    """Attention, then an MLP, both of which the embedding shifts, scales and gates.
+
+    A fresh block is the identity.
+
+    Args:
+        width: channels of a token.
+        heads: the number of heads of each attention.
+        cross: whether the block also attends to the tokens of conditions, between the two, as
+            PixArt's does (Chen et al. 2024).
+    """
+
+    def __init__(self, width: int, heads: int, cross: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.modulate = zero(nn.Linear(width, 6 * width))
@@ -87,13 +123,16 @@ class DiTBlock(nn.Module):
             xavier(nn.Linear(width, 4 * width)),
             xavier(nn.Linear(4 * width, width)),
         )
+        self.cross = CrossAttention(width, heads) if cross else None
 
-    def forward(self, x_BLE: Tensor, embedding_BE: Tensor) -> Tensor:
-        """``(b, tokens, width)``."""
+    def forward(self, x_BLE: Tensor, embedding_BE: Tensor, *tokens: Tensor) -> Tensor:
+        """``(b, tokens, width)``; ``tokens`` are those of the conditions and their mask."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulate(
             F.silu(embedding_BE)
         ).chunk(6, dim=1)
         x_BLE = x_BLE + gate[:, None] * self._attended(modulated(x_BLE, shift, scale))
+        if self.cross is not None:
+            x_BLE = x_BLE + self.cross(x_BLE, *tokens)
         h_BLE = F.gelu(self.up(modulated(x_BLE, shift_mlp, scale_mlp)), approximate="tanh")
         return x_BLE + gate_mlp[:, None] * self.down(h_BLE)
 
@@ -108,18 +147,28 @@ class DiTBlock(nn.Module):
 class DiT(AbstractNetwork):
     """The network: ``DiT((4, 32, 32), patch=2, classes=1000, **SIZES["xl"])`` is DiT-XL/2.
 
-    It predicts the event and nothing more: published networks also learn (DiT) or leave unused
-    (SiT) a second half of the output, which has a variance.
+    It predicts the sample and nothing more: published networks have a second half of the output,
+    a variance, which DiT learns and SiT leaves unused.
 
     Args:
         shape: ``(c, h, w)``; h and w divisible by ``patch``.
-        patch: side of the squares that are tokens.
-        depth: blocks.
-        width: channels of a token; a multiple of 4 and of ``heads``.
-        heads: of each attention.
-        classes: number of labels; 0 for none. Label ``classes`` is null, and has a row of its own.
-        two_time: read the second time too; at first it adds nothing.
-        guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
+        patch: the side of the squares that are tokens.
+        depth: the number of blocks.
+        width: the number of channels of a token, a multiple of 4 and of ``heads``.
+        heads: the number of heads of each attention.
+        classes: the number of labels, 0 for none; the label ``classes`` is null, and has a row of
+            its own.
+        two_time: whether the network also reads the second time, which at first adds nothing.
+        guidance: whether the network also reads a guidance scale, ``cond["guidance"]``, which at
+            first adds nothing.
+        vectors: the names of vector conditions, and how many numbers each has per sample;
+            ``cond[name]`` is float ``(b, ...)``.
+        sequences: the names of sequences of tokens, and the greatest length and the width of each;
+            ``cond[name]`` is float ``(b, length, width)``, and ``cond[f"{name}_mask"]`` is bool
+            ``(b, length)``, True where a token is real, all False for none. Every block attends to
+            the real tokens.
+        images: the names of images that the network reads beside ``x``, and how many channels each
+            has; ``cond[name]`` is float ``(b, c, *space)`` of the size of ``x``, zeros for none.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (DiTBlock,)
@@ -134,6 +183,9 @@ class DiT(AbstractNetwork):
         classes: int = 0,
         two_time: bool = False,
         guidance: bool = False,
+        vectors: Mapping[str, int] | None = None,
+        sequences: Mapping[str, tuple[int, int]] | None = None,
+        images: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.options = {
@@ -155,7 +207,9 @@ class DiT(AbstractNetwork):
             raise UsageError(
                 f"DiT: the width must be a multiple of 4 and of the {heads} heads, got {width}"
             )
-        self.cond_keys = condition_keys(classes, guidance)
+        self.conditions = Conditions("DiT", width, vectors, sequences, images)
+        self.options |= self.conditions.options
+        self.cond_keys = condition_keys(classes, guidance) + self.conditions.keys
         self.two_time, self.patch = two_time, patch
         rows, columns = (n // patch for n in shape[1:])
         self.grid = (rows, columns)
@@ -171,9 +225,11 @@ class DiT(AbstractNetwork):
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
         # A convolution of stride ``patch``, as a linear map of what it sees.
-        self.first = xavier(nn.Linear(shape[0] * patch**2, width))
+        channels = shape[0] + self.conditions.channels
+        self.first = xavier(nn.Linear(channels * patch**2, width))
         self.register_buffer("position", position_embedding(rows, columns, width))
-        self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
+        cross = bool(sequences)
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, cross) for _ in range(depth))
         self.modulate = zero(nn.Linear(width, 2 * width))
         self.last = zero(nn.Linear(width, shape[0] * patch**2))
 
@@ -188,10 +244,13 @@ class DiT(AbstractNetwork):
             embedding_BE = embedding_BE + self.guidance(guidance_of(cond, c_noise))
         if self.label is not None:
             embedding_BE = embedding_BE + self.label(label_of(cond))
+        embedding_BE = self.conditions.add_vectors(embedding_BE, cond)
+        tokens = self.conditions.tokens(embedding_BE, cond)
+        x = self.conditions.add_images(x, cond)
         h_BLE = self.first(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
         h_BLE = h_BLE + self.get_buffer("position").to(h_BLE.dtype)
         for block in self.blocks:
-            h_BLE = block(h_BLE, embedding_BE)
+            h_BLE = block(h_BLE, embedding_BE, *tokens)
         shift_BE, scale_BE = self.modulate(F.silu(embedding_BE)).chunk(2, dim=1)
         out_BLC = self.last(modulated(h_BLE, shift_BE, scale_BE))
         # A token's outputs are ordered by row, then column, then channel of its patch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -18,9 +19,10 @@ from fewstep.models.nets.blocks import (
     label_of,
     zero,
 )
+from fewstep.models.nets.conditions import Conditions
 
 FEATURES = 64
-"""Width of the Fourier features of time."""
+"""Time has so many Fourier features."""
 
 
 class _Block(nn.Module):
@@ -39,17 +41,20 @@ class _Block(nn.Module):
 
 
 class ResidualMLP(AbstractNetwork):
-    """Pre-normalised residual blocks on the flattened event, scaled and shifted by time and label.
+    """Residual blocks on the flattened sample; time and conditions scale and shift their inputs.
 
     Args:
-        shape: event shape, e.g. ``(2,)`` or ``(1, 8, 8)``.
-        width: channels of the trunk.
-        blocks: residual blocks.
-        classes: number of labels; 0 for none. Label ``classes`` is null.
-        fourier_scale: spread of the time embedding's frequencies.
-        dropout: probability inside each block.
-        two_time: read the second time too; at first it adds nothing.
-        guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
+        shape: the sample shape, e.g. ``(2,)`` or ``(1, 8, 8)``.
+        width: the number of channels of the trunk.
+        blocks: the number of residual blocks.
+        classes: the number of labels, 0 for none; the label ``classes`` is null.
+        fourier_scale: the standard deviation of the time embedding's frequencies.
+        dropout: the probability of dropout inside each block.
+        two_time: whether the network also reads the second time, which at first adds nothing.
+        guidance: whether the network also reads a guidance scale, ``cond["guidance"]``, which at
+            first adds nothing.
+        vectors: the names of vector conditions, and how many numbers each has per sample;
+            ``cond[name]`` is float ``(b, ...)``.
     """
 
     units = (_Block,)
@@ -64,6 +69,7 @@ class ResidualMLP(AbstractNetwork):
         dropout: float = 0.0,
         two_time: bool = False,
         guidance: bool = False,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.options = {
@@ -76,8 +82,11 @@ class ResidualMLP(AbstractNetwork):
             "two_time": two_time,
             "guidance": guidance,
         }
-        self.cond_keys, self.two_time = condition_keys(classes, guidance), two_time
         embedding = width // 2
+        self.conditions = Conditions("ResidualMLP", embedding, vectors)
+        self.options |= self.conditions.options
+        self.cond_keys = condition_keys(classes, guidance) + self.conditions.keys
+        self.two_time = two_time
         self.time = nn.Sequential(
             FourierEmbedding(FEATURES, fourier_scale), nn.Linear(FEATURES, embedding)
         )
@@ -100,7 +109,7 @@ class ResidualMLP(AbstractNetwork):
             embedding = embedding + self.guidance(guidance_of(cond, c_noise))
         if self.label is not None:
             embedding = embedding + self.label(label_of(cond))
-        embedding = F.silu(embedding)
+        embedding = F.silu(self.conditions.add_vectors(embedding, cond))
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from fewstep.models.nets.blocks import (
     xavier,
     zero,
 )
+from fewstep.models.nets.conditions import Conditions
 from fewstep.models.nets.unet import check_unet, decode, layout
 
 
@@ -45,22 +47,26 @@ class PyramidStep(nn.Module):
 class NCSNpp(AbstractNetwork):
     """DDPM++ with random Fourier features of time, a smoother filter and an input pyramid.
 
-    After each halving the encoder's state is averaged with a convolution of the state after the
-    halving before (of the image, at the first), and that sum is what the decoder is handed.
+    After each halving the encoder averages its state with a convolution of the state after the
+    previous halving (of the image, at the first), and hands that sum to the decoder.
 
     EDM's CIFAR-10 network is ``NCSNpp((3, 32, 32), dropout=0.13, augment=9)``.
 
     Args:
         shape: ``(c, h, w)``; h and w divisible by 2 for every multiplier after the first.
-        channels: width that the multipliers multiply.
-        multipliers: one a resolution, from fine to coarse.
-        blocks: residual blocks of each resolution in the encoder; the decoder has one more.
-        attention: heights at which blocks attend (in the decoder the last one only).
-        dropout: probability.
-        classes: number of labels; 0 for none. Label ``classes`` is null.
-        augment: numbers that tell how a sample was augmented, ``cond["augment"]`` ``(b, augment)``;
-            0 for none. Zeros say that it was not, and so does leaving them out.
-        two_time: read the second time too; at first it adds nothing.
+        channels: the width that the multipliers multiply.
+        multipliers: one for each resolution, from fine to coarse.
+        blocks: the number of residual blocks of each resolution in the encoder; the decoder has
+            one more.
+        attention: the heights at which blocks attend (in the decoder only the last block of a
+            resolution does).
+        dropout: the probability of dropout.
+        classes: the number of labels, 0 for none; the label ``classes`` is null.
+        augment: how many numbers say how a sample was augmented, ``cond["augment"]``
+            ``(b, augment)``; 0 for none. Zeros say that it was not, and so does leaving them out.
+        two_time: whether the network also reads the second time, which at first adds nothing.
+        vectors: the names of vector conditions, and how many numbers each has per sample;
+            ``cond[name]`` is float ``(b, ...)``.
     """
 
     units = (ResidualBlock,)
@@ -76,6 +82,7 @@ class NCSNpp(AbstractNetwork):
         classes: int = 0,
         augment: int = 0,
         two_time: bool = False,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.options = {
@@ -90,9 +97,11 @@ class NCSNpp(AbstractNetwork):
             "two_time": two_time,
         }
         check_unet("NCSNpp", shape, channels, multipliers)
-        self.cond_keys, self.two_time = condition_keys(classes), two_time
-        self.optional_keys = ("augment",) if augment else ()
         noise, width = 2 * channels, 4 * channels
+        self.conditions = Conditions("NCSNpp", noise, vectors)
+        self.options |= self.conditions.options
+        self.cond_keys = condition_keys(classes) + self.conditions.keys
+        self.two_time, self.optional_keys = two_time, ("augment",) if augment else ()
 
         self.map_noise = FourierEmbedding(noise, scale=16, sin_first=True)
         self.map_end = zero(nn.Linear(noise, noise, bias=False)) if two_time else None
@@ -142,6 +151,7 @@ class NCSNpp(AbstractNetwork):
         if self.map_augment is not None:
             given = augment_of(cond, self.map_augment.weight.shape[1], embedding)
             embedding = embedding + self.map_augment(given)
+        embedding = self.conditions.add_vectors(embedding, cond)
         embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
         h = decode(self.middle, self.decoder, self._encode(x, embedding), embedding)

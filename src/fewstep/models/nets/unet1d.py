@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, L length, E embedding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -20,9 +21,23 @@ from fewstep.models.nets.blocks import (
     label_of,
     zero,
 )
+from fewstep.models.nets.conditions import Conditions, mask_of
 
 GROUPS = 8
-"""Of every group normalisation."""
+"""Each group normalisation has so many groups."""
+
+
+def masked_norm(norm: nn.GroupNorm, x_BCL: Tensor, mask_B1L: Tensor) -> Tensor:
+    """The answer of ``norm`` with the mean and the variance of the real positions alone."""
+    wide = torch.promote_types(x_BCL.dtype, torch.float32)
+    x_BGCL = x_BCL.to(wide).unflatten(1, (norm.num_groups, -1))
+    real_B11L = mask_B1L[:, None].to(wide)
+    count_B111 = (x_BGCL.shape[2] * real_B11L.sum(3, keepdim=True)).clamp(min=1)
+    mean_BG11 = (x_BGCL * real_B11L).sum((2, 3), keepdim=True) / count_B111
+    centred_BGCL = (x_BGCL - mean_BG11) * real_B11L
+    variance_BG11 = centred_BGCL.square().sum((2, 3), keepdim=True) / count_B111
+    unit_BCL = (centred_BGCL * (variance_BG11 + norm.eps).rsqrt()).flatten(1, 2)
+    return (unit_BCL * norm.weight[:, None] + norm.bias[:, None]).to(x_BCL.dtype)
 
 
 class ConvBlock(nn.Module):
@@ -33,9 +48,11 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv1d(c_in, c_out, kernel, padding=kernel // 2)
         self.norm = nn.GroupNorm(GROUPS, c_out)
 
-    def forward(self, x_BCL: Tensor) -> Tensor:
-        """``(b, c_out, length)``."""
-        return F.mish(self.norm(self.conv(x_BCL)))
+    def forward(self, x_BCL: Tensor, mask_B1L: Tensor | None = None) -> Tensor:
+        """``(b, c_out, length)``; with a mask, real positions read nothing but real ones."""
+        if mask_B1L is None:
+            return F.mish(self.norm(self.conv(x_BCL)))
+        return F.mish(masked_norm(self.norm, self.conv(x_BCL * mask_B1L), mask_B1L))
 
 
 class FiLMBlock(nn.Module):
@@ -44,9 +61,9 @@ class FiLMBlock(nn.Module):
     The scale is the embedding's whole answer, not 1 plus it, as in the authors' code.
 
     Args:
-        c_in, c_out: channels.
-        embedding: width E.
-        kernel: odd length of the convolutions.
+        c_in, c_out: numbers of channels.
+        embedding: the width E of the embedding.
+        kernel: the length of the convolutions, which is odd.
     """
 
     def __init__(self, c_in: int, c_out: int, embedding: int, kernel: int) -> None:
@@ -56,11 +73,14 @@ class FiLMBlock(nn.Module):
         self.after = ConvBlock(c_out, c_out, kernel)
         self.skip = nn.Conv1d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x_BCL: Tensor, embedding_BE: Tensor) -> Tensor:
-        """``(b, c_out, length)``."""
+    def forward(
+        self, x_BCL: Tensor, embedding_BE: Tensor, mask_B1L: Tensor | None = None
+    ) -> Tensor:
+        """``(b, c_out, length)``; with a mask, zeros where it is 0."""
         scale_BC, shift_BC = self.modulate(F.mish(embedding_BE)).chunk(2, dim=1)
-        h_BCL = self.before(x_BCL) * scale_BC[:, :, None] + shift_BC[:, :, None]
-        return self.after(h_BCL) + self.skip(x_BCL)
+        h_BCL = self.before(x_BCL, mask_B1L) * scale_BC[:, :, None] + shift_BC[:, :, None]
+        h_BCL = self.after(h_BCL, mask_B1L) + self.skip(x_BCL)
+        return h_BCL if mask_B1L is None else h_BCL * mask_B1L
 
 
 class Pair(nn.Module):
@@ -71,9 +91,12 @@ class Pair(nn.Module):
         self.first = FiLMBlock(c_in, c_out, embedding, kernel)
         self.second = FiLMBlock(c_out, c_out, embedding, kernel)
 
-    def forward(self, x_BCL: Tensor, embedding_BE: Tensor) -> Tensor:
-        """``(b, c_out, length)``."""
-        return self.second(self.first(x_BCL, embedding_BE), embedding_BE)
+    def forward(
+        self, x_BCL: Tensor, embedding_BE: Tensor, mask_B1L: Tensor | None = None
+    ) -> Tensor:
+        """``(b, c_out, length)``; with a mask, zeros where it is 0."""
+        h_BCL = self.first(x_BCL, embedding_BE, mask_B1L)
+        return self.second(h_BCL, embedding_BE, mask_B1L)
 
 
 class TimeMLP(nn.Module):
@@ -91,32 +114,52 @@ class TimeMLP(nn.Module):
 
 
 class UNet1d(AbstractNetwork):
-    """The network on events ``(c, length)``: an action chunk is ``(action_dim, horizon)``.
+    """The network on samples ``(c, length)``: an action chunk is ``(action_dim, horizon)``.
 
     The published one for Push-T is ``UNet1d((2, 16), observation=10)``, whose last convolution
     starts as torch's do; here it starts at 0, so that a fresh network answers 0.
 
+    Where positions are padded, by the caller (``masked``) or in here (a free length), they are
+    zeros to every convolution, no part of a mean or variance, and 0 in the answer. Therefore a
+    sample's answer is the same however much it is padded.
+
     Args:
-        shape: ``(c, length)``; the length divisible by 2 for every width after the first.
-        widths: channels of the resolutions, from fine to coarse, multiples of 8.
-        embedding: width of the time embedding, even.
-        kernel: odd length of the convolutions.
-        classes: number of labels; 0 for none. Label ``classes`` is null.
-        observation: numbers a sample in the condition ``observation``, ``(b, ...)``; 0 for none.
-        two_time: read the second time too; at first it adds nothing.
+        shape: ``(c, length)``; the length divisible by 2 for every width after the first. A length
+            of None means that samples may have any length, which can change from call to call.
+        widths: the numbers of channels of the resolutions, from fine to coarse, multiples of 8.
+        embedding: the width of the time embedding, which is even.
+        kernel: the length of the convolutions, which is odd.
+        classes: the number of labels, 0 for none; the label ``classes`` is null.
+        observation: how many numbers per sample the condition ``observation`` has, which is
+            ``(b, ...)``; 0 for none.
+        two_time: whether the network also reads the second time, which at first adds nothing.
+        vectors: the names of vector conditions, and how many numbers each has per sample;
+            ``cond[name]`` is float ``(b, ...)``.
+        sequences: the names of sequences of tokens, and the greatest length and the width of each;
+            ``cond[name]`` is float ``(b, length, width)``, and ``cond[f"{name}_mask"]`` is bool
+            ``(b, length)``, True where a token is real, all False for none. The mean of the real
+            tokens enters the time embedding.
+        images: the names of images that the network reads beside ``x``, and how many channels each
+            has; ``cond[name]`` is float ``(b, c, *space)`` of the size of ``x``, zeros for none.
+        masked: whether the data is ragged: ``cond["mask"]`` is ``(b, 1, length)``, 1 where a sample
+            is real and 0 where it is padded.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (FiLMBlock,)
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        shape: tuple[int | None, ...],
         widths: tuple[int, ...] = (256, 512, 1024),
         embedding: int = 256,
         kernel: int = 5,
         classes: int = 0,
         observation: int = 0,
         two_time: bool = False,
+        vectors: Mapping[str, int] | None = None,
+        sequences: Mapping[str, tuple[int, int]] | None = None,
+        images: Mapping[str, int] | None = None,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         self.options = {
@@ -136,13 +179,23 @@ class UNet1d(AbstractNetwork):
                 f"observation, got {kernel}, {embedding} and {observation}"
             )
         unit = 2 ** (len(widths) - 1)
-        if len(shape) != 2 or shape[1] < 1 or shape[1] % unit:
+        channels, length = shape if len(shape) == 2 else (None, 0)
+        if channels is None or (length is not None and (length < 1 or length % unit)):
             raise UsageError(
-                f"UNet1d: {len(widths)} resolutions need an event (c, length) whose length is "
-                f"divisible by {unit}, got {tuple(shape)}; pad the sequence"
+                f"UNet1d: {len(widths)} resolutions need samples (c, length) whose length is "
+                f"divisible by {unit}, got {tuple(shape)}; pad the sequence, or give the length "
+                "None, with which samples may have any length"
             )
-        self.cond_keys = condition_keys(classes) + (("observation",) if observation else ())
-        self.two_time, self.observation = two_time, observation
+        self.conditions = Conditions("UNet1d", embedding, vectors, sequences, images)
+        self.options |= {**self.conditions.options, **({"masked": True} if masked else {})}
+        self.cond_keys = (
+            *condition_keys(classes),
+            *("observation",) * bool(observation),
+            *self.conditions.keys,
+            *("mask",) * masked,
+        )
+        self.two_time, self.observation, self.masked = two_time, observation, masked
+        self.unit = unit if length is None else 1
 
         self.time = TimeMLP(embedding)
         if two_time:
@@ -154,7 +207,8 @@ class UNet1d(AbstractNetwork):
             return Pair(c_in, c_out, embedding + observation, kernel)
 
         finer = widths[:-1]
-        self.encoder = nn.ModuleList(pair(*ends) for ends in pairwise((shape[0], *widths)))
+        read = channels + self.conditions.channels
+        self.encoder = nn.ModuleList(pair(*ends) for ends in pairwise((read, *widths)))
         self.down = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in finer)
         self.middle = pair(widths[-1], widths[-1])
         self.decoder = nn.ModuleList(
@@ -164,22 +218,41 @@ class UNet1d(AbstractNetwork):
             nn.ConvTranspose1d(w, w, 4, stride=2, padding=1) for w in reversed(finer)
         )
         self.last_block = ConvBlock(widths[0], widths[0], kernel)
-        self.last = zero(nn.Conv1d(widths[0], shape[0], 1))
+        self.last = zero(nn.Conv1d(widths[0], channels, 1))
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
     ) -> Tensor:
         """F, shaped as ``x``."""
         embedding_BE = self._embedded(c_noise, s_noise, cond)
-        h_BCL, skips = self.encoder[0](x, embedding_BE), []
-        for down, pair in zip(self.down, self.encoder[1:], strict=True):
-            h_BCL = pair(down(h_BCL), embedding_BE)
+        length = x.shape[2]
+        x, masks = self._masked(self.conditions.add_images(x, cond), cond)
+        h_BCL, skips = self.encoder[0](x, embedding_BE, masks[0]), []
+        for down, pair, mask in zip(self.down, self.encoder[1:], masks[1:], strict=True):
+            h_BCL = pair(down(h_BCL), embedding_BE, mask)
             skips.append(h_BCL)
-        h_BCL = self.middle(h_BCL, embedding_BE)
+        h_BCL = self.middle(h_BCL, embedding_BE, masks[-1])
         # Skips leave after their resolution's blocks; the finest's is not used, as by the authors.
-        for pair, up in zip(self.decoder, self.up, strict=True):
-            h_BCL = up(pair(torch.cat([h_BCL, skips.pop()], dim=1), embedding_BE))
-        return self.last(self.last_block(h_BCL))
+        coarse = reversed(masks[1:])
+        for pair, up, mask in zip(self.decoder, self.up, coarse, strict=True):
+            h_BCL = up(pair(torch.cat([h_BCL, skips.pop()], dim=1), embedding_BE, mask))
+        out = self.last(self.last_block(h_BCL, masks[0]))
+        return out if masks[0] is None else (out * masks[0])[:, :, :length]
+
+    def _masked(self, x: Tensor, cond: Cond | None) -> tuple[Tensor, list[Tensor | None]]:
+        """The padded input, zero where it is not real, and the masks of all resolutions."""
+        short = -x.shape[2] % self.unit
+        if not (self.masked or short):
+            return x, [None] * len(self.encoder)
+        real = mask_of(cond, x) if self.masked else torch.ones_like(x[:, :1], dtype=torch.bool)
+        x = F.pad(x.masked_fill(~real, 0.0), (0, short))
+        mask = F.pad(real.to(x.dtype), (0, short))
+        masks: list[Tensor | None] = [mask]
+        for _ in self.down:
+            # A coarse position is real if one of the two that it stands for is.
+            mask = mask.unflatten(2, (-1, 2)).amax(3)
+            masks.append(mask)
+        return x, masks
 
     def _embedded(self, c_noise: Tensor, s_noise: Tensor | None, cond: Cond | None) -> Tensor:
         embedding_BE = self.time(c_noise)
@@ -187,6 +260,8 @@ class UNet1d(AbstractNetwork):
             embedding_BE = embedding_BE + self.end(c_noise if s_noise is None else s_noise)
         if self.label is not None:
             embedding_BE = embedding_BE + self.label(label_of(cond))
+        embedding_BE = self.conditions.add_vectors(embedding_BE, cond)
+        embedding_BE = self.conditions.add_pooled(embedding_BE, cond)
         if not self.observation:
             return embedding_BE
         seen = None if cond is None else cond.get("observation")
