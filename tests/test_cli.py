@@ -79,7 +79,7 @@ recipes = sys.argv[1].split(",")
 for args in (
     [], ["--help"], ["help"], ["--version"], ["recipes"], ["recipes", "--help"],
     ["train"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"],
-    ["search", "--help"], ["compare", "--help"],
+    ["search", "--help"], ["compare", "--help"], ["doctor", "--help"],
     *(["train", name, "--help"] for name in recipes),
     ["trian"], ["train", "toy-emd"], ["train", "toy-cd"], ["sample"], ["sample", "x", "-n", "0"],
 ):
@@ -101,7 +101,7 @@ def test_help_and_simple_mistakes_import_no_torch():
 def test_help_names_every_verb(args, capsys):
     outcome = fewstep(capsys, *args)
     assert (outcome.code, outcome.err) == (0, "")
-    for verb in ("recipes", "train", "sample", "evaluate", "compare", "search"):
+    for verb in ("recipes", "train", "sample", "evaluate", "compare", "search", "doctor"):
         assert f"fewstep {verb}" in outcome.out
 
 
@@ -128,7 +128,7 @@ def test_help_of_recipes(recipe, capsys):
         assert f"--{option}" in outcome.out
 
 
-@pytest.mark.parametrize("verb", ["sample", "evaluate", "search"])
+@pytest.mark.parametrize("verb", ["sample", "evaluate", "search", "doctor"])
 def test_help_of_verbs(verb, capsys):
     outcome = fewstep(capsys, verb, "--help")
     assert (outcome.code, outcome.err) == (0, "")

@@ -18,7 +18,7 @@ from fewstep.files import TEMPORARY
 from fewstep.preparing import pairs, prepare
 from fewstep.recipes import NAMES, Recipe, rebuild, recipe
 from fewstep.recipes.options import NONE
-from fewstep.verbs import average, bench, evaluate, sample
+from fewstep.verbs import average, bench, doctor, evaluate, sample
 
 USAGE = """\
 fewstep: generative models that need one to four network calls
@@ -27,6 +27,7 @@ fewstep: generative models that need one to four network calls
   fewstep train RECIPE [--train.steps N ...]    train or distil; the same command resumes
   fewstep sample MODEL -n 64 --out grid.png     draw
   fewstep evaluate MODEL --steps 1,2            distances to data, and speed
+  fewstep doctor MODEL                          whether a teacher may be distilled, and what to do
   fewstep compare --data digits --budget 60s    every method on equal terms
   fewstep search MODEL --steps 2,3,4            better times for few steps
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
@@ -109,6 +110,7 @@ def _dispatch(args: list[str]) -> None:
         "train": _train,
         "sample": lambda rest: _call("fewstep sample", sample, rest),
         "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
+        "doctor": lambda rest: _call("fewstep doctor", doctor, rest),
         "average": lambda rest: _call("fewstep average", average, rest),
         "compare": lambda rest: _call("fewstep compare", compare, rest),
         "search": lambda rest: _call("fewstep search", search, rest),

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import finalize
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
+from fewstep.allocations import Watched, storages
 from fewstep.core import Batch, Rng
 from fewstep.objectives.base import Loss, Phase
 from fewstep.training.config import Run
@@ -179,32 +176,6 @@ def most_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class Watched(TorchDispatchMode):
-    """``line``: bytes of the tensors made under it that live after each operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = 0
-        self.line: list[int] = []
-        self.known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operation, and what it made."""
-        for storage in _storages((args, kwargs)):
-            self.known[storage] = None
-        made = func(*args, **(kwargs or {}))
-        for storage in _storages(made):
-            if storage not in self.known:
-                self.known[storage] = None
-                self.live += storage.nbytes()
-                finalize(storage, self._gone, storage.nbytes())
-        self.line.append(self.live)
-        return made
-
-    def _gone(self, size: int) -> None:
-        self.live -= size
-
-
 def _watched(
     trainer: Trainer, phase: Phase, loss: Callable[[Batch, Any], Loss], batch: Batch, stay: bool
 ) -> list[int]:
@@ -264,8 +235,4 @@ def _tensors(batch: Batch) -> int:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     """Of their storages, each counted once."""
-    return sum({s.data_ptr(): s.nbytes() for s in _storages([*tensors])}.values())
-
-
-def _storages(tree: Any) -> Iterator[Any]:
-    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return sum({s.data_ptr(): s.nbytes() for s in storages([*tensors])}.values())
