@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from fewstep.conditions import Condition, Mask, Sequence, Vector
+from fewstep.conditions import Condition, Label, Mask, Sequence, Vector
 from fewstep.contract import DataSpec, data_spec
 from fewstep.core import Batch, UsageError
 
@@ -55,6 +55,12 @@ def declared(
         raise UsageError(
             f"the data cannot be described: {'.'.join(map(str, first['loc']))} {first['msg']}"
         ) from error
+
+
+def image_spec(shape: Ordered[int], names: Ordered[str] | None) -> DataSpec:
+    """The specification of images in [-1, 1], with classes of these names if there are any."""
+    label = Label(classes=len(names), names=tuple(names)) if names else None
+    return declared(shape, (-1.0, 1.0), {"label": label} if label else {})
 
 
 def _shown(batch: Batch, spec: DataSpec) -> dict[str, Condition]:
