@@ -98,9 +98,15 @@ class DataSpec(_Strict):
         """The keys of all conditions among the tensors that a network reads."""
         return (*self.nulls, *(["mask"] if self.masked else []))
 
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether samples of this shape are such samples."""
+        return len(shape) == len(self.shape) and all(
+            own in (None, size) for size, own in zip(shape, self.shape, strict=True)
+        )
+
     def summary(self) -> str:
         """Shape and conditions in words: ``(1, 8, 8), 10 labels``."""
-        told = [str(self.shape), f"{self.labels} labels"]
+        told = [str(self.shape), f"{self.labels or 'no'} labels"]
         for name, one in self.conditions.items():
             if isinstance(one, Mask):
                 told.append("masked")

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
-from fewstep.data import STANDARD, Dataset, digits, open_images, toy
+from fewstep.data import STANDARD, Dataset, Stored, digits, open_images, toy
+from fewstep.data.stored import is_stored
 from fewstep.data.toys import SAMPLERS
 from fewstep.errors import nearest
 from fewstep.metrics import (
@@ -70,7 +71,8 @@ class Protocol:
 
     Args:
         train: what they learnt from.
-        held_out: what they never saw; its labels are the samples' labels.
+        held_out: what they never saw; its conditions are the samples' conditions. Where samples
+            differ in length, masks are the samples' masks too, and what is not real counts as 0.
         features: that the Frechet distance is taken in.
         draws: samples of each model, and of the training data.
         metrics: which of ``METRICS``.
@@ -116,18 +118,17 @@ class Protocol:
         """
         n = len(self.held_out)
         part = self.world.part(n)
-        label = self.held_out.cond.get("label")
         chosen = {
             "steps": steps,
             "guidance": guidance,
             "first": part.start,
-            "label": None if label is None else label[part],
+            "cond": {key: value[part] for key, value in conditions_of(self.held_out).items()},
         }
         found, seconds = [], []
         for draw in range(self.draws):
             began = time.perf_counter()
             x = model.sample(part.stop - part.start, seed=FIRST_SEED + draw, **chosen).cpu()
-            x = self.world.together(x)
+            x = self._same_length(self.world.together(x))
             seconds.append(time.perf_counter() - began)
             own = _Judged(x, self.features, self.world)
             train = self._data(self._train_draw(draw))
@@ -137,7 +138,7 @@ class Protocol:
             if "swd" in self.metrics:
                 row["swd_train"] = sliced_wasserstein(x, train.x)
             if "nn" in self.metrics:
-                median = float(nearest_distance(x, self.train.x0).quantile(0.5))
+                median = float(nearest_distance(x, self._real(self.train)).quantile(0.5))
                 row["nn"] = median / self._nearest
             found.append(row)
         return {**_mean(found), "images_per_second": n / float(np.median(seconds))}
@@ -145,14 +146,36 @@ class Protocol:
     @cached_property
     def _nearest(self) -> float:
         """Median distance of held-out data to the nearest training sample."""
-        median = float(nearest_distance(self.held_out.x0, self.train.x0).quantile(0.5))
+        distances = nearest_distance(self._held_out.x, self._real(self.train))
+        median = float(distances.quantile(0.5))
         if median == 0:
             raise UsageError("at least half of the held-out data lies in the training data")
         return median
 
     @cached_property
     def _held_out(self) -> _Judged:
-        return self._data(self.held_out.x0)
+        return self._data(self._real(self.held_out))
+
+    def _real(self, batch: Batch) -> Tensor:
+        """Samples, 0 where they are not real, all of the protocol's length.
+
+        Raises:
+            UsageError: positions would have to be left out of features of whole samples.
+        """
+        if batch.mask is None:
+            return self._same_length(batch.x0)
+        if isinstance(self.features, NamedFeatures):
+            raise UsageError(
+                f"the features {self.features.name} are of whole images and cannot leave out what "
+                "a mask does; leave out --features"
+            )
+        return self._same_length(batch.x0.masked_fill(batch.mask == 0, 0.0))
+
+    def _same_length(self, x: Tensor) -> Tensor:
+        if self.held_out.mask is None:
+            return x
+        longest = max(self.train.x0.shape[-1], self.held_out.x0.shape[-1])
+        return torch.nn.functional.pad(x, (0, longest - x.shape[-1]))
 
     def _data(self, x: Tensor) -> _Judged:
         return _Judged(x, self.features, self.world, self.references)
@@ -175,15 +198,21 @@ class Protocol:
         """As many training samples as held-out ones, of the same labels where there are any."""
         rng = np.random.default_rng(entropy(FIRST_SEED, "train draw", draw))
         order = rng.permutation(len(self.train))
-        label = self.train.cond.get("label")
+        label, x = self.train.cond.get("label"), self._real(self.train)
         if label is None:
-            return self.train.x0[order[: len(self.held_out)]]
+            return x[order[: len(self.held_out)]]
         wanted = np.bincount(self.held_out.cond["label"].numpy())
         by_class = label.numpy()[order]
         parts = [order[by_class == k][:count] for k, count in enumerate(wanted)]
         if sum(map(len, parts)) < len(self.held_out):
             raise UsageError("a label has more held-out samples than training samples")
-        return self.train.x0[np.concatenate(parts)]
+        return x[np.concatenate(parts)]
+
+
+def conditions_of(batch: Batch) -> dict[str, Tensor]:
+    """The conditions by which a model makes samples to compare with a batch, masks included."""
+    mask = {} if batch.mask is None else {"mask": batch.mask}
+    return {**mask, **batch.cond}
 
 
 @dataclass(frozen=True)
@@ -242,7 +271,7 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
     for name, part in ((data, found.train), (held_out or data, found.held_out)):
         label = part.cond.get("label")
         classes = 0 if label is None else int(label.max()) + 1
-        if (tuple(part.x0.shape[1:]), classes) != (tuple(made.shape), made.labels):
+        if not made.fits(part.x0.shape[1:]) or classes != made.labels:
             raise UsageError(
                 f"the model draws {tuple(made.shape)} with {made.labels} labels, {name} is "
                 f"{tuple(part.x0.shape[1:])} with {classes}; give what it learnt from with --data "
@@ -274,7 +303,7 @@ def learnt(
         found = found if made.labels else found.unlabelled()
     else:
         found = _own_images(data, made)
-    if (tuple(found.shape), found.labels) != (tuple(made.shape), made.labels):
+    if not made.fits(found.shape) or found.labels != made.labels:
         raise UsageError(
             f"the model draws {tuple(made.shape)} with {made.labels} labels, {data} is "
             f"{tuple(found.shape)} with {found.labels}; give what it learnt from with --data"
@@ -285,7 +314,9 @@ def learnt(
 
 
 def _own_images(source: str, made: DataSpec) -> Dataset:
-    """A folder, zip or prepared file at the model's resolution."""
+    """A folder, zip or prepared file at the model's resolution, or stored arrays."""
+    if is_stored(source):
+        return Stored(source, labels="auto" if made.labels else "none")
     channels, *sides = made.shape if len(made.shape) == 3 else (0, 0, 0)
     if channels not in (1, 3) or sides[0] != sides[1]:
         raise UsageError(f"the model draws {tuple(made.shape)}, which no image folder holds")

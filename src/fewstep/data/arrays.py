@@ -66,10 +66,7 @@ class Arrays:
         self._columns = self._checked(given, labels, spec)
         self.spec = self._described(bounds) if spec is None else spec
         self.labels = self.spec.labels
-        fits = len(self.shape) == len(self.spec.shape) and all(
-            wanted in (None, size) for size, wanted in zip(self.shape, self.spec.shape, strict=True)
-        )
-        if not fits or self.spec.masked != (self._mask is not None):
+        if not self.spec.fits(self.shape) or self.spec.masked != (self._mask is not None):
             raise UsageError(
                 f"samples of shape {self.shape} {'with' if self.spec.masked else 'without'} a mask "
                 f"are declared as {self.spec.shape}, and the arrays are of {self.shape}, "
