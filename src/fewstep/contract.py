@@ -154,13 +154,21 @@ class DataSpec(_Strict):
             values |= one.convert(name, value, n, **space)
         return values
 
-    def parse(self, texts: Sequence[str]) -> dict[str, Any]:
-        """What ``--cond NAME=VALUE`` gives, by name; see :func:`fewstep.conditions.parse`.
+    def parse(self, texts: Sequence[str], label: str | None = None) -> dict[str, Any]:
+        """What ``--cond NAME=VALUE`` and ``--label`` give, by name.
+
+        Args:
+            texts: of the form NAME=VALUE; see :func:`fewstep.conditions.parse`.
+            label: the number or the name of a class.
 
         Raises:
             UsageError: a text is not of that form, or cannot be read.
         """
         values: dict[str, Any] = {}
+        if label is not None:
+            if not self.labels:
+                raise UsageError(f"this model has no labels, got label={label}; leave it out")
+            values["label"] = kinds.parse("label", label, self.conditions["label"])
         for text in texts:
             name, equals, value = text.partition("=")
             if not equals or not value:

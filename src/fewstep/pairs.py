@@ -154,7 +154,9 @@ def _opened(out: Path, about: About) -> Iterator[Any]:
 def _compare(out: Path, before: About, about: About) -> None:
     old, new = before.settings(), about.settings()
     told = [
-        f"{name}: was {old[name]!r}, now {new[name]!r}" for name in old if old[name] != new[name]
+        f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
     ]
     if told:
         raise UsageError(
