@@ -317,11 +317,11 @@ def _own_images(source: str, made: DataSpec) -> Dataset:
     """A folder, zip or prepared file at the model's resolution, or stored arrays."""
     if is_stored(source):
         return Stored(source, labels="auto" if made.labels else "none")
-    channels, *sides = made.shape if len(made.shape) == 3 else (0, 0, 0)
-    if channels not in (1, 3) or sides[0] != sides[1]:
+    channels, side, width = made.shape if len(made.shape) == 3 else (0, 0, 0)
+    if channels not in (1, 3) or side is None or side != width:
         raise UsageError(f"the model draws {tuple(made.shape)}, which no image folder holds")
     kind = "auto" if made.labels else "none"
-    return open_images(Path(source), sides[0], kind, channels=channels)
+    return open_images(Path(source), side, kind, channels=channels)
 
 
 def _image_sets(data: str, held_out: str | None, made: DataSpec) -> tuple[Dataset, Dataset]:

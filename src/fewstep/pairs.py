@@ -120,7 +120,7 @@ def make(
         label=label,
         n=n,
         shard_size=shard_size,
-        shape=[size for size in data.shape if size is not None],
+        shape=tuple(size for size in data.shape if size is not None),
         labels=data.labels,
         range=data.range,
         path_times=tuple(grid[len(grid) * j // (paths + 1)] for j in range(1, paths + 1)),

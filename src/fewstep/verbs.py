@@ -97,7 +97,7 @@ def _write_samples(
     from fewstep.files import whole_file
 
     if out.suffix == ".npz":
-        arrays = {"label": np.zeros(len(x), np.int64)}
+        arrays: dict[str, Any] = {"label": np.zeros(len(x), np.int64)}
         for key, value in conditions.items():
             name = key if key in {"label", "mask"} else f"cond.{key}"
             arrays[name] = value.numpy()

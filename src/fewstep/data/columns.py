@@ -35,7 +35,8 @@ class Column(NamedTuple):
 
     def given(self) -> Any:
         """What :func:`columns` made it of."""
-        return self.arrays if len(self.arrays) > 1 else self.arrays[0]
+        first, *mask = self.arrays
+        return (first, *mask) if mask else first
 
     def stored(self, name: str) -> Iterator[tuple[str, np.ndarray]]:
         """The arrays by key."""

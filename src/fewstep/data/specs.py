@@ -20,7 +20,7 @@ MADE = ("guidance", "augment")
 def spec_of(data: Any) -> DataSpec:
     """The specification of a data set's samples.
 
-    A data set without ``spec`` is asked for its first sample: conditions there that its ``labels``
+    A data set without ``spec`` is asked for its first samples: conditions there that its ``labels``
     do not cover are vectors, or sequences where ``NAME_mask`` comes with them; ``Batch.mask`` is
     the condition ``mask``.
 
@@ -34,8 +34,13 @@ def spec_of(data: Any) -> DataSpec:
     if own is not None:
         return own
     spec = data_spec(data.shape, data.labels, data.image)
-    shown = _shown(data.batch([0]), spec)
+    shown = _shown(first_samples(data), spec)
     return declared(spec.shape, spec.range, {**spec.conditions, **shown})
+
+
+def first_samples(data: Any) -> Batch:
+    """Two samples, by which data is judged before it is learnt from."""
+    return data.batch([0, min(1, len(data) - 1)])
 
 
 def declared(

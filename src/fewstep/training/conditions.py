@@ -8,7 +8,7 @@ from fewstep.conditions import Label
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data import Dataset
-from fewstep.data.specs import MADE, spec_of
+from fewstep.data.specs import MADE, first_samples, spec_of
 from fewstep.errors import nearest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Objective
@@ -25,8 +25,8 @@ def check_conditions(objective: Objective, data: Dataset) -> None:
         UsageError: they are not, or a condition is missing or not declared.
     """
     spec = spec_of(data)
-    n = min(2, len(data))
-    batch = data.batch(range(n))
+    batch = first_samples(data)
+    n = len(batch)
     _check_samples(batch, spec)
     for key in batch.cond:
         if key not in (*spec.keys, *MADE):
