@@ -165,10 +165,10 @@ def test_damaged_weights_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 1"),
+        ({"format": 3}, "formats"),
         ({"method": None}, "method"),
         ({"data": {"shape": [], "labels": 0}}, "data.shape"),
-        ({"data": {"shape": [2], "labels": -1}}, "data.labels"),
+        ({"data": {"shape": [2], "labels": -1}}, "labels must be"),
         ({"sampling": {"start": {"t": 1, "std": 1}, "kind": "magic"}}, "sampling.kind"),
         ({"sampling": {"start": {"t": 0, "std": 1}, "kind": "ode"}}, "sampling.start.t"),
         ({"denoiser": None}, "denoiser"),

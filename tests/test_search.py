@@ -228,8 +228,8 @@ def test_all_candidates_share_noise_labels_and_training_data():
     assert first == second > 0
     (n, one), (_, other) = asked
     assert (n, one["seed"], one["times"]) == (20, 7, [80.0, 1.0])
-    assert one["label"].equal(other["label"])
-    assert len(one["label"]) == 20
+    assert one["cond"]["label"].equal(other["cond"]["label"])
+    assert len(one["cond"]["label"]) == 20
 
 
 def test_search_draws_no_held_out_data(monkeypatch):

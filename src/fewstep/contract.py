@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from torch import Tensor
 
-from fewstep.errors import UsageError
+from fewstep import conditions as kinds
+from fewstep.conditions import Condition, Label, Mask
+from fewstep.errors import UsageError, nearest
 
 
 class _Strict(BaseModel):
@@ -16,11 +27,170 @@ class _Strict(BaseModel):
 
 
 class DataSpec(_Strict):
-    """What a sample is: event shape, range of values (None: unbounded), number of labels."""
+    """What one sample is, and what it depends on.
 
-    shape: tuple[int, ...] = Field(min_length=1)
+    ``labels=k`` is short for the condition ``label`` of k classes, and is how format 1 of
+    ``config.json`` says it.
+
+    Args:
+        shape: of a sample, channels first. The last axis may be None: samples differ in length.
+        range: of the values; None if they are unbounded.
+        conditions: by name; ``label`` is a :class:`~fewstep.conditions.Label`, ``mask`` a
+            :class:`~fewstep.conditions.Mask`.
+    """
+
+    shape: tuple[PositiveInt | None, ...] = Field(min_length=1)
     range: tuple[float, float] | None = (-1.0, 1.0)
-    labels: int = Field(default=0, ge=0)
+    conditions: dict[str, Condition] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_are_a_condition(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "labels" not in given:
+            return given
+        rest = {key: value for key, value in given.items() if key != "labels"}
+        labels, own = given["labels"], rest.get("conditions") or {}
+        if not isinstance(labels, int) or isinstance(labels, bool) or labels < 0 or "label" in own:
+            raise ValueError(
+                f"labels must be the number of classes of the one condition label, got {labels!r}"
+            )
+        return {**rest, "conditions": {**own, "label": Label(classes=labels)}} if labels else rest
+
+    @model_validator(mode="after")
+    def _conditions_fit(self) -> DataSpec:
+        keys: list[str] = []
+        for name, one in self.conditions.items():
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ValueError(f"a condition is named by letters, digits and _, got {name!r}")
+            if isinstance(one, Mask) != (name == "mask") or (
+                name == "label" and not isinstance(one, Label)
+            ):
+                raise ValueError(f"the condition {name!r} cannot be a {one.kind}")
+            keys += [name, *([f"{name}_mask"] if isinstance(one, kinds.Sequence) else [])]
+        if len({*keys}) < len(keys):
+            raise ValueError(f"two conditions share a key: {', '.join(keys)}")
+        if None in self.shape[:-1] or self.shape == (None,):
+            raise ValueError(f"only the last axis, after the channels, may be free: {self.shape}")
+        if self.masked and len(self.shape) < 2:
+            raise ValueError(f"a mask needs an axis after the channels, got the shape {self.shape}")
+        if None in self.shape and not self.masked:
+            raise ValueError("samples of several lengths need the condition mask")
+        return self
+
+    @property
+    def labels(self) -> int:
+        """The number of classes of the condition ``label``; 0 where there is none."""
+        label = self.conditions.get("label")
+        return label.classes if isinstance(label, Label) else 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; empty where they have none."""
+        label = self.conditions.get("label")
+        return (label.names or ()) if isinstance(label, Label) else ()
+
+    @property
+    def masked(self) -> bool:
+        """Whether some positions of a sample may not be real."""
+        return "mask" in self.conditions
+
+    @property
+    def nulls(self) -> dict[str, Tensor]:
+        """What stands for "no condition", without a batch, by key."""
+        nulls = (one.null(name).items() for name, one in self.conditions.items())
+        return {key: value for each in nulls for key, value in each}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all conditions among the tensors that a network reads."""
+        return (*self.nulls, *(["mask"] if self.masked else []))
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether samples of this shape are such samples."""
+        return len(shape) == len(self.shape) and all(
+            own in (None, size) for size, own in zip(shape, self.shape, strict=True)
+        )
+
+    def summary(self) -> str:
+        """Shape and conditions in words: ``(1, 8, 8), 10 labels``."""
+        told = [str(self.shape), f"{self.labels or 'no'} labels"]
+        for name, one in self.conditions.items():
+            if isinstance(one, Mask):
+                told.append("masked")
+            elif name != "label":
+                told.append(f"{name} {one.classes if isinstance(one, Label) else one.shape}")
+        return ", ".join(told)
+
+    def defaults(self, own: Sequence[int], given: Sequence[str] = ()) -> dict[str, Tensor]:
+        """The conditions of samples for which nobody gives any, batch first.
+
+        Args:
+            own: the samples' own numbers, by which the classes take turns.
+            given: names of conditions that have values already.
+
+        Raises:
+            UsageError: samples have no length of their own.
+        """
+        values: dict[str, Tensor] = {}
+        for name, one in self.conditions.items():
+            if name not in given:
+                space = {"space": self.shape[1:]} if isinstance(one, Mask) else {}
+                values |= one.default(name, own, **space)
+        return values
+
+    def convert(self, cond: Mapping[str, Any], n: int) -> dict[str, Tensor]:
+        """Given conditions as the tensors that a network reads, each ``(n, ...)``.
+
+        Args:
+            cond: by name: tensors, arrays, lists or numbers, one row for all samples or one each;
+                names of classes; tokens, or tokens and mask in a pair or under ``NAME_mask``.
+            n: samples.
+
+        Raises:
+            UsageError: an unknown name, or a value of another shape, kind or range.
+        """
+        given = dict(cond)
+        for name, one in self.conditions.items():
+            key = f"{name}_mask"
+            if isinstance(one, kinds.Sequence) and name in given and key in given:
+                given[name] = (given[name], given.pop(key))
+        values: dict[str, Tensor] = {}
+        for name, value in given.items():
+            one = self._known(name)
+            space = {"space": self.shape[1:]} if isinstance(one, Mask) else {}
+            values |= one.convert(name, value, n, **space)
+        return values
+
+    def parse(self, texts: Sequence[str], label: str | None = None) -> dict[str, Any]:
+        """What ``--cond NAME=VALUE`` and ``--label`` give, by name.
+
+        Args:
+            texts: of the form NAME=VALUE; see :func:`fewstep.conditions.parse`.
+            label: the number or the name of a class.
+
+        Raises:
+            UsageError: a text is not of that form, or cannot be read.
+        """
+        values: dict[str, Any] = {}
+        if label is not None:
+            if not self.labels:
+                raise UsageError(f"this model has no labels, got label={label}; leave it out")
+            values["label"] = kinds.parse("label", label, self.conditions["label"])
+        for text in texts:
+            name, equals, value = text.partition("=")
+            if not equals or not value:
+                raise UsageError(f"--cond must look like NAME=VALUE, got {text!r}")
+            if name in values:
+                raise UsageError(f"--cond gives {name} twice; give it once")
+            values[name] = kinds.parse(name, value, self._known(name))
+        return values
+
+    def _known(self, name: str) -> Any:
+        if name in self.conditions:
+            return self.conditions[name]
+        if not self.conditions:
+            raise UsageError(f"this model has no conditions, got {name!r}; leave it out")
+        raise UsageError(f"unknown condition {name!r}; {nearest(name, self.conditions)}")
 
 
 class Start(_Strict):
@@ -114,6 +284,9 @@ class Contract(_Strict):
         return Contract(method=self.method, data=self.data, sampling=sampling)
 
 
-def data_spec(shape: Sequence[int], labels: int, image: bool) -> DataSpec:
-    """The data part of a contract."""
-    return DataSpec(shape=tuple(shape), range=(-1.0, 1.0) if image else None, labels=labels)
+def data_spec(shape: Sequence[int | None], labels: int, image: bool) -> DataSpec:
+    """The data part of a contract, of data that has at most labels for conditions."""
+    conditions: dict[str, Condition] = {"label": Label(classes=labels)} if labels else {}
+    if None in shape:
+        conditions["mask"] = Mask()
+    return DataSpec(shape=tuple(shape), range=(-1.0, 1.0) if image else None, conditions=conditions)

@@ -27,6 +27,7 @@ __all__ = [
     "entropy",
     "expand",
     "local",
+    "null_like",
     "per_sample",
     "same_dropout",
     "widest",
@@ -82,6 +83,11 @@ def per_sample(
         return error.flatten(1).mean(1)
     mask = mask.expand_as(error).flatten(1)
     return (error.flatten(1) * mask).sum(1) / mask.sum(1)
+
+
+def null_like(value: Tensor, null: Tensor | float) -> Tensor:
+    """A condition's null, ``(...)`` without a batch or one number, as a batch like ``value``."""
+    return torch.as_tensor(null).to(value.device, value.dtype).expand_as(value)
 
 
 @contextmanager

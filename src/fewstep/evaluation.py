@@ -69,7 +69,8 @@ class Protocol:
 
     Args:
         train: what they learnt from.
-        held_out: what they never saw; its labels are the samples' labels.
+        held_out: what they never saw; its conditions are the samples' conditions. Where samples
+            differ in length, masks are the samples' masks too, and what is not real counts as 0.
         features: that the Frechet distance is taken in.
         draws: samples of each model, and of the training data.
         metrics: which of ``METRICS``.
@@ -115,18 +116,17 @@ class Protocol:
         """
         n = len(self.held_out)
         part = self.world.part(n)
-        label = self.held_out.cond.get("label")
         chosen = {
             "steps": steps,
             "guidance": guidance,
             "first": part.start,
-            "label": None if label is None else label[part],
+            "cond": {key: value[part] for key, value in conditions_of(self.held_out).items()},
         }
         found, seconds = [], []
         for draw in range(self.draws):
             began = time.perf_counter()
             x = model.sample(part.stop - part.start, seed=FIRST_SEED + draw, **chosen).cpu()
-            x = self.world.together(x)
+            x = self._same_length(self.world.together(x))
             seconds.append(time.perf_counter() - began)
             own = _Judged(x, self.features, self.world)
             train = self._data(self._train_draw(draw))
@@ -136,7 +136,7 @@ class Protocol:
             if "swd" in self.metrics:
                 row["swd_train"] = sliced_wasserstein(x, train.x)
             if "nn" in self.metrics:
-                median = float(nearest_distance(x, self.train.x0).quantile(0.5))
+                median = float(nearest_distance(x, self._real(self.train)).quantile(0.5))
                 row["nn"] = median / self._nearest
             found.append(row)
         return {**_mean(found), "images_per_second": n / float(np.median(seconds))}
@@ -144,14 +144,36 @@ class Protocol:
     @cached_property
     def _nearest(self) -> float:
         """Median distance of held-out data to the nearest training sample."""
-        median = float(nearest_distance(self.held_out.x0, self.train.x0).quantile(0.5))
+        distances = nearest_distance(self._held_out.x, self._real(self.train))
+        median = float(distances.quantile(0.5))
         if median == 0:
             raise UsageError("at least half of the held-out data lies in the training data")
         return median
 
     @cached_property
     def _held_out(self) -> _Judged:
-        return self._data(self.held_out.x0)
+        return self._data(self._real(self.held_out))
+
+    def _real(self, batch: Batch) -> Tensor:
+        """Samples, 0 where they are not real, all of the protocol's length.
+
+        Raises:
+            UsageError: positions would have to be left out of features of whole samples.
+        """
+        if batch.mask is None:
+            return self._same_length(batch.x0)
+        if isinstance(self.features, NamedFeatures):
+            raise UsageError(
+                f"the features {self.features.name} are of whole images and cannot leave out what "
+                "a mask does; leave out --features"
+            )
+        return self._same_length(batch.x0.masked_fill(batch.mask == 0, 0.0))
+
+    def _same_length(self, x: Tensor) -> Tensor:
+        if self.held_out.mask is None:
+            return x
+        longest = max(self.train.x0.shape[-1], self.held_out.x0.shape[-1])
+        return torch.nn.functional.pad(x, (0, longest - x.shape[-1]))
 
     def _data(self, x: Tensor) -> _Judged:
         return _Judged(x, self.features, self.world, self.references)
@@ -174,15 +196,21 @@ class Protocol:
         """As many training samples as held-out ones, of the same labels where there are any."""
         rng = np.random.default_rng(entropy(FIRST_SEED, "train draw", draw))
         order = rng.permutation(len(self.train))
-        label = self.train.cond.get("label")
+        label, x = self.train.cond.get("label"), self._real(self.train)
         if label is None:
-            return self.train.x0[order[: len(self.held_out)]]
+            return x[order[: len(self.held_out)]]
         wanted = np.bincount(self.held_out.cond["label"].numpy())
         by_class = label.numpy()[order]
         parts = [order[by_class == k][:count] for k, count in enumerate(wanted)]
         if sum(map(len, parts)) < len(self.held_out):
             raise UsageError("a label has more held-out samples than training samples")
-        return self.train.x0[np.concatenate(parts)]
+        return x[np.concatenate(parts)]
+
+
+def conditions_of(batch: Batch) -> dict[str, Tensor]:
+    """The conditions by which a model makes samples to compare with a batch, masks included."""
+    mask = {} if batch.mask is None else {"mask": batch.mask}
+    return {**mask, **batch.cond}
 
 
 @dataclass(frozen=True)
@@ -265,14 +293,14 @@ def _like(data: str, made: DataSpec) -> dict[str, Any]:
     like: dict[str, Any] = {"labels": made.labels > 0}
     if entry(data) is not None or Path(data).suffix == SUFFIX:
         return like
-    channels, *sides = made.shape if len(made.shape) == 3 else (0, 0, 0)
-    if channels not in (1, 3) or sides[0] != sides[1]:
+    channels, side, width = made.shape if len(made.shape) == 3 else (0, 0, 0)
+    if channels not in (1, 3) or side is None or side != width:
         raise UsageError(f"the model draws {tuple(made.shape)}, which no image folder holds")
-    return {**like, "resolution": sides[0], "channels": channels}
+    return {**like, "resolution": side, "channels": channels}
 
 
 def _check_made(name: str, data: Dataset, made: DataSpec, further: str) -> None:
-    if (tuple(data.shape), data.labels) != (tuple(made.shape), made.labels):
+    if not made.fits(data.shape) or data.labels != made.labels:
         raise UsageError(
             f"the model draws {tuple(made.shape)} with {made.labels} labels, {name} is "
             f"{tuple(data.shape)} with {data.labels}; give what it learnt from with --data "

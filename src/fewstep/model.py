@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -16,36 +16,24 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from fewstep import solvers
+from fewstep.conditions import lengths_of
 from fewstep.contract import Contract
-from fewstep.core import Cond, entropy
+from fewstep.core import Cond
 from fewstep.devices import usable_device
 from fewstep.errors import UsageError, nearest
 from fewstep.files import sha256, whole_folder
 from fewstep.models import AbstractDenoiser, Clamped, Guided
 from fewstep.models.spec import build_denoiser, denoiser_spec
+from fewstep.noise import SampleNoise as SampleNoise
 from fewstep.paths import VarianceExploding
 from fewstep.times import karras, uniform
 from fewstep.weights import load_weights
 
-FORMAT = 1
+FORMAT = 2
+"""Of what is written; config.json of format 1 can be read too."""
+READABLE = (1, 2)
 EDM_LEVELS = VarianceExploding()
 BUNDLED = ("digits-cd", "digits-edm")
-
-
-class SampleNoise:
-    """Unit noise that belongs to the sample: drawn on the CPU from (seed, index).
-
-    So a picture depends neither on the batch it is made in nor on the device, but for the rounding
-    of matrix products.
-    """
-
-    def __init__(self, seeds: Sequence[tuple[int, int]], shape: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(entropy(*pair)) for pair in seeds]
-        self.shape = tuple(shape)
-
-    def __call__(self, i: int) -> Tensor:
-        """``(b, *shape)``; each sample's own stream goes on, so steps must be asked in order."""
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
 
 
 class Model:
@@ -64,8 +52,8 @@ class Model:
         data, sampling = self.contract.data, self.contract.sampling
         count = sum(p.numel() for p in self.denoiser.parameters())
         return (
-            f"Model({self.contract.method}, {sampling.kind}, {tuple(data.shape)}, "
-            f"{data.labels} labels, {count:,} parameters, {self.device})"
+            f"Model({self.contract.method}, {sampling.kind}, {data.summary()}, "
+            f"{count:,} parameters, {self.device})"
         )
 
     @property
@@ -130,10 +118,11 @@ class Model:
         seed: int = 0,
         first: int = 0,
         seeds: Sequence[int] | None = None,
-        label: int | Sequence[int] | Tensor | None = None,
+        label: int | str | Sequence[int | str] | Tensor | None = None,
+        lengths: int | Sequence[int] | Tensor | None = None,
         guidance: float | None = None,
         gamma: float | None = None,
-        cond: Cond | None = None,
+        cond: Mapping[str, Any] | None = None,
         batch: int = 512,
     ) -> Tensor:
         """Generate.
@@ -145,16 +134,19 @@ class Model:
             seed: of all samples.
             first: the first sample's number, so that several processes can share the work.
             seeds: one a sample instead; sample i is then a function of (seeds[i], 0).
-            label: one for all or one each, in [0, k], where k is "no label"; by default the index,
-                or the sample's own seed, modulo k.
+            label: one for all or one each, a class's name or a number in [0, k], where k is "no
+                label"; by default the index, or the sample's own seed, modulo k.
+            lengths: one for all or one each, of a model whose samples differ in length.
             guidance: scale of classifier-free guidance; 1 is none.
             gamma: share of noise of models of kind gamma, from 0 (none) to 1 (all, at each step);
                 by default the contract's.
-            cond: further conditions, batch first.
+            cond: conditions by name, as :meth:`~fewstep.contract.DataSpec.convert` reads them; the
+                others have their defaults.
             batch: samples at a time; changes nothing but memory and speed.
 
         Returns:
-            ``(n, *shape)`` float32 on the model's device, within the data's range.
+            ``(n, *shape)`` float32 on the model's device, within the data's range. Samples of
+            different lengths are as long as the longest, and 0 behind their own ends.
 
         Raises:
             UsageError: what is asked contradicts the contract.
@@ -169,7 +161,7 @@ class Model:
             raise UsageError("a seed, and the number of a sample, must be 0 or more")
         grid = self._given_times(times) if times is not None else self.times(steps)
         own = [i if seeds is None else s for s, i in pairs]
-        conditions = {**(cond or {}), **self.labelled(label, own)}
+        conditions = self.conditions(own, cond, label=label, lengths=lengths)
         denoiser = self.guided(guidance, conditions)
         gamma = self._gamma(gamma)
         parts = []
@@ -188,7 +180,8 @@ class Model:
         gamma: float | None,
     ) -> Tensor:
         sampling, data = self.contract.sampling, self.contract.data
-        noise = SampleNoise(pairs, data.shape)
+        mask = cond["mask"] if data.masked else None
+        noise = self.noise(pairs, mask)
         wide = solvers.widest(self.device)
         x = noise(0).to(self.device, wide) * sampling.start.std
         times = torch.tensor(grid, dtype=torch.float64)
@@ -203,7 +196,21 @@ class Model:
             out = solvers.gamma_sampling(denoiser, x, times, noise, cond, gamma=gamma)
         else:
             out = solvers.deterministic(denoiser, x, times, cond)
-        return (out if data.range is None else out.clamp(*data.range)).float()
+        out = (out if data.range is None else out.clamp(*data.range)).float()
+        return out if mask is None else out.masked_fill(mask == 0, 0.0)
+
+    def noise(self, pairs: Sequence[tuple[int, int]], mask: Tensor | None = None) -> SampleNoise:
+        """The noise of the samples of these seeds and indices.
+
+        Args:
+            pairs: seed and index of each.
+            mask: which positions of each are real, where samples differ in length.
+        """
+        shape = self.contract.data.shape
+        if mask is None:
+            return SampleNoise(pairs, [size for size in shape if size is not None])
+        real = [own or there for own, there in zip(shape[1:], mask.shape[2:], strict=True)]
+        return SampleNoise(pairs, (shape[0] or 1, *real), lengths_of(mask))
 
     def _given_times(self, times: Sequence[float]) -> list[float]:
         start = self.contract.sampling.start.t
@@ -234,28 +241,47 @@ class Model:
             raise UsageError(f"gamma must be in [0, 1], got {gamma}")
         return gamma
 
-    def labelled(
-        self, label: int | Sequence[int] | Tensor | None, own: Sequence[int]
+    def conditions(
+        self,
+        own: Sequence[int],
+        cond: Mapping[str, Any] | None = None,
+        *,
+        label: Any = None,
+        lengths: Any = None,
     ) -> dict[str, Tensor]:
-        """The label condition of samples, if the model has labels; by default ``own`` modulo k."""
-        classes, n = self.contract.data.labels, len(own)
-        if classes == 0:
-            if label is not None:
-                raise UsageError(f"this model has no labels, got label={label}")
-            return {}
-        if label is None:
-            return {"label": torch.tensor([i % classes for i in own])}
-        allowed = f"in [0, {classes - 1}], or {classes} for none"
-        try:
-            given = torch.as_tensor(label)
-        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-            raise UsageError(f"label must be an integer {allowed}; got {label!r}") from error
-        given = given.expand(n) if given.ndim == 0 else given
-        if given.shape != (n,) or given.is_floating_point():
-            raise UsageError(f"expected one integer label or {n}, got {label!r}")
-        if bool((given < 0).any() or (given > classes).any()):
-            raise UsageError(f"label must be {allowed}; got {label!r}")
-        return {"label": given.long()}
+        """All conditions of samples, on the CPU: what is given, else the defaults.
+
+        Args:
+            own: the samples' own numbers, by which the classes take turns.
+            cond: by name.
+            label: another way to give ``cond["label"]``.
+            lengths: another way to give ``cond["mask"]``.
+
+        Raises:
+            UsageError: a condition that the model does not have, or a value that does not fit.
+        """
+        data, given = self.contract.data, dict(cond or {})
+        if label is not None and not data.labels:
+            raise UsageError(f"this model has no labels, got label={label}")
+        if lengths is not None and not data.masked:
+            raise UsageError(
+                f"all samples of this model have the shape {data.shape}; leave out lengths"
+            )
+        for name, word, value in (("label", "label", label), ("mask", "lengths", lengths)):
+            if value is not None and name in given:
+                raise UsageError(f"{word} and cond[{name!r}] say the same; give one of them")
+            given |= {} if value is None else {name: value}
+        # What a network reads beside the data's conditions, such as its augmentation.
+        reads = {*self.denoiser.cond_keys, *getattr(self.denoiser, "optional_keys", ())}
+        further = {
+            key: torch.as_tensor(given.pop(key)) for key in [*given] if key in reads - {*data.keys}
+        }
+        for key, value in further.items():
+            if value.ndim == 0 or len(value) != len(own):
+                raise UsageError(
+                    f"{key} must have {len(own)} rows, one a sample, got {tuple(value.shape)}"
+                )
+        return {**data.defaults(own, [*given]), **data.convert(given, len(own)), **further}
 
     def guided(self, guidance: float | None, cond: Cond) -> AbstractDenoiser:
         """The denoiser, guided at that scale."""
@@ -269,9 +295,12 @@ class Model:
             )
         if not (math.isfinite(guidance) and allowed.min <= guidance <= allowed.max):
             raise UsageError(f"guidance must be in [{allowed.min}, {allowed.max}], got {guidance}")
-        if "label" not in cond:
-            raise UsageError("guidance needs a label to guide towards, and this model has none")
-        return Guided(self.denoiser, {"label": self.contract.data.labels}, guidance)
+        nulls = {key: v for key, v in self.contract.data.nulls.items() if key in cond}
+        if not nulls:
+            raise UsageError(
+                "guidance needs a condition to guide towards, such as a label; this model has none"
+            )
+        return Guided(self.denoiser, nulls, guidance)
 
     def config(self, weights: bytes) -> dict[str, Any]:
         """``config.json`` for these weights."""
@@ -308,7 +337,7 @@ class Model:
         data, sampling = self.contract.data, self.contract.sampling
         return (
             f"# A {self.contract.method} model made with fewstep\n\n"
-            f"Event shape {tuple(data.shape)}, {data.labels} labels, sampling: {sampling.kind}.\n\n"
+            f"Samples of {data.summary()}; sampling: {sampling.kind}.\n\n"
             "```python\nimport fewstep\n\nx = fewstep.load('PATH').sample(16)\n```\n"
         )
 
@@ -337,9 +366,9 @@ def load(
         weights = (folder / "model.safetensors").read_bytes()
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} holds no readable model: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") not in READABLE:
         raise UsageError(
-            f"{folder}/config.json is not of format {FORMAT}, which this version reads"
+            f"{folder}/config.json is of none of the formats {READABLE}, which this version reads"
         )
     try:
         contract = Contract.model_validate({key: config.get(key) for key in Contract.model_fields})

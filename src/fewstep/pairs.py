@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 from fewstep import solvers
 from fewstep.bars import bar
 from fewstep.core import Cond, UsageError, widest
-from fewstep.data.pairs import RECORD, About, Pairs, name_of, opened, packed, read_record
+from fewstep.data.pairs import OTHER, RECORD, About, Pairs, name_of, opened, packed, read_record
 from fewstep.files import LOCK, TEMPORARY, whole_file, write_json
 from fewstep.model import Model, SampleNoise
 from fewstep.models import AbstractDenoiser
@@ -54,6 +54,7 @@ def make(
     steps: int | None = None,
     guidance: float | None = None,
     label: int | None = None,
+    cond: Mapping[str, Any] | None = None,
     seed: int = 0,
     shard_size: int = 1024,
     batch: int = 256,
@@ -73,6 +74,7 @@ def make(
         steps: times at which the solver stops; 18 if not given.
         guidance: scale of classifier-free guidance; 1 is none.
         label: of all pairs; by default the index modulo the number of labels.
+        cond: other conditions by name, one row for all pairs or ``n`` rows.
         seed: pair i is a function of (seed, i).
         shard_size: pairs in a file.
         batch: pairs at a time; changes nothing but memory, speed and the rounding of sums.
@@ -101,7 +103,11 @@ def make(
             f"{len(grid)} step(s) have {len(grid) - 1} state(s) between noise and sample, got "
             f"--paths {paths}; take more --steps"
         )
-    denoiser = model.guided(guidance, model.labelled(label, [0]))
+    if data.masked:
+        raise UsageError("pairs are of one shape, and this model's samples differ in length")
+    conditions = model.conditions(range(n), cond, label=label)
+    others = {name: one for name, one in data.conditions.items() if name != "label"}
+    denoiser = model.guided(guidance, conditions)
     about = About(
         teacher=fingerprint(model.denoiser),
         path=str(path),
@@ -114,14 +120,16 @@ def make(
         label=label,
         n=n,
         shard_size=shard_size,
-        shape=data.shape,
+        shape=tuple(size for size in data.shape if size is not None),
         labels=data.labels,
         range=data.range,
         path_times=tuple(grid[len(grid) * j // (paths + 1)] for j in range(1, paths + 1)),
+        conditions=others,
+        given=_digest(data.convert(cond, n)) if cond else "",
     )
     out.mkdir(parents=True, exist_ok=True)
     with _opened(out, about) as handle:
-        teacher = _Teacher(model, denoiser, grid, about)
+        teacher = _Teacher(model, denoiser, grid, about, conditions)
         made, kept = _shards(teacher, about, out, batch, world, handle)
         with _held(handle, 0):
             done = _complete(out, about)
@@ -146,7 +154,9 @@ def _opened(out: Path, about: About) -> Iterator[Any]:
 def _compare(out: Path, before: About, about: About) -> None:
     old, new = before.settings(), about.settings()
     told = [
-        f"{name}: was {old[name]!r}, now {new[name]!r}" for name in old if old[name] != new[name]
+        f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
     ]
     if told:
         raise UsageError(
@@ -195,6 +205,17 @@ def _shards(
     return made, len(own) - made
 
 
+def _digest(cond: Mapping[str, Tensor]) -> str:
+    """The sha256 of conditions."""
+    digest = hashlib.sha256()
+    for key in sorted(cond):
+        digest.update(key.encode())
+        # One row that is repeated is the same condition for any number of pairs.
+        rows = cond[key][:1] if cond[key].stride()[0] == 0 else cond[key]
+        digest.update(rows.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def _whole(path: Path, about: About, shard: int) -> bool:
     try:
         opened(path, about, shard, verify=True)
@@ -220,9 +241,14 @@ class _Teacher:
     """From indices to their pairs."""
 
     def __init__(
-        self, model: Model, denoiser: AbstractDenoiser, grid: list[float], about: About
+        self,
+        model: Model,
+        denoiser: AbstractDenoiser,
+        grid: list[float],
+        about: About,
+        conditions: dict[str, Tensor],
     ) -> None:
-        self.model, self.about = model, about
+        self.model, self.about, self.conditions = model, about, conditions
         self.times = torch.tensor(grid, dtype=torch.float64)
         # As float32 where the device has no other.
         between = torch.tensor(about.path_times, dtype=widest(model.device)).tolist()
@@ -232,12 +258,13 @@ class _Teacher:
     def __call__(self, indices: range) -> dict[str, Tensor]:
         about, device = self.about, self.model.device
         noise = SampleNoise([(about.seed, i) for i in indices], about.shape)(0)
-        cond = self.model.labelled(about.label, indices)
+        cond = {k: v[indices.start : indices.stop] for k, v in self.conditions.items()}
         there = {key: value.to(device) for key, value in cond.items()}
         x = noise.to(device, widest(device)) * about.start[1]
         x = SOLVERS[about.solver](self.denoiser, x, self.times, there)
         last = self.times[-1:].to(x.device, x.dtype).expand(len(x))
-        found = {"noise": noise, "x": self.denoiser(x, last, None, there).float().cpu(), **cond}
+        found = {"noise": noise, "x": self.denoiser(x, last, None, there).float().cpu()}
+        found |= {k if k == "label" else f"{OTHER}{k}": v for k, v in cond.items()}
         if about.path_times:
             states = [state.float().cpu() for state in self.denoiser.states.values()]
             found["path"] = torch.stack(states, 1)

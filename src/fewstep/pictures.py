@@ -1,4 +1,4 @@
-"""Pictures of samples: grids of images, clouds of points, and rows with captions."""
+"""Pictures of samples: grids of images, clouds of points, lines, and rows with captions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ from fewstep.files import whole_file
 
 SMALLEST = 48
 """Pixels that a sample's shorter side is enlarged to, by a whole factor."""
+
+
+PANEL = (96, 64)
+"""Width and height of a plot of lines."""
+
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
+
+
+def drawable(shape: Sequence[int | None]) -> bool:
+    """Whether there is a picture of samples of this shape."""
+    if len(shape) == 3:
+        return shape[0] in (1, 3)
+    return len(shape) == 2 or (len(shape) == 1 and shape[0] in (1, 2))
 
 
 def pixels(x: Tensor) -> np.ndarray:
@@ -58,14 +71,42 @@ def cloud(x: Tensor, size: int = 480, reach: float = 2.0) -> Image.Image:
     return Image.fromarray(shade).resize((size, size), Image.Resampling.NEAREST).convert("RGB")
 
 
+def lines(x: Tensor, columns: int | None = None) -> Image.Image:
+    """Sequences ``(n, c, length)``, such as action chunks, as plots with a line for each channel.
+
+    All plots have the same axes. Zeros behind the end of a sequence are left out.
+    """
+    values = x.detach().double().cpu().nan_to_num(0.0, 0.0, 0.0).numpy()
+    n, _, length = values.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    (width, height), gap = PANEL, 4
+    size = (columns * (width + gap) - gap, math.ceil(n / columns) * (height + gap) - gap)
+    canvas = Image.new("RGB", size, (72, 72, 72))
+    low, high = float(values.min()), float(values.max())
+    spread = high - low or 1.0
+    across = np.linspace(2, width - 3, length)
+    for i, one in enumerate(values):
+        tile = Image.new("RGB", PANEL, "white")
+        draw = ImageDraw.Draw(tile)
+        real = int((one != 0).any(0).nonzero()[0].max(initial=0)) + 1
+        for k, channel in enumerate(one):
+            down = 2 + (height - 5) * (high - channel[:real]) / spread
+            points = [*zip(across[:real].tolist(), down.tolist(), strict=True)]
+            colour = COLOURS[k % len(COLOURS)]
+            if len(points) > 1:
+                draw.line(points, fill=colour)
+            else:
+                draw.ellipse([points[0][0] - 1, points[0][1] - 1, *points[0]], fill=colour)
+        canvas.paste(tile, (i % columns * (width + gap), i // columns * (height + gap)))
+    return canvas
+
+
 def picture(x: Tensor, path: Path, columns: int | None = None) -> None:
-    """Write samples as a PNG: a grid of images, or a cloud of points; other events not at all."""
-    if x.ndim == 4 and x.shape[1] in (1, 3):
-        image = grid(x, columns)
-    elif x.ndim == 2 and x.shape[1] in (1, 2):
-        image = cloud(x)
-    else:
+    """Write samples as a PNG: images, points or lines; of other samples there is no picture."""
+    if not drawable(x.shape[1:]):
         return
+    draw = {4: grid, 3: lines}.get(x.ndim)
+    image = cloud(x) if draw is None else draw(x, columns)
     with whole_file(path) as fresh:
         image.save(fresh)
 

@@ -73,7 +73,8 @@ def pairs(
     solver: Literal["heun", "euler", "dpm++2m"] = "heun",
     steps: int = 18,
     guidance: float | None = None,
-    label: int | None = None,
+    label: str | None = None,
+    cond: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     seed: int = 0,
     shard_size: int = 1024,
     batch: int = 256,
@@ -92,7 +93,11 @@ def pairs(
         solver: of the model's ODE.
         steps: times at which the solver stops; 18 of Heun's method are 35 network calls.
         guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
-        label: of all pairs, from 0 (the number of labels means none); by default in turn.
+        label: the class of all pairs, its name or its number from 0 (the number of classes means
+            none); by default the classes take turns.
+        cond: a condition of all pairs, NAME=VALUE; repeat it for several. VALUE is a class's name
+            or number, numbers with commas between them, or a .npy or .npz file with one row or one
+            a pair.
         seed: pair i is a function of (seed, i), as sample i is.
         shard_size: pairs in a file.
         batch: pairs at a time.
@@ -111,6 +116,7 @@ def pairs(
         place = f"cuda:{world.local}"
     model = load(teacher, average=average, device=place)
     print(f"model: {find(teacher, average)}", file=sys.stderr)
+    given = model.contract.data.parse(cond, label)
     made, kept, found = make(
         model,
         out,
@@ -118,7 +124,8 @@ def pairs(
         solver=solver,
         steps=steps,
         guidance=guidance,
-        label=label,
+        label=given.pop("label", None),
+        cond=given,
         seed=seed,
         shard_size=shard_size,
         batch=batch,

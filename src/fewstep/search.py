@@ -29,7 +29,7 @@ from torch import Tensor
 from fewstep.contract import Sampling
 from fewstep.core import UsageError, entropy
 from fewstep.data import Dataset
-from fewstep.evaluation import DRAWS, FIRST_SEED
+from fewstep.evaluation import DRAWS, FIRST_SEED, conditions_of
 from fewstep.files import whole_file, whole_folder
 from fewstep.metrics import (
     Features,
@@ -123,7 +123,7 @@ def _with(times: Sequence[float], place: float, path: NoisePath) -> tuple[float,
 def distance_to(
     data: Dataset, model: Model, metric: str, features: Features, n: int, seed: int
 ) -> Distance:
-    """The distance of ``n`` samples of the model to as many training samples of the same labels.
+    """The distance of ``n`` samples of a model to as many training samples, conditions and all.
 
     Args:
         data: what the model learnt from.
@@ -135,12 +135,12 @@ def distance_to(
     """
     chosen = np.random.default_rng(entropy(seed, "search")).permutation(len(data))[:n]
     real = data.batch(np.sort(chosen))
-    label = real.cond.get("label")
+    cond = conditions_of(real)
     measure, seen = MEASURES[metric], flatten if metric == "swd" else features
-    there = seen(real.x0)
+    there = seen(real.x0 if real.mask is None else real.x0.masked_fill(real.mask == 0, 0.0))
 
     def distance(times: Sequence[float]) -> float:
-        x = model.sample(len(real), times=times, seed=seed, label=label).cpu()
+        x = model.sample(len(real), times=times, seed=seed, cond=cond).cpu()
         return measure(seen(x), there)
 
     return distance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,9 @@ def sample(
     times: str | None = None,
     seed: int = 0,
     seeds: str | None = None,
-    label: int | None = None,
+    label: str | None = None,
+    cond: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    lengths: str | None = None,
     guidance: float | None = None,
     gamma: float | None = None,
     average: str | None = None,
@@ -33,13 +36,18 @@ def sample(
     Args:
         model: a model folder, a run folder or a bundled name.
         n: how many.
-        out: a .png grid, an .npz with x (n, c, h, w) in [-1, 1] and label, or a folder with one
-            file a sample, named by its index or, with --seeds, by its seed.
+        out: a .png picture, an .npz with x, label and cond.NAME for the other conditions, or a
+            folder with one picture a sample, named by its index or, with --seeds, by its seed.
         steps: steps of the sampler; by default the model's fewest (18 for a diffusion model).
         times: the times of the calls instead, descending, e.g. 80,0.8.
         seed: sample i is a function of (seed, i).
         seeds: one a sample instead of -n and --seed, e.g. 0-63 or 1,5,9.
-        label: of all samples, from 0 (the number of labels means none); by default in turn.
+        label: the class of all samples, its name or its number from 0 (the number of classes means
+            none); by default the classes take turns.
+        cond: a condition of all samples, NAME=VALUE; repeat it for several. VALUE is a class's name
+            or number, numbers with commas between them, or a .npy or .npz file with one row or one
+            a sample.
+        lengths: of samples that differ in length, one for all or one each, e.g. 40 or 40,52,33.
         guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
         gamma: share of fresh noise, from 0 to 1, of models that are sampled with one.
         average: another of the run's averages than its first.
@@ -59,39 +67,44 @@ def sample(
 
     loaded = load(model, average=average, device=device)
     print(f"model: {find(model, average)}", file=sys.stderr)
+    given = loaded.contract.data.parse(cond, label)
+    long = numbers("--lengths", lengths, int) if lengths is not None else None
     x = loaded.sample(
         n,
         steps=steps,
         times=at,
         seed=seed,
         seeds=chosen,
-        label=label,
+        cond=given,
+        lengths=long,
         guidance=guidance,
         gamma=gamma,
     )
-    _write_samples(loaded, x, out, chosen or list(range(len(x))), label, columns)
+    own = chosen or list(range(len(x)))
+    conditions = loaded.conditions(own, given, lengths=long)
+    _write_samples(x, out, own, conditions, columns)
     calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None
     calls = calls or loaded.calls(len(at) if at else steps, guidance)
     print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}")
 
 
 def _write_samples(
-    model: Any, x: Any, out: Path, seeds: list[int], label: int | None, columns: int | None
+    x: Any, out: Path, seeds: list[int], conditions: Mapping[str, Any], columns: int | None
 ) -> None:
     import numpy as np
 
     from fewstep import pictures
     from fewstep.files import whole_file
 
-    classes = model.contract.data.labels
     if out.suffix == ".npz":
-        labels = np.array([s % classes if classes else 0 for s in seeds])
-        if label is not None:
-            labels = np.full(len(x), label)
+        arrays: dict[str, Any] = {"label": np.zeros(len(x), np.int64)}
+        for key, value in conditions.items():
+            name = key if key in {"label", "mask"} else f"cond.{key}"
+            arrays[name] = value.numpy()
         with whole_file(out) as fresh:
-            np.savez(fresh, x=x.cpu().numpy(), label=labels.astype(np.int64))
+            np.savez(fresh, x=x.cpu().numpy(), **arrays)
         return
-    if x.ndim != 4 and not (x.ndim == 2 and x.shape[1] <= 2):
+    if not pictures.drawable(x.shape[1:]):
         raise UsageError(f"samples of shape {tuple(x.shape[1:])} are no picture; use --out x.npz")
     if out.suffix == ".png":
         pictures.picture(x, out, columns)

@@ -42,6 +42,8 @@ class Broken:
         return len(self.data)
 
     def batch(self, indices):
+        if len(indices) == 2:  # the checks before the first step
+            return self.data.batch(indices)
         raise {error}("row 7 is broken")
 
 parts.toy_data = lambda name: Broken(toy("two-modes", 64))

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from fewstep.contract import DataSpec
 from fewstep.core import Batch
 from fewstep.data.arrays import Arrays, Indices, stratified_split
 from fewstep.data.augment import Augment, EDMAugment, Flip
+from fewstep.data.catalogue import CATALOGUE, held_out_data, training_data
 from fewstep.data.digits import digits
 from fewstep.data.images import ImageFolder
-from fewstep.data.opening import open_images
+from fewstep.data.opening import open_data, open_images
 from fewstep.data.order import positions
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.data.prepare import prepare
 from fewstep.data.prepared import Prepared
+from fewstep.data.specs import spec_of
 from fewstep.data.standard import STANDARD, cifar10, fashion_mnist, mnist
+from fewstep.data.stored import Stored, write_arrays
 from fewstep.data.toys import (
     Mixture,
     checkerboard,
@@ -31,6 +35,7 @@ from fewstep.data.toys import (
 )
 
 __all__ = [
+    "CATALOGUE",
     "STANDARD",
     "Arrays",
     "Augment",
@@ -43,35 +48,50 @@ __all__ = [
     "Paired",
     "Pairs",
     "Prepared",
+    "Stored",
     "checkerboard",
     "cifar10",
     "digits",
     "eight_gaussians",
     "fashion_mnist",
     "gaussian",
+    "held_out_data",
     "mnist",
     "moons",
+    "open_data",
     "open_images",
     "positions",
     "prepare",
+    "spec_of",
     "stratified_split",
     "swiss_roll",
     "toy",
+    "training_data",
     "two_modes",
+    "write_arrays",
 ]
 
 
 class Dataset(Protocol):
-    """Samples by index."""
+    """Samples by index.
+
+    All but ``spec`` is necessary; :func:`spec_of` derives it where a data set of the user's own
+    does without.
+    """
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a sample is and depends on."""
+        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """One event, without the batch."""
+        """The shape of a sample in a batch."""
         ...
 
     @property
     def labels(self) -> int:
-        """Number of classes; 0 means no labels."""
+        """The number of classes; 0 means no labels."""
         ...
 
     @property
@@ -84,7 +104,8 @@ class Dataset(Protocol):
     def batch(self, indices: Indices) -> Batch:
         """The samples at ``indices``, on the CPU.
 
-        ``x0`` is float32 ``(b, *shape)``; ``cond`` is ``{"label": int64 (b,)}`` with labels, else
-        empty.
+        ``x0`` is float32 ``(b, *shape)``; ``cond`` has the keys of the specification, e.g.
+        ``{"label": int64 (b,)}`` with labels. Where samples differ in length, ``mask`` is
+        ``cond["mask"]``, ``(b, 1, *space)``.
         """
         ...

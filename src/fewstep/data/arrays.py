@@ -1,33 +1,47 @@
-"""Data that lies in a numpy array: pixels, latents, spectrograms, action chunks, toys."""
+"""Data that lies in numpy arrays: pixels, latents, spectrograms, action chunks, toys."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from fewstep.conditions import Mask, lengths_of
+from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
+from fewstep.data.columns import Column, columns, label_column
+from fewstep.data.specs import declared
 
 Indices = Sequence[int] | np.ndarray
 """Integers in [0, n)."""
 
 
 class Arrays:
-    """A dataset over one array.
+    """A dataset over one array, and arrays of what its samples depend on.
 
     Args:
-        x: ``(n, *event)``. uint8 must be ``(n, c, h, w)`` and is read as pixels, mapped from
+        x: ``(n, *shape)``. uint8 must be ``(n, c, h, w)`` and is read as pixels, mapped from
             [0, 255] to [-1, 1] on access; floats are handed out as they are, in float32.
             A memory-mapped array stays one.
         label: integers ``(n,)`` in [0, ``labels``), or None.
         labels: number of classes; the largest label plus one if not given.
         image: whether the values are pictures in [-1, 1]; true for uint8 only if not given.
+        conditions: arrays ``(n, ...)`` by name; a pair of tokens and mask is a sequence.
+        mask: 1 where a sample is real, ``(n, 1, *space)`` or ``(n, *space)``, or the lengths
+            ``(n,)``, where samples that differ in length are filled up along the last axis.
+        range: of the values; None if they are unbounded, (-1, 1) for images.
+        spec: what all this is; what the arrays show if not given.
+
+    Attributes:
+        shape: of a sample as it is stored.
+        spec: what a sample is and depends on.
 
     Raises:
-        UsageError: the array is empty, of another type, not finite, or not in [-1, 1] though
-            ``image``; the labels are of another length, not integers, or out of range.
+        UsageError: the array is empty, of another type, not finite, or not in its range; a
+            condition is of another length, kind or range.
     """
 
     def __init__(
@@ -37,43 +51,94 @@ class Arrays:
         *,
         labels: int | None = None,
         image: bool | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        mask: ArrayLike | None = None,
+        range: tuple[float, float] | None = None,
+        spec: DataSpec | None = None,
     ) -> None:
         self._x = np.asarray(x)
         self.image = self._x.dtype == np.uint8 if image is None else image
-        _check_values(self._x, self.image)
-        self._label = None if label is None else _checked_label(label, len(self._x), labels)
-        if self._label is None:
-            if labels:
-                raise UsageError(f"labels={labels} was given without labels; pass label as well")
-            self.labels = 0
-        else:
-            self.labels = int(self._label.max()) + 1 if labels is None else labels
+        bounds = spec.range if spec else (-1.0, 1.0) if self.image and range is None else range
+        _check_values(self._x, self.image, bounds)
         self.shape: tuple[int, ...] = self._x.shape[1:]
+        self._mask = None if mask is None else _checked_mask(mask, self._x.shape)
+        given = {**({} if label is None else {"label": label}), **(conditions or {})}
+        self._columns = self._checked(given, labels, spec)
+        self.spec = self._described(bounds) if spec is None else spec
+        self.labels = self.spec.labels
+        if not self.spec.fits(self.shape) or self.spec.masked != (self._mask is not None):
+            raise UsageError(
+                f"samples of shape {self.shape} {'with' if self.spec.masked else 'without'} a mask "
+                f"are declared as {self.spec.shape}, and the arrays are of {self.shape}, "
+                f"{'without' if self._mask is None else 'with'} one"
+            )
 
     def __len__(self) -> int:
         return len(self._x)
 
     def batch(self, indices: Indices) -> Batch:
-        """The samples at ``indices``: ``x0`` ``(b, *event)``; with labels, ``cond["label"]``."""
+        """The samples at ``indices``: ``x0`` ``(b, *shape)``, their conditions and mask."""
         index = np.asarray(indices, dtype=np.int64)
         x0 = self._x[index].astype(np.float32)
         if self._x.dtype == np.uint8:
             x0 = x0 / 127.5 - 1
-        cond = {} if self._label is None else {"label": torch.from_numpy(self._label[index])}
-        return Batch(torch.from_numpy(x0), cond)
+        cond = dict(
+            pair for name, column in self._columns.items() for pair in column.batch(name, index)
+        )
+        if self._mask is None:
+            return Batch(torch.from_numpy(x0), cond)
+        mask = self._mask[index].astype(np.float32)
+        real = torch.from_numpy(mask)
+        return Batch(torch.from_numpy(x0 * mask), {**cond, "mask": real}, real)
 
     def unlabelled(self) -> Arrays:
         """The same samples (not copied) without their labels."""
-        return Arrays(self._x, image=self.image)
+        kept = {k: v for k, v in self.spec.conditions.items() if k != "label"}
+        return self._like(slice(None), self.spec.model_copy(update={"conditions": kept}))
 
     def subset(self, indices: Indices) -> Arrays:
         """The samples at ``indices`` (or where a boolean mask is true), with the same classes."""
-        index = np.asarray(indices)
-        label = None if self._label is None else self._label[index]
-        return Arrays(self._x[index], label, labels=self.labels, image=self.image)
+        return self._like(np.asarray(indices), self.spec)
+
+    def stored(self) -> dict[str, np.ndarray]:
+        """All arrays by name: ``x``, ``mask`` if there is one, ``cond.KEY`` of each condition."""
+        arrays = {"x": self._x, **({} if self._mask is None else {"mask": self._mask})}
+        for name, column in self._columns.items():
+            arrays |= {f"cond.{key}": array for key, array in column.stored(name)}
+        return arrays
+
+    def _like(self, index: Any, spec: DataSpec) -> Arrays:
+        columns = {k: v for k, v in self._columns.items() if k in spec.conditions}
+        parts = {
+            name: column._replace(arrays=tuple(a[index] for a in column.arrays)).given()
+            for name, column in columns.items()
+        }
+        mask = None if self._mask is None else self._mask[index]
+        return Arrays(self._x[index], image=self.image, conditions=parts, mask=mask, spec=spec)
+
+    def _checked(
+        self, given: dict[str, Any], labels: int | None, spec: DataSpec | None
+    ) -> dict[str, Column]:
+        if spec is not None:
+            declared = {k: v for k, v in spec.conditions.items() if k != "mask"}
+            return columns(given, len(self), declared)
+        label = given.pop("label", None)
+        if label is None and labels:
+            raise UsageError(f"labels={labels} was given without labels; pass label as well")
+        first = {} if label is None else {"label": label_column(label, len(self), labels)}
+        return {**first, **columns(given, len(self), None)}
+
+    def _described(self, bounds: tuple[float, float] | None) -> DataSpec:
+        conditions = {name: column.kind for name, column in self._columns.items()}
+        if self._mask is None:
+            return declared(self.shape, bounds, conditions)
+        longest = max(lengths_of(torch.from_numpy(self._mask)))
+        return declared(
+            (*self.shape[:-1], None), bounds, {**conditions, "mask": Mask(length=longest)}
+        )
 
 
-def _check_values(x: np.ndarray, image: bool) -> None:
+def _check_values(x: np.ndarray, image: bool, bounds: tuple[float, float] | None) -> None:
     if x.ndim < 2 or x.size == 0:
         raise UsageError(
             f"got an array of shape {x.shape}; expected (n, *event) with at least one sample"
@@ -83,6 +148,8 @@ def _check_values(x: np.ndarray, image: bool) -> None:
         raise UsageError(f"got an array of {x.dtype}; expected floats, or uint8 for pixels")
     if (pixels or image) and x.ndim != 4:
         raise UsageError(f"got images of shape {x.shape}; expected (n, c, h, w)")
+    if (pixels or image) and bounds != (-1.0, 1.0):
+        raise UsageError(f"images lie in [-1, 1], got the range {bounds}")
     if pixels:
         return
     # Two reductions need no second array, and a NaN comes through both.
@@ -94,24 +161,38 @@ def _check_values(x: np.ndarray, image: bool) -> None:
             "the array holds NaN, infinite or larger values than float32 can; "
             "remove those samples before making a dataset"
         )
-    if image and (low < -1 or high > 1):
+    if bounds is not None and (low < bounds[0] or high > bounds[1]):
+        advice = "rescale them, or pass uint8 pixels in [0, 255]" if image else "rescale them"
         raise UsageError(
-            f"image values lie in [{low:g}, {high:g}]; expected [-1, 1]: "
-            "rescale them, or pass uint8 pixels in [0, 255]"
+            f"{'image ' if image else ''}values lie in [{low:g}, {high:g}]; expected "
+            f"[{bounds[0]:g}, {bounds[1]:g}]: {advice}"
         )
 
 
-def _checked_label(label: ArrayLike, n: int, labels: int | None) -> np.ndarray:
-    array = np.asarray(label)
-    if array.shape != (n,):
-        raise UsageError(f"got labels of shape {array.shape} for {n} samples; expected ({n},)")
-    if not np.issubdtype(array.dtype, np.integer):
-        raise UsageError(f"got labels of {array.dtype}; expected integers that count from 0")
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or (labels is not None and high >= labels):
-        top = "k" if labels is None else str(labels)
-        raise UsageError(f"labels lie in [{low}, {high}]; expected integers in [0, {top})")
-    return array.astype(np.int64)
+def _checked_mask(mask: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """bool ``(n, 1, *space)`` of a mask or of lengths."""
+    array, (n, *event) = np.asarray(mask), shape
+    if len(event) < 2:
+        raise UsageError(f"a mask needs an axis after the channels, got samples of {tuple(event)}")
+    if array.shape == (n,) and np.issubdtype(array.dtype, np.integer):
+        if array.min() < 1 or array.max() > event[-1]:
+            raise UsageError(
+                f"lengths lie in [{array.min()}, {array.max()}]; expected [1, {event[-1]}]"
+            )
+        row = np.arange(event[-1]) < array[:, None]
+        array = np.broadcast_to(
+            row.reshape(n, *[1] * (len(event) - 1), event[-1]), (n, 1, *event[1:])
+        )
+    if array.shape == (n, *event[1:]):
+        array = array[:, None]
+    if array.shape != (n, 1, *event[1:]) or not ((array == 0) | (array == 1)).all():
+        raise UsageError(
+            f"the mask must be 0 and 1 of shape {(n, 1, *event[1:])}, or {n} lengths; got "
+            f"{array.dtype} of shape {array.shape}"
+        )
+    if not array.reshape(n, -1).any(1).all():
+        raise UsageError("the mask says of a sample that nothing of it is real; leave it out")
+    return array.astype(bool)
 
 
 def stratified_split(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from fewstep.core import UsageError
 from fewstep.data.arrays import Arrays
 from fewstep.data.digits import digits
-from fewstep.data.opening import open_images
+from fewstep.data.opening import open_data, open_images
 from fewstep.data.standard import STANDARD
 from fewstep.data.toys import SAMPLERS, toy
 from fewstep.errors import nearest
@@ -177,4 +177,4 @@ def _own(
         raise UsageError(
             f"no data at {data!r}, and no data of that name: {nearest(data, CATALOGUE)}"
         )
-    return open_images(path, resolution, "auto" if labels else "none", channels=channels)
+    return open_data(path, resolution, "auto" if labels else "none", channels=channels)

@@ -21,6 +21,7 @@ from fewstep.data.decoding import SUFFIXES, BadFile, check_arguments, is_grey, i
 from fewstep.data.labels import member_labels
 from fewstep.data.members import Members
 from fewstep.data.prepared import advice
+from fewstep.data.specs import image_spec
 
 IN_MEMORY = 2**30
 CHUNK = 1024
@@ -49,6 +50,7 @@ class ImageFolder:
         shape: ``(channels, resolution, resolution)``.
         labels: number of classes, 0 without labels.
         image: True; values are in [-1, 1].
+        spec: what an image is and depends on.
         names: paths of the images inside ``path``.
         class_names: one a class: the sub-folder, or the number given in ``dataset.json``.
         skipped: name and reason of each image that was left out.
@@ -81,6 +83,7 @@ class ImageFolder:
         self.image = True
         self.skipped: tuple[tuple[str, str], ...] = ()
         self.shape = (channels or self._channels(on_error), resolution, resolution)
+        self.spec = image_spec(self.shape, self.class_names)
         fits = len(self.names) * int(np.prod(self.shape)) <= IN_MEMORY
         if on_error == "skip":
             if not fits:

@@ -1,4 +1,4 @@
-"""Images that training can read: a folder, a zip, or what ``fewstep data prepare`` wrote."""
+"""Data that training can read: images in a folder, a zip or a prepared file, and stored arrays."""
 
 from __future__ import annotations
 
@@ -10,6 +10,30 @@ from fewstep.core import UsageError
 from fewstep.data.images import ImageFolder
 from fewstep.data.prepared import SUFFIX, Prepared, advice
 from fewstep.data.sources import needs_preparing
+from fewstep.data.stored import Stored, is_stored
+
+
+def open_data(
+    path: str | os.PathLike[str],
+    resolution: int | None = None,
+    labels: Literal["auto", "none"] = "auto",
+    *,
+    channels: Literal[1, 3] | None = None,
+) -> ImageFolder | Prepared | Stored:
+    """Data of any kind as a dataset, by index.
+
+    Args:
+        path: what :func:`open_images` reads, or a file that ``fewstep.data.write_arrays`` wrote.
+        resolution: of images; stored arrays have a shape of their own.
+        labels: ``none`` hides the labels.
+        channels: of images.
+
+    Raises:
+        UsageError: the path cannot be read, or it holds images and their resolution is not given.
+    """
+    if Path(path).suffix == SUFFIX and is_stored(path):
+        return Stored(path, labels=labels)
+    return open_images(path, resolution, labels, channels=channels)
 
 
 def open_images(
@@ -18,11 +42,11 @@ def open_images(
     labels: Literal["auto", "none"] = "auto",
     *,
     channels: Literal[1, 3] | None = None,
-) -> ImageFolder | Prepared:
+) -> ImageFolder | Prepared | Stored:
     """Images as a dataset, by index.
 
     Args:
-        path: a folder or zip of images, or a prepared file.
+        path: a folder or zip of images, a prepared file, or a file of stored arrays of images.
         resolution: height and width; a prepared file must have it, and needs none.
         labels: ``auto`` or ``none``, as in ``ImageFolder``.
         channels: 1 or 3; a prepared file must have them. Decided by the images if not given.
@@ -31,6 +55,14 @@ def open_images(
         UsageError: the path is a source that has to be prepared first, cannot be read, or has
             another resolution or other channels.
     """
+    if Path(path).suffix == SUFFIX and is_stored(path):
+        data = Stored(path, labels=labels)
+        if data.shape[1:] != (resolution, resolution) or channels not in {None, data.shape[0]}:
+            raise UsageError(
+                f"{path} holds samples of shape {data.shape}; asked for are images of "
+                f"{channels or 'any'} channel(s) at resolution {resolution}"
+            )
+        return data
     if Path(path).suffix == SUFFIX:
         data = Prepared(path, labels=labels)
         if resolution not in {None, data.about.resolution}:

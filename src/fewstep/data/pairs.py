@@ -2,9 +2,9 @@
 
 A folder of shards, safetensors files that are mapped, not read: float32 ``noise`` ``(m, *event)``,
 of standard deviation 1; ``x`` ``(m, *event)``, where the model's ODE ends, not limited to the
-data's range; int64 ``label`` ``(m,)`` of a model with labels; and ``path`` ``(m, k, *event)``, the
-states at k times between, if they were asked for. ``pairs.json`` says how they were made; it has
-the sha256 of every shard once all are there.
+data's range; int64 ``label`` ``(m,)`` of a model with labels, ``cond_KEY`` of one with other
+conditions; and ``path`` ``(m, k, *event)``, the states at k times between, if they were asked for.
+``pairs.json`` says how they were made; it has the sha256 of every shard once all are there.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fewstep.conditions import Condition, Label
+from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Indices
+from fewstep.data.specs import spec_of
 from fewstep.files import sha256
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 RECORD = "pairs.json"
 PREFIX = "pair_"
 """Of what is a pair's in ``Batch.aux``, beside data of another kind."""
+OTHER = "cond_"
+"""Of the tensors of conditions that are not the label."""
 
 AGAIN = "repeat the command that made it, fewstep data pairs: it keeps what is whole"
 
@@ -59,6 +64,8 @@ class About(BaseModel):
         labels: number of classes, 0 without labels.
         range: of the model's data, None if unbounded.
         path_times: descending times of ``path``.
+        conditions: of the model, besides its label.
+        given: sha256 of the conditions that were given for all pairs; empty where none were.
         sha256: of each shard by name, once all are there.
     """
 
@@ -80,11 +87,21 @@ class About(BaseModel):
     labels: int = Field(ge=0)
     range: tuple[float, float] | None
     path_times: tuple[float, ...]
+    conditions: dict[str, Condition] = Field(default_factory=dict)
+    given: str = ""
     sha256: dict[str, str] = Field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """All but the outcome, as JSON has it."""
-        return self.model_dump(mode="json", exclude={"sha256"})
+        # What older pairs do not have is left out of those that do not need it either.
+        later = {name for name in ("conditions", "given") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"sha256", *later})
+
+    @property
+    def spec(self) -> DataSpec:
+        """What the model generates."""
+        label = {"label": Label(classes=self.labels)} if self.labels else {}
+        return DataSpec(shape=self.shape, range=self.range, conditions=label | self.conditions)
 
     def shards(self) -> list[range]:
         """The indices of each shard."""
@@ -100,7 +117,8 @@ class About(BaseModel):
         """The tensors of a shard of ``count`` pairs."""
         event = list(self.shape)
         found = {"noise": [count, *event], "x": [count, *event]}
-        found |= {"label": [count]} if self.labels else {}
+        for key, null in self.spec.nulls.items():
+            found["label" if key == "label" else f"{OTHER}{key}"] = [count, *null.shape]
         k = len(self.path_times)
         return found | ({"path": [count, k, *event]} if k else {})
 
@@ -180,6 +198,7 @@ class Pairs:
         shape: of an event.
         labels: number of classes, 0 without labels.
         image: whether ``x0`` is in [-1, 1].
+        spec: shape, range and conditions.
 
     Raises:
         UsageError: the folder holds no pairs, or not all of them.
@@ -201,6 +220,7 @@ class Pairs:
                 opened(self.folder / names[shard], about, shard, verify=True)
         self.times = (about.start[0], *about.path_times)
         self.shape, self.labels, self.image = about.shape, about.labels, about.range is not None
+        self.spec = about.spec
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -239,8 +259,9 @@ class Pairs:
     def batch(self, indices: Indices) -> Batch:
         """The pairs at ``indices``: ``aux`` ``pair_noise``, ``pair_x``, and what else there is.
 
-        That is ``pair_label`` of a model with labels, ``pair_path`` with states between. ``x0`` is
-        ``pair_x`` within the data's range, ``cond["label"]`` ``pair_label``.
+        That is ``pair_label`` of a model with labels, ``pair_cond_KEY`` of one with other
+        conditions, ``pair_path`` with states between. ``x0`` is ``pair_x`` within the data's range,
+        ``cond`` the conditions.
         """
         index = np.asarray(indices, dtype=np.int64)
         if len(index) and not 0 <= index.min() <= index.max() < len(self):
@@ -250,7 +271,10 @@ class Pairs:
         names = self.about.shapes(0)
         aux = {f"{PREFIX}{k}": torch.stack([shard[k][j] for shard, j in places]) for k in names}
         x0 = aux["pair_x"] if self.about.range is None else aux["pair_x"].clamp(*self.about.range)
-        return Batch(x0, {"label": aux["pair_label"]} if self.labels else {}, aux=aux)
+        cond = {"label": aux["pair_label"]} if self.labels else {}
+        start = f"{PREFIX}{OTHER}"
+        cond |= {key.removeprefix(start): v for key, v in aux.items() if key.startswith(start)}
+        return Batch(x0, cond, aux=aux)
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._shards:
@@ -279,8 +303,14 @@ class Paired:
                 f"the pairs in {pairs.folder} have shape {tuple(pairs.shape)}, the data "
                 f"{tuple(data.shape)}; make pairs of a model of this data"
             )
+        if pairs.about.conditions:
+            raise UsageError(
+                f"the pairs in {pairs.folder} depend on {', '.join(pairs.about.conditions)}, which "
+                "other data would contradict; train on the pairs alone"
+            )
         self.data, self.pairs = data, pairs
         self.shape, self.labels, self.image = data.shape, data.labels, data.image
+        self.spec = spec_of(data)
 
     def __len__(self) -> int:
         return len(self.data) * -(-len(self.pairs) // len(self.data))

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Arrays, Indices
+from fewstep.data.specs import image_spec
 from fewstep.files import whole_file
 
 SUFFIX = ".safetensors"
@@ -72,6 +73,7 @@ class Prepared:
         shape: ``(channels, resolution, resolution)``.
         labels: number of classes, 0 without labels.
         image: True; values are in [-1, 1].
+        spec: what an image is and depends on.
         about: what the file says of itself, ``About``.
 
     Raises:
@@ -94,6 +96,8 @@ class Prepared:
             self._verify(start)
         self._arrays = self._mapped(start)
         self.shape, self.labels, self.image = self.about.shape, self._arrays.labels, True
+        names = self.about.class_names if self.labels else None
+        self.spec = image_spec(self.shape, names)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "labels": self._kind}

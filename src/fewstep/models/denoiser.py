@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Cond, UsageError, expand, same_dropout
+from fewstep.core import Cond, UsageError, expand, null_like, same_dropout
 from fewstep.models.preconditioning import Preconditioning
 from fewstep.paths import Event, Path, Time
 
@@ -131,14 +131,15 @@ class Guided(AbstractDenoiser):
 
     Args:
         denoiser: what is guided.
-        null: what replaces a condition in the unconditional half, e.g. ``{"label": k}``.
+        null: what replaces conditions in the unconditional half, by key: tensors without a batch,
+            as :attr:`fewstep.contract.DataSpec.nulls` has them, or numbers.
         scale: the constant w.
     """
 
     calls = 2
 
     def __init__(
-        self, denoiser: AbstractDenoiser, null: Mapping[str, int | float], scale: float = 1.0
+        self, denoiser: AbstractDenoiser, null: Mapping[str, Tensor | float], scale: float = 1.0
     ) -> None:
         super().__init__()
         if "guidance" in denoiser.cond_keys:
@@ -159,7 +160,7 @@ class Guided(AbstractDenoiser):
         given = dict(cond or {})
         scale = given.pop("guidance", torch.full_like(t, self.scale))
         both = {
-            key: torch.cat([value, torch.full_like(value, self.null[key])])
+            key: torch.cat([value, null_like(value, self.null[key])])
             if key in self.null
             else torch.cat([value, value])
             for key, value in given.items()

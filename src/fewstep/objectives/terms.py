@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Batch, Cond, Rng, UsageError, expand, local, per_sample
+from fewstep.core import Batch, Cond, Rng, UsageError, expand, local, null_like, per_sample
 from fewstep.models import AbstractDenoiser, Denoiser
 from fewstep.paths import Event, Time, Trig
 
@@ -63,16 +63,17 @@ def equal_weight(t: Tensor, r: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LabelDrop:
+class ConditionDrop:
     """Replace conditions by null for a share of the samples: classifier-free guidance's training.
 
     Args:
         probability: of a sample losing its conditions.
-        null: their values there, e.g. ``{"label": k}``.
+        null: their values there by key: tensors without a batch, as
+            :attr:`fewstep.contract.DataSpec.nulls` has them, or numbers.
     """
 
     probability: float
-    null: Mapping[str, int | float]
+    null: Mapping[str, Tensor | float]
 
     def draw(self, b: int, rng: torch.Generator) -> Tensor:
         """Which samples lose them: bool ``(b,)``."""
@@ -83,7 +84,7 @@ class LabelDrop:
         return {
             key: torch.where(
                 dropped.reshape(-1, *[1] * (value.ndim - 1)),
-                torch.full_like(value, self.null[key]),
+                null_like(value, self.null[key]),
                 value,
             )
             if key in self.null
@@ -92,7 +93,11 @@ class LabelDrop:
         }
 
 
-def conditions(cond: Cond, drop: LabelDrop | None, dropped: Tensor | None) -> Cond:
+LabelDrop = ConditionDrop
+"""The name from when labels were the only conditions."""
+
+
+def conditions(cond: Cond, drop: ConditionDrop | None, dropped: Tensor | None) -> Cond:
     """What the model is told: the conditions, less those that were drawn to be dropped."""
     return cond if drop is None or dropped is None else drop.apply(cond, dropped)
 
@@ -108,8 +113,8 @@ class Draws(NamedTuple):
     dropped: Tensor | None = None
 
 
-def draw_noised(batch: Batch, t: Tensor, drop: LabelDrop | None, rng: Rng) -> Draws:
-    """Noise for the times ``t``, and which labels to drop."""
+def draw_noised(batch: Batch, t: Tensor, drop: ConditionDrop | None, rng: Rng) -> Draws:
+    """Noise for the times ``t``, and which samples lose their conditions."""
     noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
     return Draws(t, noise, drop.draw(len(batch), rng) if drop else None)
 

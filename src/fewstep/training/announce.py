@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from fewstep.contract import Contract
+from fewstep.data import spec_of
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder
 from fewstep.training.memory import estimate, table
@@ -20,8 +21,8 @@ def header(run: Run, trainer: Trainer) -> str:
     batch = config.batch * config.accumulation
     seen = config.steps * batch
     lines = [
-        f"{run.recipe}: {len(run.data):,} samples of {tuple(run.data.shape)}, "
-        f"{run.data.labels or 'no'} labels; {count:,} parameters on {trainer.device}",
+        f"{run.recipe}: {len(run.data):,} samples of {spec_of(run.data).summary()}; "
+        f"{count:,} parameters on {trainer.device}",
         f"{config.steps:,} steps x {config.batch} x {config.accumulation} = {seen:,} samples, "
         f"{seen / len(run.data):.1f} times each; {config.optimizer} at {config.lr:g}, "
         f"{config.schedule}; {config.precision}",

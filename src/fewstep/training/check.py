@@ -167,7 +167,7 @@ def check_derivative(objective: Objective, data: Dataset) -> None:
 
     cond = {
         **{k: torch.ones(2, dtype=torch.float64) for k in student.cond_keys},
-        **batch.cond,
+        **{k: v.double() if v.is_floating_point() else v for k, v in batch.cond.items()},
     }
     with torch.random.fork_rng(devices=[]):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +13,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fewstep.contract import Contract, data_spec
+from fewstep.contract import Contract
 from fewstep.core import UsageError
+from fewstep.data import spec_of
 from fewstep.devices import usable_device
 from fewstep.errors import Interrupted
 from fewstep.model import Model
@@ -24,6 +26,7 @@ from fewstep.processes import World, joined
 from fewstep.training import checkpoints
 from fewstep.training.announce import card, header, plan
 from fewstep.training.check import check, check_derivative
+from fewstep.training.conditions import check_conditions, pictured
 from fewstep.training.config import Buildable, Run, TrainConfig
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
@@ -33,6 +36,9 @@ from fewstep.training.trainer import Trainer
 
 PICTURED = 64
 """Samples in a picture of a run."""
+
+FIRST = 16
+"""Samples in its first picture, of networks that have not learnt anything."""
 
 
 def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Model:
@@ -65,6 +71,7 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
     folder = RunFolder(Path(out))
     with joined() as world, ExitStack() as stack:
         device = _device(config)
+        check_conditions(run.objective, run.data)
         if device.type == "cuda" and world.size > 1:
             device = torch.device("cuda", world.local)
         if run.objective.capabilities.forward_mode and config.derivative == "forward":
@@ -131,7 +138,7 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
         logger = stack.enter_context(Logger(folder, trainer.step, run)) if world.first else None
         caught = stack.enter_context(_signals())
         if trainer.step == 0 and config.sample_every:
-            _pictures(run, trainer, folder)
+            _pictures(run, trainer, folder, caught)
         while trainer.step < config.steps:
             trainer.advance()
             step = trainer.step
@@ -149,7 +156,7 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                     for word in health.told(row):
                         _say(f"step {step}: {word}")
             if due(config.sample_every):
-                _pictures(run, trainer, folder)
+                _pictures(run, trainer, folder, caught)
             if (
                 run.watch is not None
                 and config.evaluate_every
@@ -191,9 +198,7 @@ def contract(run: Run) -> Contract:
     Raises:
         UsageError: the method does not allow the run's sampling times.
     """
-    data = run.data
-    own = run.objective.contract(data_spec(data.shape, data.labels, data.image))
-    return own.with_times(run.sampling_times)
+    return run.objective.contract(spec_of(run.data)).with_times(run.sampling_times)
 
 
 def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:
@@ -213,16 +218,33 @@ def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:
     return model
 
 
-def _pictures(run: Run, trainer: Trainer, folder: RunFolder) -> None:
-    """Samples of the main average and of the student itself, from the same seed each time."""
+def _pictures(run: Run, trainer: Trainer, folder: RunFolder, caught: Sequence[int]) -> None:
+    """Samples of the main average and of the student itself, from the same seed each time.
+
+    They are left out when a signal has come, which the loop answers.
+    """
     main = _main(trainer)
+    n = PICTURED if trainer.step else FIRST
+    cond = pictured(run.data, n) if trainer.world.first else {}
     for average, suffix in ((main, ""), *(((None, "-online"),) if main else ())):
         training = trainer.objective.student.training
         model = _model(run, trainer, average)
         if trainer.world.first:
-            x = model.sample(PICTURED, seed=0)
-            picture(x, folder.samples / f"{trainer.step:09d}{suffix}.png")
+            x = _drawn(model, n, cond, caught)
+            if x is not None:
+                picture(x, folder.samples / f"{trainer.step:09d}{suffix}.png")
         trainer.objective.student.train(training)
+
+
+def _drawn(model: Model, n: int, cond: dict[str, Tensor], caught: Sequence[int]) -> Tensor | None:
+    """Samples, or None where a signal came before they were complete."""
+    parts = []
+    for first in range(0, n, FIRST):
+        if caught:
+            return None
+        own = {key: value[first : first + FIRST] for key, value in cond.items()}
+        parts.append(model.sample(min(FIRST, n - first), seed=0, first=first, cond=own))
+    return torch.cat(parts)
 
 
 @contextmanager

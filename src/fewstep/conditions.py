@@ -1,0 +1,387 @@
+"""What a sample can depend on: each kind of condition with its null, its default and its checks.
+
+A condition occupies one key among the tensors that a network reads, ``cond``; a sequence occupies
+two, ``NAME`` and ``NAME_mask``. The kinds are pydantic models, so that they can be written into
+``config.json``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence as Ordered
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor
+
+from fewstep.errors import UsageError, nearest
+
+LARGEST = 2**28
+"""The most values that one condition of one sample may have."""
+
+FILES = (".npy", ".npz")
+"""Suffixes of the files from which the command line reads a condition."""
+
+
+class _Kind(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Label(_Kind):
+    """One class of several.
+
+    Args:
+        classes: their number k; the classes are 0 to k - 1, and k stands for no class.
+        names: of the classes, if they have names.
+    """
+
+    kind: Literal["label"] = "label"
+    classes: PositiveInt
+    names: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _each_class_has_a_name(self) -> Label:
+        if self.names is not None and len(self.names) != self.classes:
+            raise ValueError(f"{self.classes} classes cannot have {len(self.names)} names")
+        return self
+
+    def null(self, name: str) -> dict[str, Tensor]:
+        """The number of classes, which no class has."""
+        return {name: torch.tensor(self.classes)}
+
+    def default(self, name: str, own: Ordered[int]) -> dict[str, Tensor]:
+        """The samples' own numbers, modulo the number of classes."""
+        return {name: torch.tensor([i % self.classes for i in own], dtype=torch.int64)}
+
+    def convert(self, name: str, value: Any, n: int) -> dict[str, Tensor]:
+        """int64 ``(n,)`` of one class or of n, each a number or a name."""
+        allowed = f"in [0, {self.classes - 1}], or {self.classes} for none"
+        if isinstance(value, str):
+            value = self._number(name, value)
+        elif isinstance(value, list | tuple):
+            value = [self._number(name, v) if isinstance(v, str) else v for v in value]
+        try:
+            given = torch.as_tensor(value)
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(f"{name} must be an integer {allowed}; got {value!r}") from error
+        given = given.expand(n) if given.shape in {(), (1,)} else given
+        if given.shape != (n,) or given.is_floating_point() or given.dtype == torch.bool:
+            raise UsageError(f"expected one integer {name} or {n}, got {value!r}")
+        if bool((given < 0).any() or (given > self.classes).any()):
+            raise UsageError(f"{name} must be {allowed}; got {value!r}")
+        return {name: given.long()}
+
+    def parse(self, name: str, text: str) -> int:
+        """The class that a text names, or numbers."""
+        try:
+            return int(text)
+        except ValueError:
+            return self._number(name, text)
+
+    def _number(self, name: str, text: str) -> int:
+        if self.names is None:
+            raise UsageError(
+                f"the classes of {name} have no names, got {text!r}; give a number "
+                f"in [0, {self.classes - 1}]"
+            )
+        if text not in self.names:
+            raise UsageError(f"{name} has no class {text!r}; {nearest(text, self.names)}")
+        return self.names.index(text)
+
+
+class Vector(_Kind):
+    """Numbers of a fixed shape, such as what a robot observes or an embedding.
+
+    Args:
+        shape: of one sample's numbers.
+    """
+
+    kind: Literal["vector"] = "vector"
+    shape: tuple[PositiveInt, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Vector:
+        _check_size(self.shape)
+        return self
+
+    def null(self, name: str) -> dict[str, Tensor]:
+        """Zeros."""
+        return {name: torch.zeros(self.shape)}
+
+    def default(self, name: str, own: Ordered[int]) -> dict[str, Tensor]:
+        """The null for every sample."""
+        return _repeated(self.null(name), len(own))
+
+    def convert(self, name: str, value: Any, n: int) -> dict[str, Tensor]:
+        """float32 ``(n, *shape)`` of one row or of n."""
+        return {name: _rows(name, value, self.shape, n).expand(n, *self.shape)}
+
+    def parse(self, name: str, text: str) -> list[float]:
+        """Numbers between commas."""
+        return _numbers(name, text)
+
+
+class Image(_Kind):
+    """An image that a sample depends on, such as its low resolution.
+
+    Args:
+        shape: ``(channels, height, width)``.
+    """
+
+    kind: Literal["image"] = "image"
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Image:
+        _check_size(self.shape)
+        return self
+
+    def null(self, name: str) -> dict[str, Tensor]:
+        """Zeros, which are grey."""
+        return {name: torch.zeros(self.shape)}
+
+    def default(self, name: str, own: Ordered[int]) -> dict[str, Tensor]:
+        """The null for every sample."""
+        return _repeated(self.null(name), len(own))
+
+    def convert(self, name: str, value: Any, n: int) -> dict[str, Tensor]:
+        """float32 ``(n, c, h, w)`` of one image or of n."""
+        return {name: _rows(name, value, self.shape, n).expand(n, *self.shape)}
+
+    def parse(self, name: str, text: str) -> Any:
+        """Refuse: an image is read from a file."""
+        raise UsageError(f"{name} is an image; give a {' or '.join(FILES)} file, got {text!r}")
+
+
+class Sequence(_Kind):
+    """Tokens, some of which are there, such as the embedded words of a text.
+
+    Args:
+        shape: of one token.
+        length: the most tokens of a sample.
+    """
+
+    kind: Literal["sequence"] = "sequence"
+    shape: tuple[PositiveInt, ...]
+    length: PositiveInt
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sequence:
+        _check_size((self.length, *self.shape))
+        return self
+
+    def null(self, name: str) -> dict[str, Tensor]:
+        """Zeros, and a mask by which no token is there."""
+        tokens = torch.zeros(self.length, *self.shape)
+        return {name: tokens, f"{name}_mask": torch.zeros(self.length, dtype=torch.bool)}
+
+    def default(self, name: str, own: Ordered[int]) -> dict[str, Tensor]:
+        """The null for every sample."""
+        return _repeated(self.null(name), len(own))
+
+    def convert(self, name: str, value: Any, n: int) -> dict[str, Tensor]:
+        """float32 ``(n, length, *shape)`` and bool ``(n, length)``.
+
+        ``value`` is the tokens, or a pair of tokens and mask. Fewer tokens than ``length`` are
+        filled up with tokens that are not there.
+        """
+        tokens, mask = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+        given = _array(name, tokens)
+        here = given.shape[given.ndim - len(self.shape) - 1] if given.ndim > len(self.shape) else 0
+        if not 1 <= here <= self.length:
+            raise UsageError(
+                f"{name} must have the shape (b, tokens, {_shown(self.shape)}) with 1 to "
+                f"{self.length} tokens, got {tuple(given.shape)}"
+            )
+        rows = _rows(name, given, (here, *self.shape), n)
+        whole = torch.zeros(len(rows), self.length, *self.shape)
+        whole[:, :here] = rows
+        there = torch.ones(1, here) if mask is None else _rows(f"{name}_mask", mask, (here,), n)
+        known = torch.zeros(len(there), self.length, dtype=torch.bool)
+        known[:, :here] = there != 0
+        return {
+            name: whole.expand(n, *whole.shape[1:]),
+            f"{name}_mask": known.expand(n, self.length),
+        }
+
+    def parse(self, name: str, text: str) -> Any:
+        """Refuse: tokens are read from a file."""
+        raise UsageError(
+            f"{name} is a sequence; give a .npy file of its tokens or a .npz file with tokens and "
+            f"mask, got {text!r}"
+        )
+
+
+class Mask(_Kind):
+    """Which positions of a sample are real, where samples differ in length.
+
+    It is no condition that can be left out: it has no null.
+
+    Args:
+        length: of the longest sample, which is the default length of generated ones.
+    """
+
+    kind: Literal["mask"] = "mask"
+    length: PositiveInt | None = None
+
+    def null(self, name: str) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def default(
+        self, name: str, own: Ordered[int], space: Ordered[int | None] = (None,)
+    ) -> dict[str, Tensor]:
+        """Samples of full length.
+
+        Raises:
+            UsageError: nobody knows what that is.
+        """
+        last = space[-1] or self.length
+        if last is None:
+            raise UsageError("this model makes samples of any length; say which with lengths=...")
+        return self.convert(name, last, len(own), space)
+
+    def convert(
+        self, name: str, value: Any, n: int, space: Ordered[int | None] = (None,)
+    ) -> dict[str, Tensor]:
+        """float32 ``(n, 1, *space)``, 1 where a sample is real.
+
+        Args:
+            name: of the condition.
+            value: one length or n of them (integers), or a mask ``(n, 1, *space)`` of 0 and 1.
+            n: samples.
+            space: the data's shape without channels; None is a free axis.
+        """
+        given = _array(name, value)
+        if given.ndim <= 1 and not (given.is_floating_point() or given.dtype == torch.bool):
+            given = _of_lengths(name, given, n, space)
+        if given.ndim == len(space) + 1:
+            given = given[None]
+        given = given.expand(n, *given.shape[1:]) if len(given) == 1 else given
+        wanted = [n, 1, *(s or g for s, g in zip(space, given.shape[2:], strict=False))]
+        if list(given.shape) != wanted or 0 in given.shape:
+            raise UsageError(
+                f"{name} must have the shape ({n}, 1, {_shown(space)}), or be {n} lengths, got "
+                f"{tuple(given.shape)}"
+            )
+        if not bool(((given == 0) | (given == 1)).all()):
+            raise UsageError(f"{name} must be 1 where a sample is real and 0 elsewhere")
+        if not bool((given != 0).flatten(1).any(1).all()):
+            raise UsageError(f"{name} says of a sample that nothing of it is real")
+        return {name: given.float()}
+
+    def parse(self, name: str, text: str) -> list[int]:
+        """Lengths between commas."""
+        try:
+            lengths = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise UsageError(f"{name} must be one or more lengths, got {text!r}") from None
+        return lengths
+
+
+Condition = Annotated[
+    Label | Vector | Sequence | Image | Mask,
+    Field(discriminator="kind"),
+]
+
+
+def parse(name: str, text: str, condition: Any) -> Any:
+    """The value that ``--cond NAME=TEXT`` gives: what the condition reads, or a file's arrays.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    path = Path(text)
+    if path.suffix not in FILES:
+        return condition.parse(name, text)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {**loaded}
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{name}: {path} cannot be read as arrays ({error})") from error
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    for tokens, mask in (("tokens", "mask"), (name, f"{name}_mask")):
+        if isinstance(condition, Sequence) and arrays.keys() == {tokens, mask}:
+            return arrays[tokens], arrays[mask]
+    if name in arrays:
+        return arrays[name]
+    raise UsageError(f"{name}: {path} holds {', '.join(arrays)}; expected one array, or {name}")
+
+
+def lengths_of(mask: Tensor) -> list[int]:
+    """One more than the last real position of each sample, along the last axis."""
+    real = (mask != 0).flatten(1, -2).any(1)
+    places = torch.arange(1, real.shape[1] + 1, device=mask.device)
+    return (real * places).amax(1).tolist()
+
+
+def _of_lengths(name: str, given: Tensor, n: int, space: Ordered[int | None]) -> Tensor:
+    lengths = given.expand(n) if given.shape in {(), (1,)} else given
+    if lengths.shape != (n,):
+        raise UsageError(f"expected one length or {n} as {name}, got {len(lengths)}")
+    longest = int(lengths.max())
+    last = longest if space[-1] is None else space[-1]
+    if int(lengths.min()) < 1 or longest > last or longest > LARGEST:
+        raise UsageError(f"lengths must be in [1, {space[-1] or LARGEST}], got {lengths.tolist()}")
+    row = torch.arange(last) < lengths[:, None]
+    row = row.reshape(n, *[1] * len(space), last)
+    return row.expand(n, 1, *(s or 1 for s in space[:-1]), last)
+
+
+def _array(name: str, value: Any) -> Tensor:
+    try:
+        if not isinstance(value, Tensor):
+            value = torch.as_tensor(np.asarray(value))
+        if value.dtype.is_complex:
+            raise TypeError("complex numbers")
+        return value.detach()
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be numbers, got {_brief(value)} ({error})") from error
+
+
+def _rows(name: str, value: Any, shape: Ordered[int], n: int) -> Tensor:
+    """float32 ``(n, *shape)``, or ``(1, *shape)`` where one row is given for all."""
+    given = _array(name, value)
+    row = given[None] if given.ndim == len(shape) else given
+    if tuple(row.shape[1:]) != tuple(shape) or row.ndim == 0 or len(row) not in {1, n}:
+        raise UsageError(
+            f"{name} must have the shape ({_shown(shape)}), or ({n}, {_shown(shape)}) with a row "
+            f"for each sample; got {tuple(given.shape)}"
+        )
+    row = row.to(torch.float32)
+    if not bool(row.isfinite().all()):
+        raise UsageError(f"{name} holds NaN, infinite or larger values than float32 can")
+    return row
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{name} must be numbers with commas between them, or a {' or '.join(FILES)} file; "
+            f"got {text!r}"
+        ) from None
+
+
+def _repeated(null: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+    return {key: value.expand(n, *value.shape) for key, value in null.items()}
+
+
+def _check_size(shape: Ordered[int]) -> None:
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"a condition of shape {tuple(shape)} has more than {LARGEST} values")
+
+
+def _shown(shape: Ordered[int | None]) -> str:
+    return ", ".join("any" if size is None else str(size) for size in shape)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

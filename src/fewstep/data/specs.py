@@ -1,0 +1,91 @@
+"""What a data set says of its samples, or what its first batch shows where it says too little."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Ordered
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from fewstep.conditions import Condition, Label, Mask, Sequence, Vector
+from fewstep.contract import DataSpec, data_spec
+from fewstep.core import Batch, UsageError
+
+MADE = ("guidance", "augment")
+"""Keys of conditions that methods and augmentations make, which are no data."""
+
+
+def spec_of(data: Any) -> DataSpec:
+    """The specification of a data set's samples.
+
+    A data set without ``spec`` is asked for its first samples: conditions there that its ``labels``
+    do not cover are vectors, or sequences where ``NAME_mask`` comes with them; ``Batch.mask`` is
+    the condition ``mask``.
+
+    Args:
+        data: any data set; at least ``shape``, ``labels``, ``image`` and ``batch``.
+
+    Raises:
+        UsageError: a condition is of integers, whose number of classes nobody says.
+    """
+    own = getattr(data, "spec", None)
+    if own is not None:
+        return own
+    spec = data_spec(data.shape, data.labels, data.image)
+    shown = _shown(first_samples(data), spec)
+    return declared(spec.shape, spec.range, {**spec.conditions, **shown})
+
+
+def first_samples(data: Any) -> Batch:
+    """Two samples, by which data is judged before it is learnt from."""
+    return data.batch([0, min(1, len(data) - 1)])
+
+
+def declared(
+    shape: Ordered[int | None],
+    range: tuple[float, float] | None,
+    conditions: Mapping[str, Condition],
+) -> DataSpec:
+    """The specification of these parts.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    try:
+        return DataSpec(shape=tuple(shape), range=range, conditions=dict(conditions))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"the data cannot be described: {'.'.join(map(str, first['loc']))} {first['msg']}"
+        ) from error
+
+
+def image_spec(shape: Ordered[int], names: Ordered[str] | None) -> DataSpec:
+    """The specification of images in [-1, 1], with classes of these names if there are any."""
+    label = Label(classes=len(names), names=tuple(names)) if names else None
+    return declared(shape, (-1.0, 1.0), {"label": label} if label else {})
+
+
+def _shown(batch: Batch, spec: DataSpec) -> dict[str, Condition]:
+    """The conditions of a batch that a specification does not declare."""
+    conditions: dict[str, Condition] = {}
+    tokens = {key for key in batch.cond if f"{key}_mask" in batch.cond}
+    known = {*spec.conditions, *MADE, "mask", *(f"{key}_mask" for key in tokens)}
+    for name, value in batch.cond.items():
+        if name in known:
+            continue
+        if value.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            raise UsageError(
+                f"the batches hold integers as the condition {name!r}, and nothing says of how "
+                f"many classes; give the data set a spec, DataSpec(..., conditions={{{name!r}: "
+                "Label(classes=...)}), or labels=... for the condition label"
+            )
+        shape = tuple(value.shape[1:])
+        conditions[name] = (
+            Sequence(shape=shape[1:], length=shape[0]) if name in tokens else Vector(shape=shape)
+        )
+    if "mask" not in spec.conditions and (batch.mask is not None or "mask" in batch.cond):
+        conditions["mask"] = Mask()
+    return conditions
