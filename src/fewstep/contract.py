@@ -111,9 +111,23 @@ class DataSpec(_Strict):
             own in (None, size) for size, own in zip(shape, self.shape, strict=True)
         )
 
+    def agrees(self, other: DataSpec) -> bool:
+        """Whether samples and conditions are of the same kinds.
+
+        Classes agree by their names; where one side has none, by their number.
+        """
+        named = self.class_names and other.class_names
+
+        def kinds_of(spec: DataSpec) -> dict[str, Condition]:
+            plain = {"label": Label(classes=spec.labels)} if spec.labels and not named else {}
+            return {**spec.conditions, **plain}
+
+        return self.shape == other.shape and kinds_of(self) == kinds_of(other)
+
     def summary(self) -> str:
         """Shape and conditions in words: ``(1, 8, 8), 10 labels``."""
-        told = [str(self.shape), f"{self.labels or 'no'} labels"]
+        names = f" ({', '.join(self.class_names[:5])})" if self.class_names else ""
+        told = [str(self.shape), f"{self.labels or 'no'} labels{names}"]
         for name, one in self.conditions.items():
             if isinstance(one, Mask):
                 told.append("masked")

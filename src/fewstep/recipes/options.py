@@ -79,8 +79,9 @@ class StartOptions:
     """Scale of classifier-free guidance of a teacher that is distilled; 1 is no guidance."""
     dropout: float = 0.0
     """Probability of dropout in the student, in [0, 1)."""
-    label_drop: float = 0.1
-    """Share of the samples that the model sees without conditions, so that it can be guided."""
+    condition_drop: float = 0.1
+    """Share of the samples that the model sees without conditions, so that it can be guided; 0 for
+    observations that are always there."""
     sigma_data: float = 0.5
     """Standard deviation of the data; an EDM teacher's own takes its place."""
     middle: float = 0.821

@@ -162,7 +162,7 @@ CIFAR10 = Place(
     title="cifar10",
     data=DataOptions(data="cifar10", labels=False),
     network=NetworkOptions(channels=128, multipliers=(2, 2, 2), blocks=4, attention=(16,)),
-    start=StartOptions(label_drop=0.0),
+    start=StartOptions(condition_drop=0.0),
     averages=AverageOptions(rates=(0.9999,), warm_averages=False),
     augment=AugmentOptions(flip=True),
     train=TrainConfig(steps=1, batch=64, threads=0, save_every=5000, sample_every=10_000),
@@ -197,7 +197,7 @@ IMAGENET_64 = replace(
     title="imagenet-64",
     data=DataOptions(data="imagenet-64"),
     network=NetworkOptions(network="adm"),
-    start=StartOptions(label_drop=0.0, middle=1.913),
+    start=StartOptions(condition_drop=0.0, middle=1.913),
     averages=AverageOptions(rates=(0.999, 0.9999, 0.9999432), warm_averages=False),
     train=replace(CIFAR10.train, precision="fp16"),
 )

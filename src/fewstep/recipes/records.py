@@ -42,7 +42,7 @@ def current(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
     Version 0.1.0 left out what a place decided, and its ``ct`` and ``edm`` had options of their
     own; its data set was known by the recipe's name alone.
     """
-    if "label_drop" in arguments or name not in NAMES:  # as this version writes them
+    if "condition_drop" in arguments or name not in NAMES:  # as this version writes them
         return dict(arguments)
     place, method = NAMES[name]
     own, renamed = set(vars(method.options())), dict(arguments)

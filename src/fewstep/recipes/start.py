@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +15,10 @@ from pathlib import Path as FilePath
 import torch
 from torch import nn
 
-from fewstep.contract import data_spec
-from fewstep.data import Dataset, EDMAugment, Flip
+from fewstep.conditions import Image, Vector
+from fewstep.conditions import Sequence as Tokens
+from fewstep.contract import DataSpec
+from fewstep.data import Dataset, EDMAugment, Flip, spec_of
 from fewstep.data.catalogue import training_data
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
@@ -36,7 +39,7 @@ from fewstep.models.nets import NETWORKS
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.models.preconditioning import Preconditioning
 from fewstep.objectives.base import Objective
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.terms import ConditionDrop
 from fewstep.paths import Path, VarianceExploding
 from fewstep.recipes.method import MethodOptions
 from fewstep.recipes.options import NONE
@@ -70,7 +73,7 @@ class Start:
     source: Denoiser
     model: Model | None
     teacher: AbstractDenoiser | None
-    drop: LabelDrop | None
+    drop: ConditionDrop | None
     pairs: Pairs | None = None
 
     @property
@@ -218,7 +221,7 @@ class Start:
         """The run of an objective."""
         data, reports = self.data, recipe.place.reports
         teacher = self.model if self.teacher is not None else None
-        sampling = objective.contract(data_spec(data.shape, data.labels, data.image)).sampling
+        sampling = objective.contract(spec_of(data)).sampling
         free = sampling.any_times and sampling.kind != "ode"
         return Run(
             recipe=recipe.name,
@@ -263,14 +266,15 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
             f"{recipe.name} distils no teacher that could be guided; leave out --guidance"
         )
     guidable = model is None or method.after or model.contract.sampling.guidance
-    drops = guidable and data.labels and options.label_drop
+    nulls = spec_of(data).nulls
+    drops = guidable and nulls and options.condition_drop
     start = Start(
         recipe=recipe,
         data=data,
         source=source,
         model=model,
         teacher=guided(model, source, options.guidance) if model and taught else None,
-        drop=LabelDrop(options.label_drop, {"label": data.labels}) if drops else None,
+        drop=ConditionDrop(options.condition_drop, nulls) if drops else None,
     )
     return start.with_pairs(recipe.options.pairs)
 
@@ -287,12 +291,12 @@ def teacher_of(data: Dataset, name: str, trained_by: str, method: str | None = N
             f"with: fewstep train {trained_by} --out {name}"
         )
     model = load(name, device="cpu")
-    made = model.contract.data
-    if (tuple(made.shape), made.labels) != (tuple(data.shape), data.labels):
+    made, spec = model.contract.data, spec_of(data)
+    if not made.agrees(spec):
         raise UsageError(
-            f"the teacher {name} draws {tuple(made.shape)} with {made.labels} labels, the data is "
-            f"{tuple(data.shape)} with {data.labels}; choose the teacher's resolution, or train "
-            "one with: fewstep train edm --data ... --resolution ..."
+            f"the teacher {name} generates {made.summary()}, the data is {spec.summary()}; choose "
+            "the teacher's resolution and conditions, or train one with: fewstep train "
+            f"{trained_by}"
         )
     if method is not None and model.contract.method != method:
         raise UsageError(
@@ -343,7 +347,7 @@ def guided(model: Model, source: Denoiser, scale: float) -> AbstractDenoiser:
             f"guidance={scale} cannot be had of this teacher, which allows {allowed or 'none'}; "
             "guidance needs labels, dropped for a share of the samples"
         )
-    return Guided(source, {"label": model.contract.data.labels}, scale)
+    return Guided(source, model.contract.data.nulls, scale)
 
 
 def network(recipe: Recipe[MethodOptions], data: Dataset) -> nn.Module:
@@ -372,8 +376,30 @@ def network(recipe: Recipe[MethodOptions], data: Dataset) -> nn.Module:
         given["augment"] = AUGMENT_LABELS
     if "dropout" in known:
         given["dropout"] = 0.0
+    spec = spec_of(data)
+    inputs = _inputs(spec)
+    for option, names in inputs.items():
+        if option not in known:
+            conditions = ", ".join(names) if isinstance(names, dict) else "mask"
+            able = [name for name, one in NETWORKS.items() if option in signature(one).parameters]
+            raise UsageError(
+                f"the network {options.network} cannot read {conditions}; take --network "
+                f"{' or '.join(able)}"
+            )
     with seeded(recipe.train.seed):
-        return kind(shape=tuple(data.shape), classes=data.labels, **given)
+        return kind(shape=spec.shape, classes=spec.labels, **given, **inputs)
+
+
+def _inputs(spec: DataSpec) -> dict[str, dict[str, object] | bool]:
+    """The options by which a network reads the conditions of data, besides its classes."""
+    found = spec.conditions.items()
+    inputs: dict[str, dict[str, object] | bool] = {
+        "vectors": {n: math.prod(c.shape) for n, c in found if isinstance(c, Vector)},
+        "sequences": {n: (c.length, math.prod(c.shape)) for n, c in found if isinstance(c, Tokens)},
+        "images": {n: c.shape[0] for n, c in found if isinstance(c, Image)},
+        "masked": spec.masked,
+    }
+    return {option: value for option, value in inputs.items() if value}
 
 
 def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
