@@ -69,7 +69,7 @@ class Exact(nn.Module):
         # Times by c_noise, which is monotonic in all parametrisations.
         path = scalings.path
         low, high = max(path.t_min, 1e-6 * path.t_max), path.t_max
-        self.grid = torch.logspace(np.log10(low), np.log10(high), 20_000, dtype=D)
+        self.grid = torch.logspace(np.log10(low), np.log10(high), 5_000, dtype=D)
         self.grid[-1] = high
         self.noises = scalings.coefficients(self.grid).c_noise
 
@@ -140,11 +140,12 @@ def test_a_network_that_is_read_as_another_kind_shows_at_once(written, declared,
     close = isinstance(of, Gaussian) or isinstance(path, CosineVariancePreserving)
     close = close and {written, declared} == {"v", "flow"} and not isinstance(path, Linear)
     for options in ({}, {"levels": doctor.QUICK_LEVELS, "deep": False}):
-        n = 64 if options else 1000 if close else 256
+        n = 64 if options else 1000 if close else 128
         finding = ask(parametrisation, model, data(of), n=n, **options)
         errors = finding.numbers["errors"]
         # The chord of the time's table costs 1e-5; on this path velocity is v times pi / 2.
         assert errors[written] < 1.03
+        assert errors[written] > 0.97 or of is MIXTURE
         if written == declared:
             assert finding.severity in {"fine", "note"}
             assert errors[written] == min(errors.values())
@@ -614,6 +615,12 @@ def test_quick_leaves_the_model_and_the_generators_as_they_are():
     after = model.denoiser.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     assert first == doctor.quick(model, digits("train"))
+
+
+def test_a_network_that_draws_leaves_the_generators_too():
+    state = torch.get_rng_state()
+    doctor.examine(plain(last=lambda x: x + 1e-9 * torch.rand_like(x)), data(), n=8)
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_network_that_cannot_be_called_is_one_finding():
