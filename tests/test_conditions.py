@@ -129,6 +129,7 @@ def test_it_contradicts_itself_never(change, message):
             [[True, False, True]] * 2,
         ),
         ({"text": (torch.ones(1, 4), torch.tensor([1]))}, "text_mask", [[True, False, False]] * 2),
+        ({"low": np.full((1, 2, 2), 255, np.uint8)}, "low", [[[[1, 1], [1, 1]]]] * 2),
         ({"mask": [2, 3]}, "mask", [[[1, 1, 0]], [[1, 1, 1]]]),
         ({"mask": 2}, "mask", [[[1, 1]], [[1, 1]]]),
         ({"mask": torch.tensor([[[True, False]]])}, "mask", [[[1, 0]], [[1, 0]]]),

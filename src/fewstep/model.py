@@ -16,7 +16,6 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from fewstep import solvers
-from fewstep.conditions import lengths_of
 from fewstep.contract import Contract
 from fewstep.core import Cond
 from fewstep.devices import usable_device
@@ -27,6 +26,7 @@ from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.noise import SampleNoise as SampleNoise
 from fewstep.paths import VarianceExploding
 from fewstep.times import karras, uniform
+from fewstep.values import lengths_of
 from fewstep.weights import load_weights
 
 FORMAT = 2

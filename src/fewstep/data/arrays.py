@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from fewstep.conditions import Mask, lengths_of
+from fewstep.conditions import Mask
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
 from fewstep.data.columns import Column, columns, label_column
 from fewstep.data.specs import declared
+from fewstep.values import lengths_of
 
 Indices = Sequence[int] | np.ndarray
 """Integers in [0, n)."""

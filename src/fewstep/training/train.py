@@ -99,6 +99,7 @@ def train(run: Run, out: str | Path, *, fresh: bool = False) -> Model:
 def dry(run: Run) -> str:
     """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
     device = _device(run.config)
+    check_conditions(run.objective, run.data)
     check(run.objective, run.config, World(size=int(os.environ.get("WORLD_SIZE") or 1)))
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
