@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor
 
 from fewstep.errors import UsageError, nearest
-from fewstep.values import FILES, LARGEST, array_of, masks_of, numbers, rows_of, shown
+from fewstep.values import FILES, LARGEST, array_of, masks_of, numbers, rows_of, shape_text
 
 
 class _Kind(BaseModel):
@@ -191,7 +191,7 @@ class Sequence(_Kind):
         here = given.shape[given.ndim - len(self.shape) - 1] if given.ndim > len(self.shape) else 0
         if not 1 <= here <= self.length:
             raise UsageError(
-                f"{name} must have the shape (b, tokens, {shown(self.shape)}) with 1 to "
+                f"{name} must have the shape (b, tokens, {shape_text(self.shape)}) with 1 to "
                 f"{self.length} tokens, got {tuple(given.shape)}"
             )
         rows = rows_of(name, given, (here, *self.shape), n)
@@ -262,7 +262,7 @@ class Mask(_Kind):
         wanted = [n, 1, *(s or g for s, g in zip(space, given.shape[2:], strict=False))]
         if list(given.shape) != wanted or 0 in given.shape:
             raise UsageError(
-                f"{name} must have the shape ({n}, 1, {shown(space)}), or be {n} lengths, got "
+                f"{name} must have the shape ({n}, 1, {shape_text(space)}), or be {n} lengths, got "
                 f"{tuple(given.shape)}"
             )
         if not bool(((given == 0) | (given == 1)).all()):

@@ -106,13 +106,13 @@ class DataSpec(_Strict):
 
     def summary(self) -> str:
         """Shape and conditions in words: ``(1, 8, 8), 10 labels``."""
-        told = [str(self.shape), f"{self.labels or 'no'} labels"]
+        parts = [str(self.shape), f"{self.labels or 'no'} labels"]
         for name, one in self.conditions.items():
             if isinstance(one, Mask):
-                told.append("masked")
+                parts.append("masked")
             elif name != "label":
-                told.append(f"{name} {one.classes if isinstance(one, Label) else one.shape}")
-        return ", ".join(told)
+                parts.append(f"{name} {one.classes if isinstance(one, Label) else one.shape}")
+        return ", ".join(parts)
 
     def defaults(self, own: Sequence[int], given: Sequence[str] = ()) -> dict[str, Tensor]:
         """The conditions of samples for which nobody gives any, batch first.

@@ -56,9 +56,10 @@ def rows_of(name: str, value: Any, shape: Ordered[int], n: int) -> Tensor:
     given = array_of(name, value)
     row = given[None] if given.ndim == len(shape) else given
     if tuple(row.shape[1:]) != tuple(shape) or row.ndim == 0 or len(row) not in {1, n}:
+        wanted = shape_text(shape)
         raise UsageError(
-            f"{name} must have the shape ({shown(shape)}), or ({n}, {shown(shape)}) with a row "
-            f"for each sample; got {tuple(given.shape)}"
+            f"{name} must have the shape ({wanted}), or ({n}, {wanted}) with a row for each "
+            f"sample; got {tuple(given.shape)}"
         )
     row = row.to(torch.float32)
     if not bool(row.isfinite().all()):
@@ -77,7 +78,7 @@ def numbers(name: str, text: str) -> list[float]:
         ) from None
 
 
-def shown(shape: Ordered[int | None]) -> str:
+def shape_text(shape: Ordered[int | None]) -> str:
     """A shape in words, free axes included."""
     return ", ".join("any" if size is None else str(size) for size in shape)
 

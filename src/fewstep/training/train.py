@@ -25,7 +25,7 @@ from fewstep.pictures import picture
 from fewstep.processes import World, joined
 from fewstep.training import checkpoints
 from fewstep.training.announce import card, header, plan
-from fewstep.training.conditions import check_conditions, pictured
+from fewstep.training.conditions import check_conditions, picture_conditions
 from fewstep.training.config import Run, TrainConfig
 from fewstep.training.derivative import check_derivative
 from fewstep.training.folder import RunFolder, describe
@@ -218,18 +218,18 @@ def _pictures(run: Run, trainer: Trainer, folder: RunFolder, caught: Sequence[in
     """
     main = _main(trainer)
     n = PICTURED if trainer.step else FIRST
-    cond = pictured(run.data, n) if trainer.world.first else {}
+    cond = picture_conditions(run.data, n) if trainer.world.first else {}
     for average, suffix in ((main, ""), *(((None, "-online"),) if main else ())):
         training = trainer.objective.student.training
         model = _model(run, trainer, average)
         if trainer.world.first:
-            x = _drawn(model, n, cond, caught)
+            x = _samples(model, n, cond, caught)
             if x is not None:
                 picture(x, folder.samples / f"{trainer.step:09d}{suffix}.png")
         trainer.objective.student.train(training)
 
 
-def _drawn(model: Model, n: int, cond: dict[str, Tensor], caught: Sequence[int]) -> Tensor | None:
+def _samples(model: Model, n: int, cond: dict[str, Tensor], caught: Sequence[int]) -> Tensor | None:
     """Samples, or None where a signal came before they were complete."""
     parts = []
     for first in range(0, n, FIRST):
