@@ -194,11 +194,20 @@ class Start(_Strict):
 
 
 class Guidance(_Strict):
-    """Scales of classifier-free guidance that the model can be sampled with; 1 is none."""
+    """Scales of classifier-free guidance that the model can be sampled with; 1 is none.
+
+    Args:
+        kind: of guidance.
+        min: the lowest scale.
+        max: the highest scale.
+        keys: of the conditions that training left out for a share of the samples, and guidance
+            leaves out in its unconditional half; None if they are all.
+    """
 
     kind: Literal["classifier_free"] = "classifier_free"
     min: float = 0.0
     max: float = 20.0
+    keys: tuple[str, ...] | None = None
 
 
 class Sampling(_Strict):

@@ -295,7 +295,8 @@ class Model:
             )
         if not (math.isfinite(guidance) and allowed.min <= guidance <= allowed.max):
             raise UsageError(f"guidance must be in [{allowed.min}, {allowed.max}], got {guidance}")
-        nulls = {key: v for key, v in self.contract.data.nulls.items() if key in cond}
+        left_out = cond if allowed.keys is None else allowed.keys
+        nulls = {k: v for k, v in self.contract.data.nulls.items() if k in cond and k in left_out}
         if not nulls:
             raise UsageError(
                 "guidance needs a condition to guide towards, such as a label; this model has none"
