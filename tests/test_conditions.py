@@ -14,7 +14,7 @@ from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start, data
 from fewstep.core import UsageError
 from fewstep.model import BUNDLED, Model, load
 from fewstep.models import EDM, Denoiser, Guided
-from fewstep.objectives.terms import ConditionDrop
+from fewstep.objectives.terms import ConditionDrop, guidance_of
 from fewstep.paths import Linear
 from oracles import GaussianDenoiser
 
@@ -129,6 +129,7 @@ def test_it_contradicts_itself_never(change, message):
             [[True, False, True]] * 2,
         ),
         ({"text": (torch.ones(1, 4), torch.tensor([1]))}, "text_mask", [[True, False, False]] * 2),
+        ({"low": np.full((1, 2, 2), 255, np.uint8)}, "low", [[[[1, 1], [1, 1]]]] * 2),
         ({"mask": [2, 3]}, "mask", [[[1, 1, 0]], [[1, 1, 1]]]),
         ({"mask": 2}, "mask", [[[1, 1]], [[1, 1]]]),
         ({"mask": torch.tensor([[[True, False]]])}, "mask", [[[1, 0]], [[1, 0]]]),
@@ -244,6 +245,23 @@ def test_a_null_may_be_a_tensor():
         assert both["text_mask"][i].equal(null["text_mask"])
     assert both["text"][:2].equal(cond["text"])
     assert both["obs"].equal(torch.ones(4, 4))
+
+
+def test_guidance_leaves_out_what_training_left_out():
+    data = DataSpec(shape=(2,), conditions={"label": Label(classes=3), "obs": Vector(shape=(2,))})
+    assert guidance_of(None, data) is None
+    assert guidance_of(ConditionDrop(0.0, data.nulls), data) is None
+    assert guidance_of(ConditionDrop(0.1, data.nulls), data) == Guidance()
+    assert guidance_of(ConditionDrop(0.1, {"label": 3}), DataSpec(shape=(2,), labels=3)) == (
+        Guidance()
+    )
+    some = guidance_of(ConditionDrop(0.1, {"label": 3}), data)
+    assert some == Guidance(keys=("label",))
+    model = model_of(data, guidance=some)
+    model.sample(1, cond={"label": 1, "obs": [5, 6]}, guidance=2.0)
+    (both,) = model.denoiser.net.seen
+    assert both["label"].tolist() == [1, 3]
+    assert both["obs"].tolist() == [[5, 6], [5, 6]]
 
 
 # Models.

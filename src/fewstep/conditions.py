@@ -19,12 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor
 
 from fewstep.errors import UsageError, nearest
-
-LARGEST = 2**28
-"""The most values that one condition of one sample may have."""
-
-FILES = (".npy", ".npz")
-"""Suffixes of the files from which the command line reads a condition."""
+from fewstep.values import FILES, LARGEST, array_of, masks_of, numbers, rows_of, shape_text
 
 
 class _Kind(BaseModel):
@@ -65,7 +60,7 @@ class Label(_Kind):
         elif isinstance(value, list | tuple):
             value = [self._number(name, v) if isinstance(v, str) else v for v in value]
         try:
-            given = torch.as_tensor(value)
+            given = torch.as_tensor(value).cpu()
         except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"{name} must be an integer {allowed}; got {value!r}") from error
         given = given.expand(n) if given.shape in {(), (1,)} else given
@@ -118,11 +113,11 @@ class Vector(_Kind):
 
     def convert(self, name: str, value: Any, n: int) -> dict[str, Tensor]:
         """float32 ``(n, *shape)`` of one row or of n."""
-        return {name: _rows(name, value, self.shape, n).expand(n, *self.shape)}
+        return {name: rows_of(name, value, self.shape, n).expand(n, *self.shape)}
 
     def parse(self, name: str, text: str) -> list[float]:
         """Numbers between commas."""
-        return _numbers(name, text)
+        return numbers(name, text)
 
 
 class Image(_Kind):
@@ -149,8 +144,10 @@ class Image(_Kind):
         return _repeated(self.null(name), len(own))
 
     def convert(self, name: str, value: Any, n: int) -> dict[str, Tensor]:
-        """float32 ``(n, c, h, w)`` of one image or of n."""
-        return {name: _rows(name, value, self.shape, n).expand(n, *self.shape)}
+        """float32 ``(n, c, h, w)`` of one image or of n; uint8 pixels are mapped to [-1, 1]."""
+        value = array_of(name, value)
+        value = value / 127.5 - 1 if value.dtype == torch.uint8 else value
+        return {name: rows_of(name, value, self.shape, n).expand(n, *self.shape)}
 
     def parse(self, name: str, text: str) -> Any:
         """Refuse: an image is read from a file."""
@@ -190,17 +187,17 @@ class Sequence(_Kind):
         filled up with tokens that are not there.
         """
         tokens, mask = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
-        given = _array(name, tokens)
+        given = array_of(name, tokens)
         here = given.shape[given.ndim - len(self.shape) - 1] if given.ndim > len(self.shape) else 0
         if not 1 <= here <= self.length:
             raise UsageError(
-                f"{name} must have the shape (b, tokens, {_shown(self.shape)}) with 1 to "
+                f"{name} must have the shape (b, tokens, {shape_text(self.shape)}) with 1 to "
                 f"{self.length} tokens, got {tuple(given.shape)}"
             )
-        rows = _rows(name, given, (here, *self.shape), n)
+        rows = rows_of(name, given, (here, *self.shape), n)
         whole = torch.zeros(len(rows), self.length, *self.shape)
         whole[:, :here] = rows
-        there = torch.ones(1, here) if mask is None else _rows(f"{name}_mask", mask, (here,), n)
+        there = torch.ones(1, here) if mask is None else rows_of(f"{name}_mask", mask, (here,), n)
         known = torch.zeros(len(there), self.length, dtype=torch.bool)
         known[:, :here] = there != 0
         return {
@@ -256,16 +253,16 @@ class Mask(_Kind):
             n: samples.
             space: the data's shape without channels; None is a free axis.
         """
-        given = _array(name, value)
+        given = array_of(name, value)
         if given.ndim <= 1 and not (given.is_floating_point() or given.dtype == torch.bool):
-            given = _of_lengths(name, given, n, space)
+            given = masks_of(name, given, n, space)
         if given.ndim == len(space) + 1:
             given = given[None]
         given = given.expand(n, *given.shape[1:]) if len(given) == 1 else given
         wanted = [n, 1, *(s or g for s, g in zip(space, given.shape[2:], strict=False))]
         if list(given.shape) != wanted or 0 in given.shape:
             raise UsageError(
-                f"{name} must have the shape ({n}, 1, {_shown(space)}), or be {n} lengths, got "
+                f"{name} must have the shape ({n}, 1, {shape_text(space)}), or be {n} lengths, got "
                 f"{tuple(given.shape)}"
             )
         if not bool(((given == 0) | (given == 1)).all()):
@@ -313,62 +310,6 @@ def parse(name: str, text: str, condition: Any) -> Any:
     raise UsageError(f"{name}: {path} holds {', '.join(arrays)}; expected one array, or {name}")
 
 
-def lengths_of(mask: Tensor) -> list[int]:
-    """One more than the last real position of each sample, along the last axis."""
-    real = (mask != 0).flatten(1, -2).any(1)
-    places = torch.arange(1, real.shape[1] + 1, device=mask.device)
-    return (real * places).amax(1).tolist()
-
-
-def _of_lengths(name: str, given: Tensor, n: int, space: Ordered[int | None]) -> Tensor:
-    lengths = given.expand(n) if given.shape in {(), (1,)} else given
-    if lengths.shape != (n,):
-        raise UsageError(f"expected one length or {n} as {name}, got {len(lengths)}")
-    longest = int(lengths.max())
-    last = longest if space[-1] is None else space[-1]
-    if int(lengths.min()) < 1 or longest > last or longest > LARGEST:
-        raise UsageError(f"lengths must be in [1, {space[-1] or LARGEST}], got {lengths.tolist()}")
-    row = torch.arange(last) < lengths[:, None]
-    row = row.reshape(n, *[1] * len(space), last)
-    return row.expand(n, 1, *(s or 1 for s in space[:-1]), last)
-
-
-def _array(name: str, value: Any) -> Tensor:
-    try:
-        if not isinstance(value, Tensor):
-            value = torch.as_tensor(np.asarray(value))
-        if value.dtype.is_complex:
-            raise TypeError("complex numbers")
-        return value.detach()
-    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"{name} must be numbers, got {_brief(value)} ({error})") from error
-
-
-def _rows(name: str, value: Any, shape: Ordered[int], n: int) -> Tensor:
-    """float32 ``(n, *shape)``, or ``(1, *shape)`` where one row is given for all."""
-    given = _array(name, value)
-    row = given[None] if given.ndim == len(shape) else given
-    if tuple(row.shape[1:]) != tuple(shape) or row.ndim == 0 or len(row) not in {1, n}:
-        raise UsageError(
-            f"{name} must have the shape ({_shown(shape)}), or ({n}, {_shown(shape)}) with a row "
-            f"for each sample; got {tuple(given.shape)}"
-        )
-    row = row.to(torch.float32)
-    if not bool(row.isfinite().all()):
-        raise UsageError(f"{name} holds NaN, infinite or larger values than float32 can")
-    return row
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(
-            f"{name} must be numbers with commas between them, or a {' or '.join(FILES)} file; "
-            f"got {text!r}"
-        ) from None
-
-
 def _repeated(null: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
     return {key: value.expand(n, *value.shape) for key, value in null.items()}
 
@@ -376,12 +317,3 @@ def _repeated(null: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
 def _check_size(shape: Ordered[int]) -> None:
     if math.prod(shape) > LARGEST:
         raise ValueError(f"a condition of shape {tuple(shape)} has more than {LARGEST} values")
-
-
-def _shown(shape: Ordered[int | None]) -> str:
-    return ", ".join("any" if size is None else str(size) for size in shape)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

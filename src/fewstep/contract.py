@@ -127,13 +127,13 @@ class DataSpec(_Strict):
     def summary(self) -> str:
         """Shape and conditions in words: ``(1, 8, 8), 10 labels``."""
         names = f" ({', '.join(self.class_names[:5])})" if self.class_names else ""
-        told = [str(self.shape), f"{self.labels or 'no'} labels{names}"]
+        parts = [str(self.shape), f"{self.labels or 'no'} labels{names}"]
         for name, one in self.conditions.items():
             if isinstance(one, Mask):
-                told.append("masked")
+                parts.append("masked")
             elif name != "label":
-                told.append(f"{name} {one.classes if isinstance(one, Label) else one.shape}")
-        return ", ".join(told)
+                parts.append(f"{name} {one.classes if isinstance(one, Label) else one.shape}")
+        return ", ".join(parts)
 
     def defaults(self, own: Sequence[int], given: Sequence[str] = ()) -> dict[str, Tensor]:
         """The conditions of samples for which nobody gives any, batch first.
@@ -215,11 +215,20 @@ class Start(_Strict):
 
 
 class Guidance(_Strict):
-    """Scales of classifier-free guidance that the model can be sampled with; 1 is none."""
+    """Scales of classifier-free guidance that the model can be sampled with; 1 is none.
+
+    Args:
+        kind: of guidance.
+        min: the lowest scale.
+        max: the highest scale.
+        keys: of the conditions that training left out for a share of the samples, and guidance
+            leaves out in its unconditional half; None if they are all.
+    """
 
     kind: Literal["classifier_free"] = "classifier_free"
     min: float = 0.0
     max: float = 20.0
+    keys: tuple[str, ...] | None = None
 
 
 class Sampling(_Strict):

@@ -87,7 +87,9 @@ def per_sample(
 
 def null_like(value: Tensor, null: Tensor | float) -> Tensor:
     """A condition's null, ``(...)`` without a batch or one number, as a batch like ``value``."""
-    return torch.as_tensor(null).to(value.device, value.dtype).expand_as(value)
+    if isinstance(null, Tensor) and null.ndim:
+        return null.to(value.device, value.dtype).expand_as(value)
+    return torch.full_like(value, null.item() if isinstance(null, Tensor) else null)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from fewstep import solvers
-from fewstep.conditions import lengths_of
 from fewstep.contract import Contract
 from fewstep.core import Cond
 from fewstep.devices import usable_device
@@ -27,6 +26,7 @@ from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.noise import SampleNoise as SampleNoise
 from fewstep.paths import VarianceExploding
 from fewstep.times import karras, uniform
+from fewstep.values import lengths_of
 from fewstep.weights import load_weights
 
 FORMAT = 2
@@ -295,7 +295,8 @@ class Model:
             )
         if not (math.isfinite(guidance) and allowed.min <= guidance <= allowed.max):
             raise UsageError(f"guidance must be in [{allowed.min}, {allowed.max}], got {guidance}")
-        nulls = {key: v for key, v in self.contract.data.nulls.items() if key in cond}
+        left_out = cond if allowed.keys is None else allowed.keys
+        nulls = {k: v for k, v in self.contract.data.nulls.items() if k in cond and k in left_out}
         if not nulls:
             raise UsageError(
                 "guidance needs a condition to guide towards, such as a label; this model has none"

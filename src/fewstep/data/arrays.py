@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from fewstep.conditions import Mask, lengths_of
+from fewstep.conditions import Mask
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
 from fewstep.data.columns import Column, columns, label_column
-from fewstep.data.specs import declared
+from fewstep.data.specs import make_spec
+from fewstep.values import lengths_of
 
 Indices = Sequence[int] | np.ndarray
 """Integers in [0, n)."""
@@ -100,17 +101,17 @@ class Arrays:
         """The samples at ``indices`` (or where a boolean mask is true), with the same classes."""
         return self._like(np.asarray(indices), self.spec)
 
-    def stored(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
         """All arrays by name: ``x``, ``mask`` if there is one, ``cond.KEY`` of each condition."""
         arrays = {"x": self._x, **({} if self._mask is None else {"mask": self._mask})}
         for name, column in self._columns.items():
-            arrays |= {f"cond.{key}": array for key, array in column.stored(name)}
+            arrays |= {f"cond.{key}": array for key, array in column.items(name)}
         return arrays
 
     def _like(self, index: Any, spec: DataSpec) -> Arrays:
         columns = {k: v for k, v in self._columns.items() if k in spec.conditions}
         parts = {
-            name: column._replace(arrays=tuple(a[index] for a in column.arrays)).given()
+            name: column._replace(arrays=tuple(a[index] for a in column.arrays)).value()
             for name, column in columns.items()
         }
         mask = None if self._mask is None else self._mask[index]
@@ -131,9 +132,9 @@ class Arrays:
     def _described(self, bounds: tuple[float, float] | None) -> DataSpec:
         conditions = {name: column.kind for name, column in self._columns.items()}
         if self._mask is None:
-            return declared(self.shape, bounds, conditions)
+            return make_spec(self.shape, bounds, conditions)
         longest = max(lengths_of(torch.from_numpy(self._mask)))
-        return declared(
+        return make_spec(
             (*self.shape[:-1], None), bounds, {**conditions, "mask": Mask(length=longest)}
         )
 

@@ -33,12 +33,12 @@ class Column(NamedTuple):
         if isinstance(self.kind, Sequence):
             yield f"{name}_mask", torch.from_numpy(self.arrays[1][index].astype(bool))
 
-    def given(self) -> Any:
+    def value(self) -> Any:
         """What :func:`columns` made it of."""
         first, *mask = self.arrays
         return (first, *mask) if mask else first
 
-    def stored(self, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    def items(self, name: str) -> Iterator[tuple[str, np.ndarray]]:
         """The arrays by key."""
         yield from zip((name, f"{name}_mask"), self.arrays, strict=False)
 
@@ -90,7 +90,7 @@ def _column(name: str, value: Any, n: int, kind: Condition | None) -> Column:
     pair = isinstance(value, tuple) and len(value) == 2
     first = np.asarray(value[0] if pair else value)
     if kind is None:
-        kind = _shown(first, pair)
+        kind = _infer(first, pair)
     if isinstance(kind, Label):
         found = label_column(first, n, kind.classes)
         return Column(kind, found.arrays)
@@ -114,7 +114,7 @@ def _column(name: str, value: Any, n: int, kind: Condition | None) -> Column:
     return Column(kind, (first, there.astype(bool)))
 
 
-def _shown(array: np.ndarray, pair: bool) -> Condition:
+def _infer(array: np.ndarray, pair: bool) -> Condition:
     """What an array shows of its condition."""
     if pair and array.ndim >= 2:
         return Sequence(shape=array.shape[2:], length=array.shape[1])

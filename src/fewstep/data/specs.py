@@ -34,8 +34,8 @@ def spec_of(data: Any) -> DataSpec:
     if own is not None:
         return own
     spec = data_spec(data.shape, data.labels, data.image)
-    shown = _shown(first_samples(data), spec)
-    return declared(spec.shape, spec.range, {**spec.conditions, **shown})
+    inferred = _infer(first_samples(data), spec)
+    return make_spec(spec.shape, spec.range, {**spec.conditions, **inferred})
 
 
 def first_samples(data: Any) -> Batch:
@@ -43,7 +43,7 @@ def first_samples(data: Any) -> Batch:
     return data.batch([0, min(1, len(data) - 1)])
 
 
-def declared(
+def make_spec(
     shape: Ordered[int | None],
     range: tuple[float, float] | None,
     conditions: Mapping[str, Condition],
@@ -65,10 +65,10 @@ def declared(
 def image_spec(shape: Ordered[int], names: Ordered[str] | None) -> DataSpec:
     """The specification of images in [-1, 1], with classes of these names if there are any."""
     label = Label(classes=len(names), names=tuple(names)) if names else None
-    return declared(shape, (-1.0, 1.0), {"label": label} if label else {})
+    return make_spec(shape, (-1.0, 1.0), {"label": label} if label else {})
 
 
-def _shown(batch: Batch, spec: DataSpec) -> dict[str, Condition]:
+def _infer(batch: Batch, spec: DataSpec) -> dict[str, Condition]:
     """The conditions of a batch that a specification does not declare."""
     conditions: dict[str, Condition] = {}
     tokens = {key for key in batch.cond if f"{key}_mask" in batch.cond}

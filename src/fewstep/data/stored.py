@@ -85,7 +85,7 @@ def write_arrays(
         spec=spec,
     )
     about = _About(image=data.image, spec=data.spec)
-    arrays = {name: np.ascontiguousarray(array) for name, array in data.stored().items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in data.arrays().items()}
     with whole_file(place) as fresh:
         save_file(arrays, fresh, {KEY: about.model_dump_json()})
     return Stored(place)

@@ -23,12 +23,19 @@ from typing import Literal
 
 from torch import nn
 
-from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
+from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import Draws, LabelDrop, SnrWeight, conditions, draw_noised
+from fewstep.objectives.terms import (
+    Draws,
+    LabelDrop,
+    SnrWeight,
+    conditions,
+    draw_noised,
+    guidance_of,
+)
 from fewstep.times import Times, law_on
 
 
@@ -95,6 +102,6 @@ class Denoising(Objective):
             kind="ode",
             any_times=True,
             grid=self.grid,
-            guidance=Guidance() if self.drop and self.drop.probability > 0 else None,
+            guidance=guidance_of(self.drop, data),
         )
         return Contract(method="edm", data=data, sampling=sampling)

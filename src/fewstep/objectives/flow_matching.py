@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
+from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, expand
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised
+from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised, guidance_of
 from fewstep.times import Times, law_on
 
 
@@ -72,6 +72,6 @@ class FlowMatching(Objective):
             kind="ode",
             any_times=True,
             grid="uniform",
-            guidance=Guidance() if self.drop and self.drop.probability > 0 else None,
+            guidance=guidance_of(self.drop, data),
         )
         return Contract(method="flow_matching", data=data, sampling=sampling)

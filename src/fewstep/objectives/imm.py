@@ -42,11 +42,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
+from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, same_dropout, widest
 from fewstep.models import Denoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
+from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, guidance_of
 from fewstep.times import Uniform
 
 MIDDLE = 1.4
@@ -178,7 +178,7 @@ class InductiveMomentMatching(Objective):
             times={1: (path.t_max,), 2: two},
             any_times=True,
             grid="uniform",
-            guidance=Guidance() if self.drop and self.drop.probability > 0 else None,
+            guidance=guidance_of(self.drop, data),
         )
         return Contract(method="imm", data=data, sampling=sampling)
 

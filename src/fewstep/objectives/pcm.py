@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
+from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
 from fewstep.models import AbstractDenoiser, FeatureDiscriminator
 from fewstep.objectives.base import Loss, Objective, Phase, every
@@ -33,6 +33,7 @@ from fewstep.objectives.terms import (
     LabelDrop,
     conditions,
     draw_noised,
+    guidance_of,
     hinge_discriminator,
     hinge_generator_bounded,
 )
@@ -186,6 +187,6 @@ class PhasedConsistency(Objective):
             start=Start(t=path.t_max, std=path.start_std()),
             kind="deterministic",
             times={self.cut.count: (path.t_max, *self.cut.edges()[:-1].tolist())},
-            guidance=Guidance() if self.drop and self.drop.probability > 0 else None,
+            guidance=guidance_of(self.drop, data),
         )
         return Contract(method="pcm", data=data, sampling=sampling)

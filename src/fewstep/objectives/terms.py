@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.contract import DataSpec, Guidance
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, local, null_like, per_sample
 from fewstep.models import AbstractDenoiser, Denoiser
 from fewstep.paths import Event, Time, Trig
@@ -91,6 +92,14 @@ class ConditionDrop:
             else value
             for key, value in cond.items()
         }
+
+
+def guidance_of(drop: ConditionDrop | None, data: DataSpec) -> Guidance | None:
+    """The guidance of a model that was trained with these conditions dropped; None if none were."""
+    if drop is None or drop.probability <= 0:
+        return None
+    every = drop.null.keys() >= data.nulls.keys()
+    return Guidance(keys=None if every else tuple(drop.null))
 
 
 LabelDrop = ConditionDrop

@@ -83,7 +83,7 @@ def _check_networks(objective: Objective, batch: Batch) -> None:
             )
 
 
-def pictured(data: Dataset, n: int) -> dict[str, Tensor]:
+def picture_conditions(data: Dataset, n: int) -> dict[str, Tensor]:
     """The conditions of n samples to look at: those of the data's first samples.
 
     Classes take turns instead where they are all that samples depend on.

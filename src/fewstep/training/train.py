@@ -25,9 +25,15 @@ from fewstep.pictures import picture
 from fewstep.processes import World, joined
 from fewstep.training import checkpoints
 from fewstep.training.announce import card, header, plan
+<<<<<<< HEAD
 from fewstep.training.check import check, check_derivative
 from fewstep.training.conditions import check_conditions, pictured
 from fewstep.training.config import Buildable, Run, TrainConfig
+=======
+from fewstep.training.conditions import check_conditions, picture_conditions
+from fewstep.training.config import Run, TrainConfig
+from fewstep.training.derivative import check_derivative
+>>>>>>> conditions
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
@@ -101,9 +107,14 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
 def dry(run: Run) -> str:
     """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
     device = _device(run.config)
+<<<<<<< HEAD
     contract(run)
     world = World(size=int(os.environ.get("WORLD_SIZE") or 1))
     check(run.objective, run.data, run.config, world)
+=======
+    check_conditions(run.objective, run.data)
+    check(run.objective, run.config, World(size=int(os.environ.get("WORLD_SIZE") or 1)))
+>>>>>>> conditions
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
     return plan(run, describe(run, device, trainer.fingerprints), trainer)
@@ -225,18 +236,18 @@ def _pictures(run: Run, trainer: Trainer, folder: RunFolder, caught: Sequence[in
     """
     main = _main(trainer)
     n = PICTURED if trainer.step else FIRST
-    cond = pictured(run.data, n) if trainer.world.first else {}
+    cond = picture_conditions(run.data, n) if trainer.world.first else {}
     for average, suffix in ((main, ""), *(((None, "-online"),) if main else ())):
         training = trainer.objective.student.training
         model = _model(run, trainer, average)
         if trainer.world.first:
-            x = _drawn(model, n, cond, caught)
+            x = _samples(model, n, cond, caught)
             if x is not None:
                 picture(x, folder.samples / f"{trainer.step:09d}{suffix}.png")
         trainer.objective.student.train(training)
 
 
-def _drawn(model: Model, n: int, cond: dict[str, Tensor], caught: Sequence[int]) -> Tensor | None:
+def _samples(model: Model, n: int, cond: dict[str, Tensor], caught: Sequence[int]) -> Tensor | None:
     """Samples, or None where a signal came before they were complete."""
     parts = []
     for first in range(0, n, FIRST):

@@ -21,7 +21,7 @@ from fewstep.objectives.terms import ConditionDrop, karras_weight
 from fewstep.search import distance_to
 from fewstep.times import LogNormal
 from fewstep.training import train as training
-from fewstep.training.conditions import check_conditions, pictured
+from fewstep.training.conditions import check_conditions, picture_conditions
 from fewstep.training.config import Run, TrainConfig
 from fewstep.training.train import train
 from tiny import tree
@@ -133,15 +133,15 @@ def test_a_signal_is_seen_while_pictures_are_drawn(tmp_path, monkeypatch):
     a_run = run(actions(), Reader(2, ("obs", 3)))
     model = train(dataclasses.replace(a_run), tmp_path / "run")
     monkeypatch.setattr(training.Model, "sample", sample)
-    cond = pictured(a_run.data, 64)
-    assert training._drawn(model, 64, cond, signal_caught) is None
+    cond = picture_conditions(a_run.data, 64)
+    assert training._samples(model, 64, cond, signal_caught) is None
     assert seen == [16]
 
 
 def test_labels_alone_take_turns():
-    assert pictured(digits("train"), 5) == {}
+    assert picture_conditions(digits("train"), 5) == {}
     data = Arrays(RNG.standard_normal((3, 2)), [2, 1, 0], conditions={"obs": np.eye(3)})
-    found = pictured(data, 4)
+    found = picture_conditions(data, 4)
     assert found["label"].tolist() == [2, 1, 0, 2]
     assert found["obs"].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]
 
