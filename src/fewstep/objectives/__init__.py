@@ -1,1 +1,1 @@
-"""Methods, one file each."""
+"""The training methods, one file each, and what several of them share."""

@@ -1,7 +1,7 @@
-"""What a method is: phases that draw and score, and a student that is delivered with a contract.
+"""What a method is: phases that draw and compute losses, and a student with its contract.
 
-``draw`` holds all randomness and every scheduled value as tensors; ``loss`` is a pure function of
-parameters, batch and draws. So a test injects draws through the public loss, and a resumed run
+``draw`` holds all randomness and every scheduled value, as tensors; ``loss`` is a pure function of
+parameters, batch and draws. So a test can give any draws to the public loss, and a resumed run
 repeats an uninterrupted one.
 """
 
@@ -23,26 +23,26 @@ from fewstep.models import AbstractDenoiser
 
 @dataclass(frozen=True)
 class Loss:
-    """Scalars: ``terms`` are summed and back-propagated, ``logs`` only recorded.
+    """Scalars: the trainer back-propagates the sum of ``terms``, and only records ``logs``.
 
-    Without terms, as of a loss whose time has not come, there is nothing to do.
+    A loss without terms, as one that starts at a later step, does nothing.
     """
 
     terms: Mapping[str, Tensor]
     logs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def total(self) -> Tensor:
-        """Sum of the terms."""
+        """Add up the terms."""
         return torch.stack([*self.terms.values()]).sum()
 
 
 def always(step: int) -> bool:
-    """A phase that is due at every step."""
+    """Make a phase run at every step."""
     return True
 
 
 def every(k: int) -> Callable[[int], bool]:
-    """A phase that is due at steps 0, k, 2k, ..."""
+    """Make a phase run at the steps 0, k, 2k, ..."""
     return lambda step: step % k == 0
 
 
@@ -51,16 +51,16 @@ class Phase:
     """One update of one module.
 
     Args:
-        name: seeds the draws and names the optimiser's state.
-        module: whose parameters this phase trains; all others are frozen meanwhile.
+        name: seeds the random numbers and names the optimiser's state; unique in a method.
+        module: the module whose parameters the phase trains, while all others are frozen.
         draw: ``(batch, step, rng) -> draws``.
         loss: ``(batch, draws) -> Loss``.
-        due: whether the phase runs at a step.
-        more: further losses of the same draws, added to the first; each is back-propagated before
+        due: whether the phase runs at a step, counted from 0.
+        more: further losses of the same draws, added to the first. Each is back-propagated before
             the next is computed, so that memory holds one of them at a time.
-        rate: its learning rate is so many times the run's.
-        before: ``(batch, draws) -> draws`` with what the losses share, made once, without gradient.
-            Given draws without it, a loss makes it itself.
+        rate: factor on the run's learning rate, above 0.
+        before: ``(batch, draws) -> draws`` with what the losses share, computed once and without
+            gradient. A loss computes it itself where the draws do not have it.
     """
 
     name: str
@@ -74,25 +74,25 @@ class Phase:
 
     @torch.no_grad()
     def prepared(self, batch: Batch, draws: Any) -> Any:
-        """The draws, with what the losses share."""
+        """Add to the draws what the losses share."""
         return draws if self.before is None else self.before(batch, draws)
 
     @property
     def losses(self) -> Sequence[Callable[[Batch, Any], Loss]]:
-        """All of them, in order."""
+        """All losses, in order."""
         return self.loss, *self.more
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a method needs of a training, and what it allows there.
+    """What a method needs of the training around it.
 
     Args:
         forward_mode: a loss takes directional derivatives of the student.
         second_order: a loss differentiates such a derivative again, which only forward mode allows.
-        shardable: weights may be sharded. They may not where a loss takes a gradient in itself.
-        batch_multiple: a microbatch must have a multiple of this number of samples.
-        batch_least: a microbatch must have at least this number of samples.
+        shardable: weights may be sharded. They may not where a loss takes a gradient inside itself.
+        batch_multiple: every microbatch must have a multiple of this number of samples, 1 or more.
+        batch_least: every microbatch must have at least this number of samples, 1 or more.
     """
 
     forward_mode: bool = False
@@ -106,11 +106,11 @@ class Objective(nn.Module, ABC):
     """A method. Its parameters, buffers and submodules are its whole state.
 
     Attributes:
-        student: the denoiser that is trained and delivered.
-        frozen: names of submodules that training never changes, as teachers. Checkpoints keep only
-            their hash.
-        capabilities: what the method needs of a training.
-        derivative: takes directional derivatives, where a loss needs them; the trainer sets it.
+        student: the denoiser that the method trains.
+        frozen: names of the submodules that training never changes, such as teachers. Checkpoints
+            keep only a hash of them.
+        capabilities: what the method needs of the training around it.
+        derivative: computes directional derivatives where a loss needs them; the trainer sets it.
     """
 
     student: AbstractDenoiser
@@ -120,20 +120,20 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
-        """The updates of a step, in order, on one batch."""
+        """Return the updates of a step, in order, which share one batch."""
 
     @abstractmethod
     def contract(self, data: DataSpec) -> Contract:
-        """How what :meth:`deliver` returns may be sampled."""
+        """Describe how users may generate with the result of :meth:`deliver`."""
 
     def after_step(self, step: int) -> None:
-        """Update what follows the student; called after the optimisers of ``step``."""
+        """Update what follows the student, after the optimisers of ``step``."""
         return
 
     def stage(self, step: int) -> int:
-        """When this changes, optimisers, learning rate and averages start anew."""
+        """Number the stage of a step; a new one restarts optimisers, rate and averages."""
         return 0
 
     def deliver(self, student: AbstractDenoiser) -> AbstractDenoiser:
-        """What users sample from, given the (averaged) student."""
+        """Return the model that users get, given the (averaged) student."""
         return student

@@ -1,4 +1,4 @@
-"""What a collapse shows in: statistics of generated samples, and a critic that is left behind."""
+"""Logs that show a collapse: statistics of generated samples, and a critic that lags behind."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from fewstep.core import Batch
 from fewstep.paths import Event
 
 CHANNELS = 4
-"""Of so many, at most, statistics are logged one by one."""
+"""The largest number of channels whose statistics are logged one by one."""
 
 
 @torch.no_grad()
 def statistics(x: Event, batch: Batch) -> dict[str, Tensor]:
-    """What a collapse shows in: how bright generated samples are, how much they vary.
+    """Compare generated samples with the data, within the mask: their brightness and their spread.
 
-    ``brightness`` is their mean less the data's; ``spread`` the standard deviation over samples,
-    as a share of the data's. Then mean and standard deviation of each channel. All of them are of
-    what the mask leaves.
+    ``brightness`` is the mean of the samples less that of the data, and ``spread`` the standard
+    deviation over samples as a share of the data's. ``mean/i`` and ``std/i`` are those of channel
+    i.
     """
     there = torch.ones_like(batch.x0)
     if batch.mask is not None:
@@ -35,21 +35,22 @@ def statistics(x: Event, batch: Batch) -> dict[str, Tensor]:
         moments(x, 0),
         moments(batch.x0, 0),
     )
-    found = {
+    logs = {
         "brightness": ((x - batch.x0) * there).sum() / there.sum(),
         "spread": over.mean() / wanted.mean().clamp(min=1e-12),
     }
     for i in range(min(len(means), CHANNELS)):
-        found |= {f"mean/{i}": means[i], f"std/{i}": stds[i]}
-    return found
+        logs |= {f"mean/{i}": means[i], f"std/{i}": stds[i]}
+    return logs
 
 
 @torch.no_grad()
 def lag(x: Event, real: Event, fake: Event, mask: Tensor | None = None) -> Tensor:
-    """Correlation, in [-1, 1], of what ``fake`` misses, x - fake, with real - fake.
+    """Correlate, in [-1, 1], the error of ``fake``, x - fake, with real - fake.
 
-    The best denoiser of generated samples misses nothing that a function of what it saw predicts,
-    so this is 0 but for chance; above 0 it should have stayed nearer to the teacher.
+    No function of the noised sample predicts the error of the best denoiser of generated samples,
+    so the correlation is then 0 but for chance. Above 0, ``fake`` should have stayed nearer to the
+    teacher.
     """
     there = 1 if mask is None else mask
     missed, gap = (x - fake) * there, (real - fake) * there

@@ -1,11 +1,12 @@
-r"""Consistency models (Song, Dhariwal, Chen & Sutskever 2023): distillation and training.
+r"""Consistency models (Song, Dhariwal, Chen & Sutskever 2023, algorithms 2 and 3).
 
-With a descending grid $t_0 = t_{max} > ... > t_{N-1} = t_{min}$ and an interval $i$, online at
-$t = t_i$ and target at $r = t_{i+1}$ (algorithms 2 and 3, whose indices run the other way):
+A descending grid is $t_0 = t_{max} > ... > t_{N-1} = t_{min}$. In an interval $i$ the student is
+evaluated at $t = t_i$ and the target at $r = t_{i+1}$ (the indices of the paper run the other way):
 
 $$L = E[ w(t, r)\, d( f_\theta(x_t, t),\ \mathrm{sg} f_{\theta^-}(x_r, r) ) ]$$
 
-where CD takes $x_r$ from one ODE step of a teacher and CT from the same noise.
+Distillation (CD, algorithm 2) takes $x_r$ from one ODE step of a teacher, and training (CT,
+algorithm 3) from the same noise.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ UNIFORM_INDEX = UniformIndex()
 
 
 class Scales(NamedTuple):
-    """At some step: the number of grid points N, and the target's averaging rate mu."""
+    """The number of grid points N at a step, and the averaging rate mu of the target."""
 
     points: int
     rate: float
@@ -54,29 +55,34 @@ Schedule = Callable[[int], Scales]
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same at every step; rate 0 makes the target the student itself."""
+    """The same N and mu at every step.
+
+    Args:
+        points: N, at least 2.
+        rate: mu in [0, 1); at 0 the target is the student itself.
+    """
 
     points: int = 18
     rate: float = 0.0
 
     def __call__(self, step: int) -> Scales:
-        """N, mu."""
+        """Return N and mu."""
         return Scales(self.points, self.rate)
 
 
 @dataclass(frozen=True)
 class Progressive:
-    r"""N grows from ``start`` to ``end`` with the square root of the step (Song et al., app. C).
+    """N grows from ``start`` to ``end`` with the square root of the step (Song et al., app. C).
 
     The adaptive rate is exp(start ln(rate) / q) with q = N - 1 intervals. The paper writes N in the
     denominator; the code, which gave the published numbers, has q, and we follow it: at step 0 with
     start 2 and rate 0.9 it gives 0.81 where the paper gives 0.9.
 
     Args:
-        start, end: s0 and s1.
-        steps: length K of the whole training.
-        rate: mu_0.
-        adaptive: let the rate follow N; else it stays ``rate``.
+        start, end: s0 and s1, the first and the last number of intervals.
+        steps: length K of the whole training, in steps.
+        rate: mu_0, in [0, 1).
+        adaptive: the rate follows N; otherwise it stays at ``rate``.
     """
 
     start: int
@@ -86,7 +92,7 @@ class Progressive:
     adaptive: bool = True
 
     def __call__(self, step: int) -> Scales:
-        """N, mu."""
+        """Return N and mu at a step."""
         low, high = self.start**2, (self.end + 1) ** 2
         q = max(1, math.ceil(math.sqrt(step / self.steps * (high - low) + low) - 1))
         rate = math.exp(self.start * math.log(self.rate) / q) if self.adaptive else self.rate
@@ -97,14 +103,15 @@ class Consistency(Objective):
     """CD with a :class:`TeacherStep`, CT with :class:`SameNoise`.
 
     Args:
-        student: whose ``f(x, t_min) = x``: see :class:`fewstep.models.ConsistencyBoundary`.
-        step: how the earlier point arises.
+        student: a denoiser with ``f(x, t_min) = x``, as :class:`fewstep.models.ConsistencyBoundary`
+            makes one.
+        step: computes the earlier point of a pair.
         schedule: N and mu by step. If mu is 0 at step 0 there is no target network: the target is
             the student, without gradient.
         weight: w(t, r); published runs use 1.
         distance: d; published runs use LPIPS, or l2 and l1.
-        index: which interval of the grid.
-        grid: N to descending times; the Karras grid of the student's path by default.
+        index: the law of the interval of the grid.
+        grid: N to descending times; by default the Karras grid of the student's path.
         drop: label dropping.
     """
 
@@ -134,19 +141,19 @@ class Consistency(Objective):
         self.drop = drop
 
     def pair(self, index: Tensor, points: int) -> tuple[Tensor, Tensor]:
-        """Times ``(t, r)`` of grid intervals: int64 ``(b,)`` in [0, points - 2] to float64."""
+        """Return times ``(t, r)``, float64, of intervals, int64 ``(b,)`` in [0, points - 2]."""
         grid = self.grid(points).to(index.device, widest(index.device))
         return grid[index], grid[index + 1]
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """An interval of the current grid for each sample, and noise."""
+        """Draw noise and an interval of the current grid for each sample."""
         points = self.schedule(step).points
         index = self.index(len(batch), self.grid(points), rng)
         t, r = self.pair(index, points)
         return Draws(t, r, *draw_noised(batch, t, self.drop, rng)[1:])
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The weighted distance, averaged over the batch."""
+        """Average the weighted distance over the batch."""
         cond = conditions(batch.cond, self.drop, draws.dropped)
         batch = Batch(batch.x0, cond, batch.mask, batch.aux)
         target = self.student if self.target is None else self.target
@@ -156,15 +163,15 @@ class Consistency(Objective):
         return Loss({"consistency": each.mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def after_step(self, step: int) -> None:
-        """The target follows at the current rate."""
+        """Move the target towards the student at the current rate."""
         if self.target is not None:
             follow(self.target, self.student, self.schedule(step).rate)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Any time serves; noise again between calls."""
+        """Users may generate at any times, with fresh noise between calls."""
         method = "cd" if isinstance(self.step, TeacherStep) else "ct"
         return renoise_contract(method, self.student.path, data)

@@ -4,14 +4,14 @@ Along a trajectory of the probability-flow ODE a consistency function is constan
 
 $$\frac{d}{dt} f_\theta(x_t, t) = \partial_t f_\theta + \nabla_x f_\theta \cdot \dot x_t = 0.$$
 
-With the target's gradient stopped, the limit of the squared discrete loss over its step size has
+With the target's gradient stopped, the squared discrete loss over its step size has in the limit
 the gradient of
 
 $$L = E[ w(t)\, \langle \mathrm{sg}\, \tfrac{d f_\theta}{dt},\ f_\theta(x_t, t) \rangle ]$$
 
-up to a factor 2 (its value means nothing); without stopping it, the derivative itself is penalised.
-$\dot x_t$ is the teacher's velocity (distillation), or the sample's own, whose expectation it is
-(training).
+up to a factor 2; the value of L means nothing. Without the stop, the loss penalises the derivative
+itself. $\dot x_t$ is the teacher's velocity in distillation. In training it is the sample's own,
+whose expectation is the former.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class ContinuousConsistency(Objective):
     """CD with a teacher, CT without; training from scratch needs a diffusion model to start from.
 
     Args:
-        student: whose ``f(x, t_min) = x``; its network must have a forward-mode derivative.
-        teacher: of the same path, or None.
+        student: a denoiser with ``f(x, t_min) = x``, whose network has a forward-mode derivative.
+        teacher: a denoiser on the same path, or None.
         times: the law of the training times, :class:`fewstep.times.KarrasUniform` in the paper.
-        weight: w(t).
+        weight: w(t), ``(b,)`` to ``(b,)``.
         penalty: distance of the derivative from 0; None stops the gradient instead.
         drop: label dropping.
     """
@@ -73,12 +73,12 @@ class ContinuousConsistency(Objective):
         self.drop = drop
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """Times, noise and which labels to drop."""
+        """Draw times, noise and the samples whose conditions are dropped."""
         t = self.times.draw(self.student.path, len(batch), rng)
         return draw_noised(batch, t, self.drop, rng)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The pseudo-loss, or the penalty; ``derivative`` logs the mean square of df/dt."""
+        """Compute the pseudo-loss or the penalty; ``derivative`` logs the mean square of df/dt."""
         cond = conditions(batch.cond, self.drop, draws.dropped)
         path, t = self.student.path, draws.t
         x_t = path.perturb(batch.x0, draws.noise, t)
@@ -103,11 +103,11 @@ class ContinuousConsistency(Objective):
         )
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Any time serves; noise again between calls."""
+        """Users may generate at any times, with fresh noise between calls."""
         path = self.student.path
         times = {1: (path.t_max,)}
         start = Start(t=path.t_max, std=path.start_std())

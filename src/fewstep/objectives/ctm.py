@@ -4,16 +4,16 @@ The paper's g is the two-time denoiser $D_\theta(x, t, s)$, and its jump on nois
 
 $$G_\theta(x, t, s) = \tfrac{s}{t}\, x + (1 - \tfrac{s}{t})\, D_\theta(x, t, s)$$
 
-is ``denoiser.jump``, for any path. Three terms teach it:
+is ``denoiser.jump``, for any path. The loss has three terms:
 
 - *soft consistency*: m solver steps of a teacher lead from $x_t$ to $x_u$; for a time $s \le u$
   $$d( G_{\theta^-}(G_\theta(x_t, t, s), s, t_{min}),
        \mathrm{sg}\, G_{\theta^-}(G_\theta(x_u, u, s), s, t_{min}) ),$$
-  with gradients through the outer jump, which is that of an average $\theta^-$ of the student;
+  where gradients pass through the outer jump, that of an average $\theta^-$ of the student;
 - *denoising*: $w(t) \|D_\theta(x_t, t, t) - x_0\|^2$, as the first term fades where s nears t;
 - *adversarial*, with a discriminator: hinge terms of the first estimate above and the data.
 
-The last two are weighed by the first one's gradient, anew in each microbatch and process.
+The gradient of the first term weighs the other two, anew in each microbatch and process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fewstep.times import Times, Uniform, law_on
 
 
 class Draws(NamedTuple):
-    """``trajectory`` is ``(m + 1, b)``, from t to u; ``adversarial`` a boolean scalar."""
+    """``trajectory`` is ``(m + 1, b)``, from t to u; ``adversarial`` is a boolean scalar."""
 
     trajectory: Tensor
     s: Tensor
@@ -51,18 +51,20 @@ class ConsistencyTrajectory(Objective):
     """CTM: ``student(x, t)`` denoises, for any solver; ``student.jump(x, t, s)`` goes to any time.
 
     Args:
-        student: of two times; its network has a ``last_weight``.
-        teacher: a denoiser of the same path; without one, the target serves as its own.
+        student: a denoiser of two times, whose network has a ``last_weight``.
+        teacher: a denoiser on the same path; without one, the target takes its place.
         grid: descending from ``t_max`` to ``t_min``; 18 or 40 times of Karras's rule in the paper.
-        solver_steps: m is 1 to this, with a chance proportional to m; 17 or 39 in the paper.
-        times, weight: of the denoising term: :class:`fewstep.times.HalfHigh` and EDM's.
-        solver: of the teacher.
-        rate: of the target's average.
+        solver_steps: the largest m; the chance of an m is proportional to it. 17 or 39 in the
+            paper.
+        times, weight: of the denoising term; :class:`fewstep.times.HalfHigh` and EDM's in the
+            paper.
+        solver: one step of the teacher's ODE.
+        rate: averaging rate of the target, in [0, 1).
         distance: d; published runs use LPIPS.
-        discriminator: from ``(x, t, cond)``, t being ``t_min``, to a list of logits; it learns (if
-            it has ``heads``, only these) at odd steps, the student at even ones,
-        adversarial_start, adversarial: from this step on, and so many times as strong.
-        gamma: users' share of noise, see :func:`fewstep.solvers.gamma_sampling`.
+        discriminator: from ``(x, t, cond)``, at ``t = t_min``, to a list of logits. It trains (or
+            only its ``heads``, if it has them) at odd steps, the student at even ones.
+        adversarial_start, adversarial: first step of the adversarial term, and a factor on it.
+        gamma: share of noise with which users generate, in [0, 1] (``solvers.gamma_sampling``).
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class ConsistencyTrajectory(Objective):
         self.capabilities = Capabilities(shardable=discriminator is None)
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """The number of solver steps is common to all processes; t and s are each sample's own."""
+        """Draw the number of solver steps, common to all processes, and each sample's times."""
         b, points, device = len(batch), len(self.grid), rng.device
         chances = torch.arange(1.0, self.solver_steps + 1, device=device)
         m = 1 + int(torch.multinomial(chances, 1, generator=rng.common))
@@ -124,12 +126,12 @@ class ConsistencyTrajectory(Objective):
         return Draws(trajectory, grid[last], noise, t, noise_denoising, torch.tensor(adversarial))
 
     def arrive(self, x: Event, t: Time, s: Time, cond: Cond) -> Event:
-        """The student's jump to ``s``, then the target's to ``t_min``."""
+        """Jump to ``s`` with the student, then to ``t_min`` with the target."""
         x = _jump(self.student, x, t, s, cond)
         return _jump(self.target, x, s, torch.full_like(s, self.target.path.t_min), cond)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The three terms, weighed."""
+        """Compute the three terms, weighed by their gradients."""
         path, cond, t, s = self.student.path, batch.cond, draws.trajectory[0], draws.s
         x_t = path.perturb(batch.x0, draws.noise, t)
         with torch.no_grad():
@@ -139,22 +141,22 @@ class ConsistencyTrajectory(Objective):
             with same_dropout(x_t):
                 target = self.arrive(x_u, draws.trajectory[-1], s, cond)
         estimate = self.arrive(x_t, t, s, cond)
-        found = {"consistency": self.distance(estimate, target, batch.mask).mean()}
+        losses = {"consistency": self.distance(estimate, target, batch.mask).mean()}
         t = draws.t_denoising
         noisy = path.perturb(batch.x0, draws.noise_denoising, t)
         each = l2(self.student(noisy, t, None, cond), batch.x0, batch.mask)
-        found["denoising"] = (self.weight(path.snr(t)).to(each.dtype) * each).mean()
+        losses["denoising"] = (self.weight(path.snr(t)).to(each.dtype) * each).mean()
         if draws.adversarial:
             logits = self._logits(estimate, cond)
-            found["adversarial"] = terms.over_heads(terms.hinge_generator, logits)
+            losses["adversarial"] = terms.over_heads(terms.hinge_generator, logits)
         limits = {"denoising": (0.0, 1e4), "adversarial": (0.01, 10.0)}
-        found, weights = terms.weighed(found, limits, self.student)
+        losses, weights = terms.weighed(losses, limits, self.student)
         if draws.adversarial:
-            found["adversarial"] *= self.adversarial
-        return Loss(found, weights)
+            losses["adversarial"] *= self.adversarial
+        return Loss(losses, weights)
 
     def discriminate(self, batch: Batch, draws: Draws) -> Loss:
-        """The discriminator's hinge loss between the data and the student's estimates."""
+        """Compute the discriminator's hinge loss between data and estimates."""
         t = draws.trajectory[0]
         with torch.no_grad():
             x_t = self.student.path.perturb(batch.x0, draws.noise, t)
@@ -167,11 +169,11 @@ class ConsistencyTrajectory(Objective):
         return self.discriminator(x, clean, cond)
 
     def trains_student(self, step: int) -> bool:
-        """Whether a step is the student's; else it is the discriminator's."""
+        """Say whether a step trains the student; otherwise it trains the discriminator."""
         return self.discriminator is None or step < self.adversarial_start or step % 2 == 0
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update, or at some steps the discriminator's."""
+        """The student trains, or at some steps the discriminator."""
         student = Phase("student", self.student, self.draw, self.loss, self.trains_student)
         if (judge := self.discriminator) is None:
             return (student,)
@@ -179,21 +181,20 @@ class ConsistencyTrajectory(Objective):
         return student, Phase("discriminator", *args, lambda step: not self.trains_student(step))
 
     def after_step(self, step: int) -> None:
-        """The target follows the student's updates."""
+        """Move the target towards the student after the student's updates."""
         if self.trains_student(step):
             terms.follow(self.target, self.student, self.rate)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Jumps between any times, with noise by gamma."""
+        """Users may jump between any two times, with a share gamma of fresh noise."""
         path = self.student.path
-        start = Start(t=path.t_max, std=path.start_std())
-        times = {1: (path.t_max,)}
+        start, times = Start(t=path.t_max, std=path.start_std()), {1: (path.t_max,)}
         rule = Sampling(start=start, kind="gamma", times=times, any_times=True, gamma=self.gamma)
         return Contract(method="ctm", data=data, sampling=rule)
 
 
 def _jump(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond) -> Event:
-    """The identity where s = t, also on clean data, from which transport would be 0/0."""
+    """Jump from ``t`` to ``s``; where s = t return ``x``, as on clean data transport is 0/0."""
     moves = s < t
     there = denoiser.jump(x, torch.where(moves, t, denoiser.path.t_max), s, cond)
     return torch.where(expand(moves, x), there, x)

@@ -1,6 +1,6 @@
 r"""Denoising score matching: $E[ w(t) \|D(x_t, t) - x_0\|^2 ]$ (Karras et al. 2022, eq. 2).
 
-EDM, and by another weight and another law of times every earlier diffusion loss:
+This is EDM's loss and, with another weight and another law of times, every earlier diffusion loss:
 
 | model | path | times | weight |
 | --- | --- | --- | --- |
@@ -11,9 +11,9 @@ EDM, and by another weight and another law of times every earlier diffusion loss
 | truncated (progressive distillation) | VP | uniform | max(snr, 1) |
 | min-SNR | VP | uniform | min(snr, 5) |
 
-EDM2 (Karras et al. 2024, eq. 21) learns beside the model the logarithm u(sigma) of the loss to be
-expected, and minimises $E[ e^{-u} w \|D - x_0\|^2 + u ]$: every noise level then counts alike,
-however large its loss. At the optimum $e^u$ is the expected weighted error.
+EDM2 (Karras et al. 2024, eq. 21) trains beside the model the logarithm u(sigma) of the expected
+loss, and minimises $E[ e^{-u} w \|D - x_0\|^2 + u ]$: every noise level then counts alike, however
+large its loss. At the optimum $e^u$ is the expected weighted error.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Denoising(Objective):
     Args:
         student: the denoiser.
         times: the law of the training times.
-        weight: w as a function of the signal-to-noise ratio.
-        drop: label dropping, which also lets the model be guided.
-        grid: rule of the sampling times users get by default.
+        weight: w as a function of the signal-to-noise ratio, ``(b,)`` to ``(b,)``.
+        drop: label dropping, which also makes guidance possible.
+        grid: rule of the times at which users generate by default.
         uncertainty: EDM2's u, a module from ln(sigma / alpha) / 4 ``(b,)`` to ``(b,)``.
     """
 
@@ -70,12 +70,12 @@ class Denoising(Objective):
         self.uncertainty = uncertainty
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """Times, noise and which labels to drop."""
+        """Draw times, noise and the samples whose conditions are dropped."""
         t = self.times.draw(self.student.path, len(batch), rng)
         return draw_noised(batch, t, self.drop, rng)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Weighted mean squared error; the mean over the event, where EDM's code has the sum."""
+        """Weigh the squared error, a mean over the sample where EDM's code has a sum."""
         cond = conditions(batch.cond, self.drop, draws.dropped)
         path = self.student.path
         x_t = path.perturb(batch.x0, draws.noise, draws.t)
@@ -88,14 +88,14 @@ class Denoising(Objective):
         return Loss({"denoising": (weighted / u.exp() + u).mean()}, logs)
 
     def phases(self) -> Sequence[Phase]:
-        """The model's update, and its uncertainty's with it."""
+        """The model trains at every step, and its uncertainty with it."""
         module = self.student
         if self.uncertainty is not None:
             module = nn.ModuleList([self.student, self.uncertainty])
         return (Phase("student", module, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Heun's method on any grid; guided if labels were dropped."""
+        """Users may generate by Heun's method on any grid, guided if labels were dropped."""
         path = self.student.path
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std()),

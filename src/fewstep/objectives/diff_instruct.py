@@ -1,18 +1,18 @@
 r"""Diff-Instruct (Luo et al. 2023) and variational score distillation (Wang et al. 2023).
 
 Let $q_t$ be the density of generated samples $x$, noised, $x_t = \alpha_t x + \sigma_t \epsilon$,
-and $p_t$ that of a teacher's. The integral over time of KL(q_t | p_t), weighted by $w(t)$, falls
-along differences of scores, which are differences of denoisers: the teacher's, $\mu_r$, and that of
-a network which learns on the generator's samples, $\mu_f$:
+and $p_t$ that of the teacher's samples. The integral over time of KL(q_t | p_t), weighted by
+$w(t)$, decreases along differences of scores, which are differences of two denoisers: the
+teacher's, $\mu_r$, and that of a network that trains on the generator's samples, $\mu_f$:
 
 $$E[ w (s_q - s_p)\, \partial x_t / \partial\theta ]
 = E[ w\, \mathrm{snr}\, (\mu_f - \mu_r)\, \partial x / \partial\theta ],
 \qquad \mathrm{snr} = \alpha_t^2 / \sigma_t^2.$$
 
-Diff-Instruct's is $\mu_f - \mu_r$ itself: a ``gain`` $w\,\mathrm{snr}$ of 1. Unlike DMD (Yin et al.
-2024) it does not divide by how far the teacher's answer is. Where the teacher has dropout, both
-networks have it, with the same masks; so its layers are in training mode here, unless it is guided
-and answers twice.
+Diff-Instruct's gradient is $\mu_f - \mu_r$ itself: a ``gain`` $w\,\mathrm{snr}$ of 1. Unlike DMD
+(Yin et al. 2024) it does not divide by the distance of the teacher's answer. Where the teacher has
+dropout, both networks have it, with the same masks; so its layers are in training mode here, unless
+it is guided and computes two answers.
 
 Variational score distillation is the same with a guided teacher, noise predictions and $w =
 \sigma_t^2$: since $\epsilon = (x_t - \alpha_t \mu) / \sigma_t$,
@@ -20,12 +20,12 @@ Variational score distillation is the same with a guided teacher, noise predicti
 $$w (\epsilon_r - \epsilon_f) = w \frac{\alpha_t}{\sigma_t} (\mu_f - \mu_r),$$
 
 a gain of $\alpha_t \sigma_t$: :func:`noise_gain`, with times from ``Uniform(0.02, 0.98)``. There
-the network that learns is a small change of the teacher's weights (LoRA). With the noise that was
-drawn in the place of $\epsilon_f$, that is with $x$ for $\mu_f$, it would be score distillation
-sampling (Poole et al. 2023).
+the network $\mu_f$ is a small change of the teacher's weights (LoRA). With the noise of $x_t$ in
+the place of $\epsilon_f$, that is with $x$ for $\mu_f$, it would be score distillation sampling
+(Poole et al. 2023).
 
-The official loss is a sum over the event, ours a mean: its gradient is smaller by the dimension.
-The official critic learns before the generator, ours after it and on fresh samples.
+The official loss is a sum over the sample, ours a mean: its gradient is smaller by the dimension.
+The official critic trains before the generator, ours after it and on fresh samples.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LOG_NORMAL = LogNormal()
 
 
 def noise_gain(snr: Tensor) -> Tensor:
-    """Alpha sigma: noise predictions weighed by sigma^2, where alpha^2 + sigma^2 = 1."""
+    """Return alpha sigma, where alpha^2 + sigma^2 = 1: noise predictions times sigma^2."""
     return snr.sqrt() / (1 + snr)
 
 
@@ -63,13 +63,13 @@ class DiffInstruct(Objective):
 
     Args:
         student: the generator, which starts as the teacher.
-        teacher: a denoiser of the same path, guided if its guided samples are to be matched.
-        fake: a one-time denoiser of the same path; it starts as the (unguided) teacher.
+        teacher: a denoiser on the same path, guided if its guided samples are to be matched.
+        fake: a one-time denoiser on the same path, which starts as the (unguided) teacher.
         generate: the student's calls; Diff-Instruct's is ``FewSteps((1.0,))`` on noise levels.
         weight: of the fake denoiser's loss; ``karras_weight(sigma_data)`` on noise levels.
-        gain: of the generator's gradient, a function of the signal-to-noise ratio.
-        times, critic_times: laws at which answers are compared, and at which ``fake`` learns.
-        critic_updates: of ``fake``, for each of the generator's.
+        gain: of the generator's gradient, as a function of the signal-to-noise ratio.
+        times, critic_times: laws of the times of comparison, and of those at which the fake trains.
+        critic_updates: updates of ``fake`` for each of the generator, 1 or more.
     """
 
     frozen = ("teacher",)
@@ -99,15 +99,15 @@ class DiffInstruct(Objective):
         self.critic_updates = critic_updates
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
-        """For the generator."""
+        """Draw for the generator's loss."""
         return draw_compared(batch, self.generate, self.times, self.student.path, rng)
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Compared:
-        """For the fake denoiser."""
+        """Draw for the fake denoiser's loss."""
         return draw_compared(batch, self.generate, self.critic_times, self.student.path, rng)
 
     def loss(self, batch: Batch, draws: Compared) -> Loss:
-        """The generator's."""
+        """Compute the generator's matching term."""
         cond, t, path = batch.cond, draws.t, self.student.path
         x = self.generate(self.student, batch, draws.made, cond)
         self.teacher.train(self.fake.training and self.teacher.calls == 1)
@@ -122,19 +122,19 @@ class DiffInstruct(Objective):
         return Loss({"matching": surrogate(x, gradient, batch.mask).mean()}, logs)
 
     def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
-        """The fake denoiser's error on samples."""
+        """Compute the fake denoiser's error on samples."""
         x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         each = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
         weight = self.weight(self.fake.path.snr(draws.t)).to(each.dtype)
         return Loss({"denoising": (weight * each).mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """The generator's update at every K-th step, then the fake denoiser's at every one."""
+        """The generator trains at every K-th step, then the fake denoiser at every one."""
         return (
             Phase("student", self.student, self.draw, self.loss, every(self.critic_updates)),
             Phase("critic", self.fake, self.draw_critic, self.critic_loss),
         )
 
     def contract(self, data: DataSpec) -> Contract:
-        """In one call, or up to all of them."""
+        """Users may generate in as many calls as training had, or in the first few of them."""
         return self.generate.contract("diff-instruct", self.student.path, data)

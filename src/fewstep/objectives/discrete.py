@@ -1,7 +1,7 @@
-"""The discrete consistency step: two adjacent points of one trajectory must agree.
+"""The discrete consistency step: two adjacent points of one trajectory must have one answer.
 
-CD, CT and their discrete descendants differ in how the earlier point arises, in the times of the
-pair, and in weight and distance; the step itself is here, and what else several of them share.
+CD, CT and their discrete descendants differ in how they compute the earlier point, in the times of
+the pair, and in weight and distance. The step itself is here, and what else several of them share.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from fewstep.paths import Event, Path, Time
 from fewstep.solvers import Step, heun
 
 PairWeight = Callable[[Time, Time], Tensor]
-"""(t, r) -> weight ``(b,)``, with r < t."""
+"""A function from times (t, r), with r < t, to weights ``(b,)``."""
 
 
 def inverse_gap(t: Time, r: Time) -> Tensor:
-    """1 / (t - r)."""
+    """Return 1 / (t - r)."""
     return 1 / (t - r)
 
 
 class Draws(NamedTuple):
-    """``t`` > ``r`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+    """``t`` > ``r`` and ``dropped`` are ``(b,)``, and ``noise`` has the shape of the data."""
 
     t: Tensor
     r: Tensor
@@ -46,13 +46,13 @@ class Curriculum:
     ratio = \min(1 - q^{-(stage + 1)},\ limit).$$
 
     Args:
-        every: steps of a stage.
-        q: the gap shrinks to its q-th part from stage to stage.
-        k: pairs near the data are wider by up to 1 + k / 2; 0 makes r / t constant.
-        b: how fast that wears off with the time.
-        limit: of the ratio.
-        least: of the earlier time.
-        start: steps made before these, in an earlier training that this one goes on from.
+        every: length of a stage, in steps.
+        q: factor, above 1, by which the gap shrinks from stage to stage.
+        k: pairs near the data are wider by a factor of up to 1 + k / 2; 0 makes r / t constant.
+        b: how fast this factor falls with the time, above 0.
+        limit: largest ratio, in (0, 1].
+        least: smallest earlier time, 0 or more.
+        start: steps of an earlier training, which this one continues.
     """
 
     every: int
@@ -72,25 +72,25 @@ class Curriculum:
             )
 
     def stage(self, step: int) -> int:
-        """How often the gap has shrunk."""
+        """Count how often the gap has shrunk."""
         return (self.start + step) // self.every
 
     def ratio(self, step: int) -> float:
-        """r / t far from the data."""
+        """Return r / t far from the data."""
         return min(1 - self.q ** -(self.stage(step) + 1), self.limit)
 
     def earlier(self, t: Time, ratio: float) -> Time:
-        """``r`` at a ratio."""
+        """Return the earlier time ``r`` at a ratio."""
         wider = 1 + self.k * (-self.b * t).sigmoid()
         return (t * (1 - wider * (1 - ratio))).clamp(min=self.least)
 
     def __call__(self, t: Time, step: int) -> Time:
-        """``r`` at a step."""
+        """Return the earlier time ``r`` at a step."""
         return self.earlier(t, self.ratio(step))
 
 
 class TeacherStep(nn.Module):
-    """x_r by one ODE step of a frozen teacher from x_t: consistency distillation."""
+    """Consistency distillation: one ODE step of a frozen teacher leads from x_t to x_r."""
 
     def __init__(self, teacher: AbstractDenoiser, solver: Step = heun) -> None:
         super().__init__()
@@ -98,22 +98,22 @@ class TeacherStep(nn.Module):
         self.solver = solver
 
     def forward(self, x_t: Event, batch: Batch, noise: Event, t: Time, r: Time) -> Event:
-        """x_r, without gradient."""
+        """Compute x_r, without gradient."""
         return self.solver(self.teacher, x_t, t, r, batch.cond)
 
 
 @dataclass(frozen=True)
 class SameNoise:
-    """x_r from the same clean sample and noise: consistency training.
+    """Consistency training: x_r has the clean sample and the noise of x_t.
 
-    It is a DDIM step with the clean sample for a denoiser (Euler's on VE and linear paths); its
-    expectation given x_t is that step with the exact denoiser.
+    This is a DDIM step with the clean sample in place of a denoiser's answer (Euler's on VE and
+    linear paths). Its expectation given x_t is that step with the exact denoiser.
     """
 
     path: Path
 
     def __call__(self, x_t: Event, batch: Batch, noise: Event, t: Time, r: Time) -> Event:
-        """x_r."""
+        """Compute x_r."""
         return self.path.perturb(batch.x0, noise, r)
 
 
@@ -128,7 +128,7 @@ def consistency_loss(
     weight: PairWeight,
     distance: Distance,
 ) -> Tensor:
-    """w(t, r) d(f(x_t, t), sg f-(x_r, r)) of each sample, ``(b,)``; one dropout mask for both."""
+    """Compute w(t, r) d(f(x_t, t), sg f-(x_r, r)), ``(b,)``, with one dropout mask for both."""
     x_t = student.path.perturb(batch.x0, noise, t)
     with torch.no_grad():
         x_r = step(x_t, batch, noise, t, r)
@@ -143,7 +143,11 @@ def consistency_loss(
 
 
 def check_pair(student: AbstractDenoiser, step: TeacherStep | SameNoise) -> None:
-    """Refuse what cannot be a consistency function, and earlier points of another path."""
+    """Check that the student can be a consistency function, and that the step is on its path.
+
+    Raises:
+        UsageError: the student has two times, or the earlier point is on another path.
+    """
     if student.two_time:
         raise UsageError("a consistency model goes to t_min only; take a one-time network")
     path = step.teacher.path if isinstance(step, TeacherStep) else step.path
@@ -155,13 +159,13 @@ def check_pair(student: AbstractDenoiser, step: TeacherStep | SameNoise) -> None
 
 
 def frozen_parts(step: TeacherStep | SameNoise, distance: Distance) -> tuple[str, ...]:
-    """Names, in an objective that has both, of what training never changes."""
+    """Name what training never changes, in an objective that has this step and distance."""
     teacher = ("step.teacher",) if isinstance(step, TeacherStep) else ()
     return (*teacher, *(("distance",) if isinstance(distance, nn.Module) else ()))
 
 
 def renoise_contract(method: str, path: Path, data: DataSpec) -> Contract:
-    """The contract of a consistency function: any times, with fresh noise between calls."""
+    """Write the contract of a consistency function: any times, fresh noise between calls."""
     sampling = Sampling(
         start=Start(t=path.t_max, std=path.start_std()),
         kind="renoise",

@@ -1,6 +1,6 @@
-"""Distances that several methods share: two events to ``(b,)``.
+"""Distances between two batches of samples, ``(b,)``, which several methods share.
 
-Each is the mean over the event, or what its paper says instead.
+Each is a mean over the sample, except where its paper has something else.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from fewstep.core import UsageError, per_sample
 from fewstep.paths import Event
 
 Distance = Callable[[Event, Event, Tensor | None], Tensor]
-"""(a, b, mask) -> (b,)."""
+"""A function from two batches of samples and a mask to ``(b,)``."""
 
 
 def l1(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
-    """Mean absolute difference."""
+    """Compute the mean absolute difference."""
     return per_sample((a - b).abs(), mask)
 
 
 def l2(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
-    """Mean squared difference."""
+    """Compute the mean squared difference."""
     return per_sample((a - b) ** 2, mask)
 
 
 def l2_at_32(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
-    """Mean squared difference of images resized to 32 x 32 (bilinear): OpenAI's "l2-32"."""
+    """Compute the mean squared difference of images resized to 32 x 32 (OpenAI's "l2-32")."""
     _no_mask(mask)
     a, b = (F.interpolate(x, size=(32, 32), mode="bilinear") for x in (a, b))
     return per_sample((a - b) ** 2)
@@ -38,17 +38,17 @@ def l2_at_32(a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class PseudoHuber:
-    r"""$\sqrt{\|a - b\|^2 + c^2} - c$ on the whole sample (Song & Dhariwal 2024, eq. 7).
+    r"""$\sqrt{\|a - b\|^2 + c^2} - c$ of the whole sample (Song & Dhariwal 2024, eq. 7).
 
     Args:
-        c: in units of the whole sample's norm; ``None`` is the paper's 0.00054 sqrt(d), and 0 the
-            plain norm (ECT), whose gradient is 0 where the two are equal.
+        c: in units of the norm of a whole sample. ``None`` is the paper's 0.00054 sqrt(d), and 0
+            the plain norm (ECT), whose gradient is 0 where the two samples are equal.
     """
 
     c: float | None = None
 
     def __call__(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
-        """``(b,)``; a norm over the event, not a mean."""
+        """Compute the distances ``(b,)``; the norm is a sum over the sample, not a mean."""
         c = 0.00054 * a[0].numel() ** 0.5 if self.c is None else self.c
         square = ((a - b) ** 2 if mask is None else (a - b) ** 2 * mask).flatten(1).sum(1)
         if c == 0:  # the root has no derivative at 0
@@ -58,7 +58,7 @@ class PseudoHuber:
 
 @dataclass(frozen=True)
 class Huber:
-    r"""$\sqrt{(a - b)^2 + c^2} - c$ of each element, and their mean (LCM, PCM).
+    r"""The mean of $\sqrt{(a - b)^2 + c^2} - c$ over the elements of a sample (LCM, PCM).
 
     Args:
         c: in units of one element.
@@ -67,7 +67,7 @@ class Huber:
     c: float = 0.001
 
     def __call__(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
-        """``(b,)``."""
+        """Compute the distances ``(b,)``."""
         return per_sample(((a - b) ** 2 + self.c**2).sqrt() - self.c, mask)
 
 
@@ -75,13 +75,13 @@ class Perceptual(nn.Module):
     """Distance in the features of a frozen network.
 
     Each feature map is normalised to unit length over its channels, as LPIPS does with heads of
-    ones; squared differences are averaged over positions and summed over maps.
-    :class:`LPIPS` is the true one.
+    ones; squared differences are averaged over positions and summed over maps. :class:`LPIPS` is
+    the true one.
 
     Args:
         features: images ``(b, c, h, w)`` in [-1, 1] to a list of maps ``(b, f, *space)``.
-        size: images with a shorter side are enlarged to it (bilinear) first; OpenAI's code takes
-            224 for images under 256.
+        size: images with a shorter side, in pixels, are enlarged to it (bilinear) first; OpenAI's
+            code takes 224 for images under 256.
     """
 
     def __init__(self, features: nn.Module, size: int | None = None) -> None:
@@ -90,7 +90,7 @@ class Perceptual(nn.Module):
         self.size = size
 
     def forward(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
-        """``(b,)``."""
+        """Compute the distances ``(b,)``."""
         _no_mask(mask)
         maps = zip(self._maps(a), self._maps(b), strict=True)
         return torch.stack([_channel_distance(f, g) for f, g in maps]).sum(0)
@@ -103,8 +103,8 @@ class LPIPS(nn.Module):
     """True LPIPS as a distance.
 
     Args:
-        network: ``lpips.LPIPS(net="vgg")`` (extra ``lpips``), frozen here.
-        size: images with a shorter side are enlarged to it first, as in OpenAI's code.
+        network: ``lpips.LPIPS(net="vgg")`` (extra ``lpips``), which is frozen here.
+        size: images with a shorter side, in pixels, are enlarged to it first, as in OpenAI's code.
     """
 
     def __init__(self, network: nn.Module, size: int = 224) -> None:
@@ -113,7 +113,7 @@ class LPIPS(nn.Module):
         self.size = size
 
     def forward(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
-        """``(b,)``."""
+        """Compute the distances ``(b,)``."""
         _no_mask(mask)
         return self.network(_enlarged(a, self.size), _enlarged(b, self.size)).flatten()
 

@@ -1,33 +1,35 @@
-r"""Distribution matching distillation (Yin et al. 2024a, arXiv 2311.18828): DMD.
+r"""Distribution matching distillation, DMD (Yin et al. 2024a, eq. 7 and 8, alg. 1 and 2).
 
-A generator G answers noise in one call. It goes down the divergence $KL(p_{fake} \| p_{real})$ of
-its samples from what a teacher models, both noised to many levels t. The gradient (eq. 7) is
+A generator G turns noise into a sample in one call (arXiv 2311.18828). The loss decreases the
+divergence $KL(p_{fake} \| p_{real})$ of its samples from the distribution of a teacher, both noised
+to many levels t. Its gradient (eq. 7) is
 
 $$E[ w_t \alpha_t (s_{fake}(x_t, t) - s_{real}(x_t, t))\, \partial G / \partial\theta ],
     \quad x = G(z),\ x_t = \alpha_t x + \sigma_t \epsilon,$$
 
-with the teacher's score and that of a denoiser, ``fake``, which learns on samples as they change.
-By denoisers $\mu$ it is $s_{fake} - s_{real} = (\alpha / \sigma^2) (\mu_{fake} - \mu_{real})$. With
-the weight (eq. 8) $w_t = \sigma^2 / (\alpha\, \mathrm{mean}|x - \mu_{real}|)$ of each sample,
+with the scores of the teacher and of a denoiser, ``fake``, that trains on samples as they change.
+In terms of denoisers $\mu$ it is $s_{fake} - s_{real} = (\alpha / \sigma^2) (\mu_{fake} -
+\mu_{real})$. With the weight of each sample (eq. 8) $w_t = \sigma^2 / (\alpha\, \mathrm{mean}|x -
+\mu_{real}|)$ the loss is
 
 $$g = (\mu_{fake} - \mu_{real}) / \mathrm{mean}|x - \mu_{real}|, \qquad
     L_{DM} = \tfrac12 \mathrm{mean} (x - \mathrm{sg}[x - g])^2.$$
 
-Eq. 7 with eq. 8 has a further factor $\alpha_t$, which the paper's algorithm 2 leaves out, and so
-does DMD2's code; we follow these. On noise levels it is 1. The mean is over the event, also in the
-gradient, which is $g / d$.
+Eq. 7 with eq. 8 has a further factor $\alpha_t$, which the paper's algorithm 2 and DMD2's code
+leave out; we follow these. On noise levels the factor is 1. The mean is over the sample, also in
+the gradient, which is $g / d$.
 
-The divergence alone loses modes that no sample is near, and a fake that lags behind makes it
-overshoot. So the generator also learns by heart, from pairs of noise and the solution y of the
-teacher's ODE from it (algorithm 1):
+The divergence alone loses modes that no sample is near, and it overshoots where the fake lags
+behind. So the generator also learns pairs of noise and the solution y of the teacher's ODE from it
+(algorithm 1):
 
 $$L = L_{DM} + \lambda\, E[ d(G(z), y) ].$$
 
-A ``Guided`` teacher gives a student of that scale; its pairs must be of that scale too, while the
-fake is never guided. Generated samples take the batch's conditions, pairs have their own.
+A ``Guided`` teacher gives a student of that scale. Its pairs must have that scale too, while the
+fake is never guided. Generated samples take the batch's conditions, and pairs have their own.
 
-The critic's update follows the generator's on samples of its own, made by the generator that has
-just learnt, where the official code takes the same samples for both.
+The critic's update follows the generator's and uses samples of its own, from the updated
+generator, where the official code takes the same samples for both.
 """
 
 from __future__ import annotations
@@ -58,21 +60,21 @@ LEVELS, ALL_LEVELS = KarrasIndex(), KarrasIndex(0, 999)
 
 
 class DMD(Objective):
-    """DMD.
+    """Distribution matching distillation of a teacher into a generator of one call.
 
     Args:
         student: the generator, which starts as the teacher.
-        teacher: on the student's path.
+        teacher: a denoiser on the student's path.
         fake: the denoiser of generated samples, which starts as the (unguided) teacher.
         generate: the time of the only call, e.g. ``FewSteps((80.0,))``.
         weight: of the fake's loss; the teacher's own, for EDM ``karras_weight(sigma_data)``.
-        times: at which the scores are compared.
-        critic_times: at which the fake learns: all of the teacher's times.
-        distance: d of the pairs; the paper's is LPIPS.
-        regression: lambda, and 0 for no pairs. Else ``batch.aux`` has ``pair_noise`` (unit),
-            ``pair_x`` and, for students that read labels, ``pair_label``.
-        critic_updates: of the fake, for each of the generator; more than the paper's 1 helps
-            without pairs (Yin et al. 2024b).
+        times: the law of the times at which the scores are compared.
+        critic_times: the law of the times at which the fake trains; all of the teacher's times.
+        distance: d of the pairs; LPIPS in the paper.
+        regression: lambda, 0 or more; 0 needs no pairs. Otherwise ``batch.aux`` has ``pair_noise``
+            of unit variance, ``pair_x`` and, for students that read labels, ``pair_label``.
+        critic_updates: updates of the fake for each of the generator, 1 or more. The paper has 1;
+            more help without pairs (Yin et al. 2024b).
     """
 
     def __init__(
@@ -111,15 +113,15 @@ class DMD(Objective):
         self.critic_updates = critic_updates
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
-        """What makes samples and noises them to where scores are compared."""
+        """Draw what generates samples, and the noise at which the scores are compared."""
         return draw_compared(batch, self.generate, self.times, self.student.path, rng)
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Compared:
-        """What makes samples and noises them to where the fake learns."""
+        """Draw what generates samples, and the noise at which the fake trains."""
         return draw_compared(batch, self.generate, self.critic_times, self.student.path, rng)
 
     def loss(self, batch: Batch, draws: Compared) -> Loss:
-        """The generator's: distribution matching."""
+        """Compute the distribution matching of the generator (alg. 2)."""
         x = self.generate(self.student, batch, draws.made, batch.cond)
         with torch.no_grad():
             x_t = self.student.path.perturb(x, draws.noise, draws.t)
@@ -129,7 +131,7 @@ class DMD(Objective):
         return Loss({"matching": surrogate(x, gradient, batch.mask).mean()}, logs)
 
     def regression_loss(self, batch: Batch, draws: Compared) -> Loss:
-        """The generator's: what the teacher's ODE makes of given noise."""
+        """Compare the generator's answers to the pairs' noise with the teacher's samples."""
         labelled = "label" in self.student.cond_keys
         keys = ("pair_noise", "pair_x", *(("pair_label",) if labelled else ()))
         missing = [key for key in keys if key not in batch.aux]
@@ -144,14 +146,14 @@ class DMD(Objective):
         return Loss({"regression": self.regression * self.distance(answer, x, None).mean()})
 
     def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
-        """The fake's: denoising of generated samples."""
+        """Compute the fake's denoising error on generated samples."""
         x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         error = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
         weight = self.weight(self.student.path.snr(draws.t)).to(error.dtype)
         return Loss({"denoising": (weight * error).mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """The generator's update, every so many steps, then the fake's."""
+        """The generator trains at every K-th step, then the fake at every one."""
         more = (self.regression_loss,) if self.regression else ()
         due = every(self.critic_updates)
         return (
@@ -160,5 +162,5 @@ class DMD(Objective):
         )
 
     def contract(self, data: DataSpec) -> Contract:
-        """One call, at the time that training had."""
+        """Users generate in one call, at the time that training had."""
         return self.generate.contract("dmd", self.student.path, data)

@@ -1,7 +1,8 @@
-r"""DMD2 (Yin et al. 2024b): distribution matching by a quick critic, with a judge of real data.
+r"""DMD2 (Yin et al. 2024b): distribution matching with a quick critic, and a judge of real data.
 
-Samples x of a generator, noised to $x_t$, are denoised by a teacher, $\mu_r$, and by $\mu_f$, which
-learns on such samples. With y data and d the logit of a judge, the generator's loss is
+A teacher, $\mu_r$, and $\mu_f$, which trains on generated samples, denoise samples x of the
+generator that are noised to $x_t$. With y data and d the logit of a judge (a discriminator), the
+generator's loss is
 
 $$\tfrac12 \mathrm{mean}(x - \mathrm{sg}(x - g))^2 + \lambda_G \log(1 + e^{-d(x_u)}), \quad
 g = (\mu_f(x_t, t) - \mu_r(x_t, t)) / \mathrm{mean}|x - \mu_r(x_t, t)|$$
@@ -11,10 +12,10 @@ at every K-th step, and that of the critic, $\mu_f$ and heads of d on its featur
 $$w(t)\, \mathrm{mean}(\mu_f(x_t, t) - x)^2
 + \lambda_D (\log(1 + e^{d(x_u)}) + \log(1 + e^{-d(y_v)}))$$
 
-at every one; times and noise are each term's own. At the best d, the log of the densities' ratio
-r, the generator's term leads along $(s_f - s_r)/(1 + r)$. What a generator of several calls is
-asked was made by its calls before: see ``FewSteps``. The official critic learns on the very samples
-that an update was computed with; ours on fresh ones of the updated generator, of the same labels.
+at every one; each term has its own times and noise. At the best d, the log of the densities' ratio
+r, the gradient of the generator's term is along $(s_f - s_r)/(1 + r)$. The input of a later call of
+the generator comes from its earlier calls: see ``FewSteps``. The official critic trains on the very
+samples of the generator's update; ours on fresh ones of the updated generator, of the same labels.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ from fewstep.objectives.terms import (
 from fewstep.paths import Event
 from fewstep.times import KarrasIndex, Law, Times, law_on
 
-COMPARED, LEARNT = KarrasIndex(), KarrasIndex(0, 999)
+LEVELS, ALL_LEVELS = KarrasIndex(), KarrasIndex(0, 999)
 
 
 class Draws(NamedTuple):
-    """What makes samples, what noises them, what noises the judged; unit noise for the penalty."""
+    """Draws of samples, of their noising, of the judge's inputs, and unit noise for the penalty."""
 
     made: Made
     noised: Noised
@@ -63,16 +64,16 @@ class DMD2(Objective):
     """Distribution matching; with a ``judge``, adversarial terms beside it.
 
     Args:
-        student, generate: the generator, and its calls.
-        teacher: a denoiser of the same path, guided if its guided samples are to be matched.
-        fake: a one-time denoiser of the same path. It and the student start as the teacher.
+        student, generate: the generator, which starts as the teacher, and its calls.
+        teacher: a denoiser on the same path, guided if its guided samples are to be matched.
+        fake: a one-time denoiser on the same path, which starts as the teacher.
         weight: of the fake denoiser's error; on noise levels ``karras_weight(sigma_data)``.
-        times, critic_times: laws of the times of comparison, and of those at which fake learns.
+        times, critic_times: laws of the times of comparison, and of those at which the fake trains.
         critic_updates: K; 5 on ImageNet, 10 for Stable Diffusion 1.5.
         judge: of ``(denoiser, x_t, t, cond)``, a :class:`fewstep.models.Judge`.
-        adversarial, adversarial_critic: weights of its terms.
-        adversarial_times: of what is judged; None: as it is, without noise, at the path's t_min.
-        judged: whose features: of ``fake``, or of the frozen teacher (FastGen).
+        adversarial, adversarial_critic: weights of its terms, 0 or more.
+        adversarial_times: law of the times of its inputs; None gives clean samples, at ``t_min``.
+        judged: the denoiser whose features it reads, ``fake`` or the frozen teacher (FastGen).
         penalty: weight, in the judge's loss, of the squared change of its logits by more noise, of
             ``penalty_std``, on the data (approximate R1, Lin et al. 2025); 100 to 1000 in FastGen.
     """
@@ -87,13 +88,13 @@ class DMD2(Objective):
         *,
         generate: FewSteps,
         weight: SnrWeight,
-        times: Times = COMPARED,
-        critic_times: Times = LEARNT,
+        times: Times = LEVELS,
+        critic_times: Times = ALL_LEVELS,
         critic_updates: int = 5,
         judge: nn.Module | None = None,
         adversarial: float = 3e-3,
         adversarial_critic: float = 1e-2,
-        adversarial_times: Times | None = LEARNT,
+        adversarial_times: Times | None = ALL_LEVELS,
         judged: Literal["fake", "teacher"] = "fake",
         penalty: float = 0.0,
         penalty_std: float = 0.1,
@@ -115,12 +116,12 @@ class DMD2(Objective):
         self.adversarial, self.adversarial_critic, self.penalty, self.penalty_std = weights
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """For the generator's loss."""
+        """Draw for the generator's loss."""
         made = self.generate.draw(batch, rng)
         return Draws(made, self._noised(self.times, batch, rng), self._to_judge(batch, rng))
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """For the critic's losses."""
+        """Draw for the critic's losses."""
         made, noised = self.generate.draw(batch, rng), self._noised(self.critic_times, batch, rng)
         fake, real = self._to_judge(batch, rng), self._to_judge(batch, rng)
         disturbance = draw_noised(batch, noised.t, None, rng).noise if self.penalty else None
@@ -138,7 +139,7 @@ class DMD2(Objective):
         return Noised(least.expand(len(batch)), torch.zeros_like(batch.x0))
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The generator's: matching, and what the judge makes of its samples."""
+        """Compute the generator's matching and adversarial terms."""
         x = self.generate(self.student, batch, draws.made, batch.cond)
         t, noise, _ = draws.noised
         with torch.no_grad():
@@ -153,7 +154,7 @@ class DMD2(Objective):
         return Loss(terms, logs)
 
     def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The error of the fake denoiser."""
+        """Compute the error of the fake denoiser."""
         x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         t, noise, _ = draws.noised
         each = denoising_error(self.critic["fake"], x, noise, t, batch.cond, batch.mask)
@@ -161,7 +162,7 @@ class DMD2(Objective):
         return Loss({"denoising": (weight * each).mean()})
 
     def judge_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """How far the judge is from telling data from samples."""
+        """Compute how badly the judge tells data from samples."""
         scale, cond = self.adversarial_critic, batch.cond
         x = self.generate.fixed(self.student, batch, draws.made, cond)
         real, fake = self._logits(batch.x0, draws.real, cond), self._logits(x, draws.fake, cond)
@@ -183,7 +184,7 @@ class DMD2(Objective):
         return self.critic["judge"](denoiser, x_t, at.t, cond)
 
     def phases(self) -> Sequence[Phase]:
-        """The generator's update at every K-th step, then the critic's at every one."""
+        """The generator trains at every K-th step, then the critic at every one."""
         more = (self.judge_loss,) if "judge" in self.critic else ()
         critic = self.critic, self.draw_critic, self.critic_loss
         return (
@@ -192,5 +193,5 @@ class DMD2(Objective):
         )
 
     def contract(self, data: DataSpec) -> Contract:
-        """In as many calls as it has, or fewer."""
+        """Users may generate in as many calls as training had, or in the first few of them."""
         return self.generate.contract("dmd2", self.student.path, data)

@@ -1,13 +1,13 @@
-r"""Drifting (arXiv 2602.04770): a generator learns without a teacher, by the company it keeps.
+r"""Drifting (arXiv 2602.04770): a generator without a teacher, moved by attraction and repulsion.
 
-One call makes samples $x_i$ of noise. Data $y_j$ of the same label draw each of them, the other
-samples push it away; what remains is the drift
+One call turns noise into samples $x_i$. Data $y_j$ of the same label attract each of them, and the
+other samples repel it; the sum is the drift
 
 $$V_i = \sum_{j, k} a_{ij}\, a_{ik}\, (y_j - x_k),$$
 
-which swaps sign with the two sets and vanishes where they are the same. The student regresses on
-itself, moved: $L = \mathrm{mean}\, (x - \mathrm{sg}[x + V])^2$. As the official code has it
-(``lambertae/drifting``, ``drift_loss.py``, from which the following was read):
+which changes sign when the two sets are swapped and vanishes where they are the same. The student
+regresses on itself, moved: $L = \mathrm{mean}\, (x - \mathrm{sg}[x + V])^2$. As in the official
+code (``lambertae/drifting``, ``drift_loss.py``, our source for the following):
 
 - lengths are in units of the mean distance r of samples to the samples (themselves included) and
   data of their label, and coordinates in units of $r / \sqrt d$, so that both are of order 1;
@@ -19,8 +19,8 @@ itself, moved: $L = \mathrm{mean}\, (x - \mathrm{sg}[x + V])^2$. As the official
 
 So the loss is about as large wherever the student is, at most the square of the number of
 temperatures, and says nothing of its progress; the logs ``drift/R``, mean squares before that
-division, do. Neither is 0 for samples of the right law, only their expected drift is: the steps'
-size is the learning rate's.
+division, do. Neither is 0 for samples of the right law, only their expected drift is: the learning
+rate alone sets the size of the steps.
 
 On features, each position is a problem of its own, and several features are added up. The official
 code's guidance (data of all labels that repel) and its bank of samples are not here: a sample meets
@@ -46,16 +46,17 @@ from fewstep.paths import Event
 
 
 class Drifting(Objective):
-    """Drifting.
+    """A generator of one call, which trains on data alone.
 
     Args:
-        student: the generator; any start will do.
+        student: the generator, with any weights.
         generate: the time of its only call, e.g. ``FewSteps((80.0,))``.
-        group: samples that meet, all of them if they have no labels that the student reads.
-        temperatures: R, in mean distances; the paper's, for features. In the plane a student whose
-            samples all begin in one place stays there with them, and learns with (0.2, 0.5, 1).
-        features: frozen; events to one tensor or several, ``(b, *positions, channels)``. None
-            takes the samples themselves, which suits few dimensions.
+        group: number of samples that meet, 2 or more: all of them, if the student reads no labels.
+        temperatures: R, in mean distances; the default is the paper's, for features. On data in the
+            plane a student whose samples all begin in one place stays there with these, and trains
+            with (0.2, 0.5, 1).
+        features: a frozen network from samples to one tensor or several, ``(b, *positions,
+            channels)``. None takes the samples themselves, which suits few dimensions.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Drifting(Objective):
         self.frozen = () if features is None else ("features",)
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Made:
-        """Noise."""
+        """Draw the noise of the samples."""
         if len(batch) % self.group:
             raise UsageError(
                 f"drifting needs batches of a multiple of {self.group}, got {len(batch)}"
@@ -92,7 +93,7 @@ class Drifting(Objective):
         return self.generate.draw(batch, rng)
 
     def loss(self, batch: Batch, draws: Made) -> Loss:
-        """The mean square between samples and where they drift to."""
+        """Compute the mean square between samples and where they drift to."""
         if batch.mask is not None:
             raise UsageError("drifting compares every sample with every other and takes no masks")
         x = self.generate(self.student, batch, draws, batch.cond)
@@ -110,18 +111,19 @@ class Drifting(Objective):
         return Loss({"drifting": torch.stack(losses).sum()}, logs)
 
     def _features(self, x: Event) -> list[Tensor]:
-        """Each ``(groups, positions, group, channels)``."""
-        found = x.flatten(1) if self.features is None else self.features(x)
-        found = [f.to(x.dtype) for f in ([found] if isinstance(found, Tensor) else found)]
-        shapes = [(-1, self.group, f[0, ..., 0].numel(), f.shape[-1]) for f in found]
-        return [f.reshape(shape).transpose(1, 2) for f, shape in zip(found, shapes, strict=True)]
+        """Compute the features, each ``(groups, positions, group, channels)``."""
+        features = x.flatten(1) if self.features is None else self.features(x)
+        several = [features] if isinstance(features, Tensor) else features
+        features = [f.to(x.dtype) for f in several]
+        shapes = [(-1, self.group, f[0, ..., 0].numel(), f.shape[-1]) for f in features]
+        return [f.reshape(shape).transpose(1, 2) for f, shape in zip(features, shapes, strict=True)]
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """One call."""
+        """Users generate in one call."""
         return self.generate.contract("drifting", self.student.path, data)
 
 
@@ -129,13 +131,16 @@ class Drifting(Objective):
 def drifted(
     x: Tensor, data: Tensor, label: Tensor, temperatures: Sequence[float]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Where samples drift to, in units of ``unit``; ``unit``; mean square drifts, by temperature.
+    """Move samples by their drift, in units of ``unit``.
 
     Args:
         x: samples at p positions, ``(g, p, n, d)``.
-        data: alike.
+        data: of the same shape.
         label: ``(g, n)``, of both.
-        temperatures: R.
+        temperatures: R, above 0.
+
+    Returns:
+        The moved samples, ``unit``, and the mean square drift at each temperature.
     """
     targets = torch.cat([x, data], 2)
     # Without matrix products, whose rounding would drown the distances of near samples.
@@ -156,12 +161,12 @@ def drifted(
 
 
 def pulls(distance: Tensor, meets: Tensor, temperature: float) -> Tensor:
-    """The weights of the targets in the drift; they repel in the first half, and sum to 0.
+    """Compute the weights of the targets in the drift; they repel in the first half, and sum to 0.
 
     Args:
         distance: from samples to targets, ``(..., n, 2 n)``.
-        meets: which targets a sample meets.
-        temperature: R.
+        meets: which targets a sample meets, of the same shape.
+        temperature: R, above 0.
     """
     logits = (-distance / temperature).masked_fill(~meets, -torch.inf)
     near = (logits.softmax(-1) * logits.softmax(-2)).clamp(min=1e-6).sqrt() * meets

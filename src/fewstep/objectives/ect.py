@@ -5,13 +5,13 @@ brings the earlier time r(t) nearer to t from stage to stage:
 
 $$L = E[ w(t, r)\, d( f_\theta(x_t, t),\ \mathrm{sg} f_\theta(x_r, r) ) ],$$
 
-with $x_t$ and $x_r$ of the same noise and dropout, d the norm of the whole sample's difference, w =
-1/(t - r) on CIFAR-10 and $1/t^2 + 1/\sigma_{data}^2$ on ImageNet-64. Where r = 0 the target is the
-clean sample. There is no target network. A norm instead of its square is the paper's adaptive
-weight.
+where $x_t$ and $x_r$ have the same noise and dropout, d is the norm of the whole sample's
+difference, and w is 1/(t - r) on CIFAR-10 and $1/t^2 + 1/\sigma_{data}^2$ on ImageNet-64. Where
+r = 0 the target is the clean sample. There is no target network. The paper's adaptive weight is a
+norm instead of its square.
 
 The student keeps EDM's plain scalings, which are the identity at 0. The official code evaluates it
-under scalings that are the identity at 0.003, and that is what is delivered here.
+under scalings that are the identity at 0.003, and so does the model that is delivered here.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class EasyConsistency(Objective):
 
     Args:
         student: a diffusion model on a path that reaches clean data.
-        step: how the earlier point arises; :class:`SameNoise` in the paper.
-        curriculum: the earlier time. A new stage restarts nothing.
+        step: computes the earlier point of a pair; :class:`SameNoise` in the paper.
+        curriculum: the earlier time, by time and step. A new stage restarts nothing.
         times: the law of t.
         weight: w(t, r).
         distance: d.
-        boundary: the noise level at which the delivered model is the identity; 0 delivers the
-            student as trained.
+        boundary: the noise level at which the delivered model is the identity, below ``t_max``; 0
+            delivers the student as trained.
         drop: label dropping.
     """
 
@@ -100,13 +100,13 @@ class EasyConsistency(Objective):
         self.drop = drop
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """Times, the stage's earlier times, noise and which labels to drop."""
+        """Draw times, noise and the samples whose conditions are dropped; add the earlier times."""
         t = self.times.draw(self.student.path, len(batch), rng)
         t, noise, dropped = draw_noised(batch, t, self.drop, rng)
         return Draws(t, self.curriculum(t, step), noise, dropped)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The weighted distance, averaged over the batch."""
+        """Average the weighted distance over the batch."""
         cond = conditions(batch.cond, self.drop, draws.dropped)
         batch = Batch(batch.x0, cond, batch.mask, batch.aux)
         each = consistency_loss(
@@ -115,11 +115,11 @@ class EasyConsistency(Objective):
         return Loss({"consistency": each.mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def deliver(self, student: AbstractDenoiser) -> AbstractDenoiser:
-        """The student's network under the shifted scalings."""
+        """Return the student's network under the shifted scalings."""
         if self.boundary == 0:
             return student
         assert isinstance(student, Denoiser)
@@ -132,5 +132,5 @@ class EasyConsistency(Objective):
         return Denoiser(student.net, shifted)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Any time serves; noise again between calls."""
+        """Users may generate at any times, with fresh noise between calls."""
         return renoise_contract("ect", self.student.path, data)

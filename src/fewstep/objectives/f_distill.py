@@ -1,18 +1,20 @@
-r"""f-distill (Xu et al. 2025, arXiv 2502.15681): down any f-divergence by distribution matching.
+r"""f-distill (Xu et al. 2025, arXiv 2502.15681): distribution matching by any f-divergence.
 
-DMD2's matching term (Yin et al. 2024b) with each sample's gradient times $h(r) = f''(r)\, r^2$ of
-its density ratio $r$ (:mod:`fewstep.objectives.ratios`); $\mu_r$ is the teacher's answer to
-$x_t = \alpha_t x + \sigma_t \epsilon$ and $\mu_f$ that of a network which learns on samples:
+This is DMD2's matching term (Yin et al. 2024b) with each sample's gradient times $h(r) = f''(r)\,
+r^2$ of its density ratio $r$ (:mod:`fewstep.objectives.ratios`). For
+$x_t = \alpha_t x + \sigma_t \epsilon$, $\mu_r$ is the teacher's answer and $\mu_f$ that of a
+network that trains on samples:
 
 $$L = E[ \tfrac12 \mathrm{mean}(x - \mathrm{sg}(x - h g))^2 ]
 + \lambda_G E[ \log(1 + e^{-d(x_t)}) ], \qquad g = (\mu_f - \mu_r) / \mathrm{mean}|x - \mu_r|.$$
 
-The best judge d of data and samples answers log r. As in FastGen, its answer to the very $x_t$ that
-is matched gives both r and the adversarial term, so it learns at the times of matching; and h is
-divided by its mean over the microbatch, so that no divergence takes larger steps than another.
+The best judge d (a discriminator of data and samples) has the logit log r. As in FastGen, its
+answer to the very $x_t$ that is matched gives both r and the adversarial term, so it trains at the
+times of matching; and h is divided by its mean over the microbatch, so that no divergence takes
+larger steps than another.
 
-The critic (denoiser of samples, and judge) learns at every step, the generator at every K-th; the
-critic draws noise of its own, and so sees fresh samples of the generator after its update.
+The critic (denoiser of samples, and judge) trains at every step, the generator at every K-th; the
+critic draws noise of its own, and so it gets fresh samples of the generator after its update.
 """
 
 from __future__ import annotations
@@ -51,11 +53,11 @@ from fewstep.objectives.terms import (
 from fewstep.paths import Event, Time
 from fewstep.times import KarrasIndex, Times, law_on
 
-COMPARED, LEARNT = KarrasIndex(), KarrasIndex(0, 999)
+LEVELS, ALL_LEVELS = KarrasIndex(), KarrasIndex(0, 999)
 
 
 class CriticDraws(NamedTuple):
-    """The critic's: noise of samples; time and noise for the denoiser, and for what is judged."""
+    """The critic's draws: samples, time and noise of the denoiser, and the judge's inputs."""
 
     made: Made
     t: Tensor
@@ -65,21 +67,22 @@ class CriticDraws(NamedTuple):
 
 
 class FDistill(Objective):
-    """Distribution matching, each sample with a factor by which a divergence is chosen.
+    """Distribution matching, where a factor on each sample chooses the divergence.
 
     Args:
         student: the generator, which starts as the teacher.
-        teacher: a denoiser of the same path, guided if its guided samples are to be matched.
-        fake: a one-time denoiser of the same path; it starts as the (unguided) teacher.
+        teacher: a denoiser on the same path, guided if its guided samples are to be matched.
+        fake: a one-time denoiser on the same path, which starts as the (unguided) teacher.
         judge: from ``(denoiser, x_t, t, cond)`` to a list of logits, as ``models.Judge``.
         generate: the student's calls.
         weight: of the fake denoiser's loss; ``karras_weight(sigma_data)`` on noise levels.
         divergence: f; FastGen takes "kl" for CIFAR-10.
-        times, critic_times: laws at which scores are compared, and at which ``fake`` learns.
-        critic_updates: K.
-        adversarial, adversarial_critic: weights of the judge's terms.
-        adversarial_times: of what the judge learns on; None is ``times``.
-        judged: whose features, those of ``fake``, which learn to tell too, or the teacher's.
+        times, critic_times: laws of the times of comparison, and of those at which the fake trains.
+        critic_updates: K, 1 or more.
+        adversarial, adversarial_critic: weights of the judge's terms; 0 or more, and above 0.
+        adversarial_times: law of the times at which the judge trains; None is ``times``.
+        judged: the denoiser whose features the judge reads: ``fake``, whose features train with it,
+            or the teacher.
         ratio, bins, rate: limits of r and its normalisation, see :class:`Factors`.
     """
 
@@ -95,8 +98,8 @@ class FDistill(Objective):
         generate: FewSteps,
         weight: SnrWeight,
         divergence: Divergence = "js",
-        times: Times = COMPARED,
-        critic_times: Times = LEARNT,
+        times: Times = LEVELS,
+        critic_times: Times = ALL_LEVELS,
         critic_updates: int = 5,
         adversarial: float = 3e-3,
         adversarial_critic: float = 1e-2,
@@ -125,12 +128,12 @@ class FDistill(Objective):
         self.adversarial, self.adversarial_critic = adversarial, adversarial_critic
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
-        """For the generator."""
+        """Draw for the generator's loss."""
         self.factors.begin(step)
         return draw_compared(batch, self.generate, self.times, self.student.path, rng)
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> CriticDraws:
-        """For the critic."""
+        """Draw for the critic's losses."""
         path = self.student.path
         own = draw_compared(batch, self.generate, self.critic_times, path, rng)
         times = (self.judge_times.draw(path, len(batch), rng) for _ in range(2))
@@ -138,7 +141,7 @@ class FDistill(Objective):
         return CriticDraws(*own, *judged)
 
     def loss(self, batch: Batch, draws: Compared) -> Loss:
-        """The generator's: matching with factors, and what the judge makes of its samples."""
+        """Compute the generator's matching with factors, and its adversarial term."""
         cond, t, mask = batch.cond, draws.t, batch.mask
         x = self.generate(self.student, batch, draws.made, cond)
         x_t = self.student.path.perturb(x, draws.noise, t)
@@ -156,7 +159,7 @@ class FDistill(Objective):
         return Loss(terms, logs)
 
     def critic_loss(self, batch: Batch, draws: CriticDraws) -> Loss:
-        """The fake denoiser's error on samples."""
+        """Compute the fake denoiser's error on samples."""
         x = self.generate.fixed(self.student, batch, draws.made, batch.cond)
         fake: Any = self.critic["fake"]
         each = denoising_error(fake, x, draws.noise, draws.t, batch.cond, batch.mask)
@@ -164,13 +167,13 @@ class FDistill(Objective):
         return Loss({"denoising": (weight * each).mean()})
 
     def judge_loss(self, batch: Batch, draws: CriticDraws) -> Loss:
-        """How well the judge tells data from samples."""
+        """Compute how badly the judge tells data from samples."""
         cond, perturb = batch.cond, self.student.path.perturb
         x = self.generate.fixed(self.student, batch, draws.made, cond)
-        events = (batch.x0, draws.real), (x, draws.fake)
-        logits = [self._logits(perturb(x, at.noise, at.t), at.t, cond) for x, at in events]
-        found = over_heads(softplus_discriminator, *logits)
-        return Loss({"judge": self.adversarial_critic * found})
+        inputs = (batch.x0, draws.real), (x, draws.fake)
+        logits = [self._logits(perturb(x, at.noise, at.t), at.t, cond) for x, at in inputs]
+        entropy = over_heads(softplus_discriminator, *logits)
+        return Loss({"judge": self.adversarial_critic * entropy})
 
     def _logits(self, x_t: Event, t: Time, cond: Cond) -> list[Tensor]:
         denoiser = self.teacher if self.judged == "teacher" else self.critic["fake"]
@@ -179,11 +182,11 @@ class FDistill(Objective):
         return self.critic["judge"](denoiser, x_t, t, cond)
 
     def after_step(self, step: int) -> None:
-        """The running means of ratios."""
+        """Update the running means of the ratios."""
         self.factors.finish()
 
     def phases(self) -> Sequence[Phase]:
-        """The generator's update at every K-th step, then the critic's at every one."""
+        """The generator trains at every K-th step, then the critic at every one."""
         more = (self.judge_loss,)
         critic = self.critic, self.draw_critic, self.critic_loss
         return (
@@ -192,5 +195,5 @@ class FDistill(Objective):
         )
 
     def contract(self, data: DataSpec) -> Contract:
-        """In one call, or up to all of them."""
+        """Users may generate in as many calls as training had, or in the first few of them."""
         return self.generate.contract("f-distill", self.student.path, data)

@@ -24,10 +24,10 @@ class FlowMatching(Objective):
     """A flow model: any denoiser, compared as a velocity.
 
     Args:
-        student: the denoiser, on a path with t > 0 wherever ``times`` draws.
+        student: the denoiser, on a path with t > 0 at all times of the law.
         times: the law of the training times.
-        weight: of the time; the logit-normal law with weight 1 is Esser et al.'s (2024) choice.
-        drop: label dropping, which also lets the model be guided.
+        weight: w(t), ``(b,)`` to ``(b,)``; Esser et al. (2024) take 1 with the logit-normal law.
+        drop: label dropping, which also makes guidance possible.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class FlowMatching(Objective):
         self.drop = drop
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """Times, noise and which labels to drop."""
+        """Draw times, noise and the samples whose conditions are dropped."""
         t = self.times.draw(self.student.path, len(batch), rng)
         return draw_noised(batch, t, self.drop, rng)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Weighted mean squared error of the velocity."""
+        """Compute the weighted mean squared error of the velocity."""
         cond = conditions(batch.cond, self.drop, draws.dropped)
         path = self.student.path
         x_t = path.perturb(batch.x0, draws.noise, draws.t)
@@ -61,11 +61,11 @@ class FlowMatching(Objective):
         return Loss({"flow": (self.weight(draws.t).to(each.dtype) * each).mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """The model's update."""
+        """The model trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Heun's method on any grid; guided if labels were dropped."""
+        """Users may generate by Heun's method on any grid, guided if labels were dropped."""
         path = self.student.path
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std()),

@@ -3,17 +3,17 @@ r"""Flow-map distillation: Align Your Flow (Sabour, Fidler & Kreis 2025).
 A flow map takes any point of a trajectory of the teacher's ODE to any other. On the linear path it
 is one step of average velocity F,
 
-$$f(x_t, t, s) = x_t + (s - t) F(x_t, t, s), \qquad F = (x_t - D(x_t, t, s)) / t,$$
+$$f(x_t, t, s) = x_t + (s - t) F(x_t, t, s), \qquad F = (x_t - D(x_t, t, s)) / t.$$
 
-and is exact if it is the same from wherever on the trajectory it starts (Eulerian,
+It is exact if its result is the same from any point of the trajectory (Eulerian,
 $\tfrac{d}{dt} f(x_t, t, s) = 0$ along the teacher's velocity v), or if its end moves along the
-trajectory (Lagrangian, $\partial_s f(x_t, t, s) = v(f, s)$). Solved for F, what is missing is
+trajectory (Lagrangian, $\partial_s f(x_t, t, s) = v(f, s)$). Solved for F, the remainder is
 
 $$g = v(x_t, t) - F + \rho (s - t) \tfrac{dF}{dt} \quad\text{or}\quad
   g = v(f, s) - F + \rho (t - s) \partial_s F,$$
 
-and the loss is $\|F - \mathrm{sg}[F + g / (\|g\| + c)]\|^2$, the norm over the whole event. Its
-gradient is that of AYF-EMD, $\mathrm{sign}(t - s) f^T \tfrac{df}{dt}$, or of AYF-LMD,
+and the loss is $\|F - \mathrm{sg}[F + g / (\|g\| + c)]\|^2$, with the norm over the whole sample.
+Its gradient is that of AYF-EMD, $\mathrm{sign}(t - s) f^T \tfrac{df}{dt}$, or of AYF-LMD,
 $\mathrm{sign}(s - t) f^T (\partial_s f - v(f, s))$, up to a positive factor. At s = 0 the Eulerian
 one is the continuous-time consistency loss, at s = t flow matching, and $F + g$ is
 MeanFlow's target with the teacher's velocity.
@@ -21,8 +21,8 @@ MeanFlow's target with the teacher's velocity.
 $\rho$ rises with the steps to ``ratio_max``. Below 1 it adds $(1 - \rho)(v - F)$, a pull towards
 straight trajectories; the paper stops at 0.99.
 
-The paper sums the squares over the event, this is their mean. It finds the Lagrangian loss as
-good in the plane and too smooth on images. Its adversarial fine-tuning is not here.
+The paper sums the squares over the sample, and ours is their mean. The Lagrangian loss is as good
+in the plane and too smooth on images, says the paper. Its adversarial fine-tuning is not here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ GAP = LogitNormal(-0.8, 1.0)
 
 
 class Draws(NamedTuple):
-    """``t`` >= ``s`` and the warm-up factor ``rho`` are ``(b,)``, ``noise`` as the data."""
+    """``t`` >= ``s`` and the warm-up factor ``rho`` are ``(b,)``; ``noise`` is as the data."""
 
     t: Tensor
     s: Tensor
@@ -60,15 +60,15 @@ class FlowMap(Objective):
     """Distil a teacher into a flow map, which should start from the teacher's weights.
 
     Args:
-        student: two-time, on Linear.
-        teacher: of the same path; guided or autoguided if it is to be.
-        kind: which condition; the Lagrangian one asks the teacher at the student's own points.
-        gap: the law of (t - s) as a share of the path, ``(b, rng) -> (b,)`` in (0, 1); s is
-            uniform in what is left.
-        c: of the normalisation.
-        ratio_max: the last rho.
+        student: a two-time denoiser on Linear.
+        teacher: a denoiser on the same path, guided or autoguided if its guided samples are wanted.
+        kind: which condition; the Lagrangian one evaluates the teacher at the student's own points.
+        gap: the law of (t - s) as a share of the path, ``(b, rng) -> (b,)`` in (0, 1); s is uniform
+            in the rest of the path.
+        c: of the normalisation, above 0.
+        ratio_max: the largest rho, in [0, 1].
         warmup: steps in which rho would rise from 0 to 1.
-        derivative: takes the directional derivative, :func:`fewstep.derivatives.jvp` by default.
+        derivative: computes the directional derivative.
     """
 
     frozen = ("teacher",)
@@ -111,7 +111,7 @@ class FlowMap(Objective):
         self.derivative = derivative
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """Intervals inside the path, the warm-up factor, and noise."""
+        """Draw intervals inside the path and noise, and set the warm-up factor."""
         path, b = self.student.path, len(batch)
         gap, place = self.gap(b, rng), Uniform()(b, rng)
         s = path.t_min + (path.t_max - path.t_min) * (1 - gap) * place
@@ -120,7 +120,7 @@ class FlowMap(Objective):
         return Draws(t, s, torch.full_like(t, rho), draw_noised(batch, t, None, rng).noise)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The squared normalised tangent; ``tangent`` logs its norm before normalisation."""
+        """Regress on the normalised tangent; ``tangent`` logs its norm before normalisation."""
         path, (t, s, rho, noise) = self.student.path, draws
         x_t = path.perturb(batch.x0, noise, t)
 
@@ -149,11 +149,11 @@ class FlowMap(Objective):
         return Loss({"flowmap": each.mean()}, {"tangent": norm.mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Jumps between any times."""
+        """Users may jump between any two times."""
         path = self.student.path
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std()),

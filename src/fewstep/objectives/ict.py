@@ -1,6 +1,6 @@
-r"""Improved consistency training, iCT (Song & Dhariwal 2024).
+r"""Improved consistency training, iCT (Song & Dhariwal 2024, eq. 7 and 10).
 
-Consistency training without a target average, whose grid of N(k) points doubles in stages:
+This is consistency training without a target average, whose grid of N(k) points doubles in stages:
 
 $$L = E[ \tfrac{1}{t - r}\, d( f_\theta(x_t, t),\ \mathrm{sg} f_\theta(x_r, r) ) ],$$
 
@@ -48,8 +48,8 @@ class Doubling:
     $K' = \lfloor K / (\log_2 \lfloor s_1 / s_0 \rfloor + 1) \rfloor$, so that the last has s_1.
 
     Args:
-        steps: length K of the whole training.
-        start, end: s0 and s1.
+        steps: length K of the whole training, in steps.
+        start, end: s0 and s1, the first and the last number of intervals.
     """
 
     steps: int
@@ -64,21 +64,22 @@ class Doubling:
 
     @property
     def every(self) -> int:
-        """K', steps of a stage."""
+        """K', the steps of a stage."""
         return math.floor(self.steps / (math.log2(self.end // self.start) + 1))
 
     def __call__(self, step: int) -> int:
-        """N, the number of grid points."""
+        """Return N, the number of grid points, at a step."""
         return min(self.start * 2 ** (step // self.every), self.end) + 1
 
 
 class ImprovedConsistency(Objective):
-    """iCT.
+    """Improved consistency training.
 
     Args:
-        student: whose ``f(x, t_min) = x``: see :class:`fewstep.models.ConsistencyBoundary`.
+        student: a denoiser with ``f(x, t_min) = x``, as :class:`fewstep.models.ConsistencyBoundary`
+            makes one.
         schedule: number of grid points by step.
-        index: which interval of the grid.
+        index: the law of the interval of the grid.
         distance: d.
         drop: label dropping.
     """
@@ -103,7 +104,7 @@ class ImprovedConsistency(Objective):
         self.drop = drop
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """An interval of the current grid for each sample, noise, and which labels to drop."""
+        """Draw an interval of the grid for each sample, noise and the conditions to drop."""
         path = self.student.path
         grid = karras(self.schedule(step), path.t_min, path.t_max)
         index = self.index(len(batch), grid, rng)
@@ -112,7 +113,7 @@ class ImprovedConsistency(Objective):
         return Draws(t, grid[index + 1], noise, dropped)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The weighted distance, averaged over the batch."""
+        """Average the weighted distance over the batch."""
         cond = conditions(batch.cond, self.drop, draws.dropped)
         batch = Batch(batch.x0, cond, batch.mask, batch.aux)
         student, pair = self.student, draws[:3]
@@ -122,9 +123,9 @@ class ImprovedConsistency(Objective):
         return Loss({"consistency": each.mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Any time serves; noise again between calls."""
+        """Users may generate at any times, with fresh noise between calls."""
         return renoise_contract("ict", self.student.path, data)

@@ -1,7 +1,7 @@
 r"""Inductive Moment Matching (Zhou, Ermon & Song 2025).
 
-A two-time model's jump $f_{s,t}$ carries samples of $x_t$ to samples of $x_s$. What it makes of a
-little less noise must be distributed alike: with $x_r$ on the DDIM line from $x_t$ to $x_0$,
+A two-time model's jump $f_{s,t}$ carries samples of $x_t$ to samples of $x_s$. Its samples from a
+little less noise must have the same distribution: with $x_r$ on the DDIM line from $x_t$ to $x_0$,
 
 $$y_t = f_{s,t}(x_t), \quad y_r = \mathrm{sg} f_{s,r}(x_r), \qquad s \le r < t,$$
 
@@ -9,8 +9,8 @@ $$L = E\, \frac{w(s, t)}{M^2} \sum_{i,j=1}^{M}
     k(y_t^i, y_t^j) + k(y_r^i, y_r^j) - 2 k(y_t^i, y_r^j),$$
 
 the squared maximum mean discrepancy of M samples that share their times, with the Laplace kernel
-$k(x, y) = \exp(-\max(\|x - y\|, 10^{-8}) / (d\,|c_{out}(s, t)|))$, d the event's dimension. One
-sample a group is a consistency model (with times s and the distance $1 - k$).
+$k(x, y) = \exp(-\max(\|x - y\|, 10^{-8}) / (d\,|c_{out}(s, t)|))$, where d is the sample's
+dimension. One sample a group is a consistency model (with times s and the distance $1 - k$).
 
 $c_{out}(s, t)$ is the factor of the network's output in the jump. Transport of a denoiser's answer
 gives all three of the paper's parametrisations:
@@ -25,10 +25,10 @@ The paper's noise has the data's standard deviation, as Trig's has. Linear's has
 counts as part of the noise level (the paper's $\sigma$ is ours over sigma_data), and its OT-FM
 is Linear with data of standard deviation 1.
 
-A sample's distance to its own earlier self enters with its kink, so a step of almost no length is a
-consistency model's with a norm for distance, whatever M: its target is the spatial median of the
-answers that x_t allows, not their mean. In the plane this pushes modes apart (by a tenth between
-two); in many dimensions the two are close.
+The distance of a sample to its own earlier self enters with its kink, so a step of almost no length
+is a consistency model's with a norm for distance, whatever M: its target is the spatial median of
+the answers that x_t allows, not their mean. In the plane this pushes modes apart (by a tenth
+between two); in many dimensions the two are close.
 
 Samples meet those of their own group only, and groups are neighbours in a microbatch: two processes
 equal two accumulated microbatches.
@@ -50,11 +50,11 @@ from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, guidanc
 from fewstep.times import Uniform
 
 MIDDLE = 1.4
-"""Noise level, in units of sigma_data, of the second of two steps."""
+"""The paper's noise level of the second of two calls, in units of sigma_data."""
 
 
 class Draws(NamedTuple):
-    """``t`` > ``r`` >= ``s`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+    """``t`` > ``r`` >= ``s`` and ``dropped`` are ``(b,)``; ``noise`` has the data's shape."""
 
     t: Tensor
     r: Tensor
@@ -67,14 +67,14 @@ class InductiveMomentMatching(Objective):
     r"""IMM, from scratch.
 
     Args:
-        student: two-time; its path must end before pure noise: the paper's range is
+        student: a two-time denoiser, whose path must end before pure noise: the paper's range is
             [0.006, 0.994], and [0, 0.994] on latents.
-        sigma_data: standard deviation of the data.
-        group: M, samples that share their times; training collapses below 4.
+        sigma_data: standard deviation of the data, above 0.
+        group: M, the number of samples that share their times; training collapses below 4.
         k: r is $1/2^k$ of the range of sigma/alpha before t; 15 in the paper on CIFAR-10.
         a, b: of $w = \frac12 \mathrm{sigmoid}(b - \lambda_t) (-\dot\lambda_t) \alpha_t^a /
             (\alpha_t^2 + \sigma_t^2)$, $\lambda$ the log-SNR; b is 5 on CIFAR-10.
-        drop: label dropping, which also lets the model be guided.
+        drop: label dropping, which also makes guidance possible.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class InductiveMomentMatching(Objective):
         self.drop = drop
 
     def earlier(self, t: Tensor, s: Tensor) -> Tensor:
-        """R: a constant step in sigma/alpha before ``t``, but not before ``s``."""
+        """Return r: a constant step in sigma/alpha before ``t``, but not before ``s``."""
         path = self.student.path
         low, high = path.ratio(t.new_tensor([path.t_min, path.t_max]))
         ratio = path.ratio(t) - (high - low) / 2**self.k
         return torch.maximum(s, path.time(ratio.clamp(min=low)))
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """For each group t, and s below it, both uniform; noise."""
+        """Draw for each group t, and s below it, both uniform; and noise for each sample."""
         if len(batch) % self.group:
             raise UsageError(f"IMM needs batches of a multiple of {self.group}, got {len(batch)}")
         path, groups = self.student.path, len(batch) // self.group
@@ -129,7 +129,7 @@ class InductiveMomentMatching(Objective):
         return Draws(t, r, s, *draw_noised(batch, t, self.drop, rng)[1:])
 
     def weight(self, t: Tensor) -> Tensor:
-        """W, of the times ``(b,)``."""
+        """Return w at the times ``(b,)``."""
         path = self.student.path
         alpha, sigma, d_alpha, d_sigma = path.coefficients(t)
         level = sigma / self.sigma_data
@@ -138,13 +138,13 @@ class InductiveMomentMatching(Objective):
         return 0.5 * (self.b - logsnr).sigmoid() * slope * alpha**self.a / (alpha**2 + level**2)
 
     def c_out(self, t: Tensor, s: Tensor) -> Tensor:
-        """What multiplies the network's output in the jump from ``t`` to ``s``."""
+        """Return the factor of the network's output in the jump from ``t`` to ``s``."""
         path = self.student.path
         (alpha_t, sigma_t, _, _), (alpha_s, sigma_s, _, _) = map(path.coefficients, (t, s))
         return (alpha_s - sigma_s / sigma_t * alpha_t) * self.scalings(t).c_out
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The weighted discrepancy, averaged over the groups; ``mmd`` logs it without weight."""
+        """Average the weighted discrepancy over the groups; ``mmd`` logs it without weight."""
         if batch.mask is not None:
             raise UsageError("IMM compares every sample with every other and takes no masks")
         cond = conditions(batch.cond, self.drop, draws.dropped)
@@ -164,11 +164,11 @@ class InductiveMomentMatching(Objective):
         return Loss({"imm": weighted.mean()}, {"mmd": mmd.detach().mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Jumps between any times; guided if labels were dropped."""
+        """Users may jump between any times, guided if labels were dropped."""
         path = self.student.path
         level = torch.tensor([MIDDLE * self.sigma_data], dtype=widest("cpu"))
         two = (path.t_max, float(path.time(level)))
@@ -184,9 +184,9 @@ class InductiveMomentMatching(Objective):
 
 
 def laplace(x: Tensor, y: Tensor, width: Tensor) -> Tensor:
-    """Kernel of all pairs: ``(g, m, d)`` twice and ``(g,)`` to ``(g, m, m)``.
+    """Compute the kernel of all pairs: ``(g, m, d)`` twice and ``(g,)`` to ``(g, m, m)``.
 
-    The distances come without matrix products, whose rounding would drown those of near samples.
+    The distances come without matrix products, whose rounding would hide those of near samples.
     """
     distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").clamp(min=1e-8)
     return (-distance / width[:, None, None]).exp()

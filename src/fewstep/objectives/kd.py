@@ -1,20 +1,21 @@
 r"""Knowledge distillation from a teacher's trajectories (Luhman & Luhman 2021).
 
-A deterministic sampler of the teacher maps noise to a sample; the student learns that map in one
-call. With stored states $x_{t_j}$ of the sampler's path from each noise to its sample $x$, it
-learns it from any of them:
+A deterministic sampler of the teacher maps noise to a sample, and the student regresses on that map
+in one call. With stored states $x_{t_j}$ of the sampler's path from each noise to its sample $x$,
+the student starts from any of them:
 
 $$L = E_j[ d( f_\theta(x_{t_j}, t_j),\ x ) ], \qquad x_{t_0} = \sigma_{t_0} \epsilon.$$
 
 FastGen has half the mean square; here the factor is d's. Pairs come with the batch, see
-:class:`fewstep.data.Pairs`; nothing but them is learnt from.
+:class:`fewstep.data.Pairs`; the loss uses nothing else of it.
 
-How a student of several steps may be sampled. At every $t_j$ the law of the states is that of
-noised data, and f takes each of them to the end of its path: the exact f is a consistency
-function. Noising its answer again gives the law of the states at the next time, so ``renoise`` is
-exact. A DDIM step with its answer is not: it keeps the noise that the end of the path implies,
-where the path itself bends. For N(0, c^2) on noise levels, with c = 1 that step from t = 80 to
-t = 1 has a standard deviation of 1.99 instead of 1.41, and the exact f makes 1.41 of it, not 1.
+How users may generate with a student of several steps: at every $t_j$ the states are distributed
+as noised data, and f takes each of them to the end of its path, so the exact f is a consistency
+function. Fresh noise on its answer gives the distribution of the states at the next time, so
+``renoise`` is exact. A DDIM step with its answer is not: it keeps the noise that the end of the
+path implies, where the path itself bends. For N(0, c^2) on noise levels, with c = 1 that step from
+t = 80 to t = 1 has a standard deviation of 1.99 instead of 1.41, and the exact f makes 1.41 of it,
+not 1.
 """
 
 from __future__ import annotations
@@ -35,22 +36,23 @@ from fewstep.paths import Event
 
 
 class Draws(NamedTuple):
-    """Which of the student's times, ``(b,)``."""
+    """The index of one of the student's times for each sample, ``(b,)``."""
 
     call: Tensor
 
 
 class KnowledgeDistillation(Objective):
-    """A student of its teacher's noise and samples.
+    """A student that regresses on the teacher's samples, given their noise.
 
     Args:
         student: on the path of the pairs.
-        states: the times that the pairs know, ``Pairs.times``: the noise's, then the path's.
-        times: of the student's calls, some of these and the first; by default the first alone.
-        distance: of answer and sample.
+        states: the times of the pairs, ``Pairs.times``: that of the noise, then those of the path.
+        times: the times of the student's calls, some of these and the first; by default the first
+            alone.
+        distance: d of answer and sample.
 
     Raises:
-        UsageError: a time that the pairs or the path do not know.
+        UsageError: the pairs or the path do not have one of the times.
     """
 
     def __init__(
@@ -79,12 +81,12 @@ class KnowledgeDistillation(Objective):
         self.columns = [self.states.index(t) for t in own]
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """A time for each sample."""
+        """Draw one of the student's times for each sample."""
         calls = len(self.generate.times)
         return Draws(torch.randint(calls, (len(batch),), generator=rng, device=rng.device))
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The distance of answers and samples, averaged over the batch."""
+        """Average the distance of answers and samples over the batch."""
         pairs = self._pairs(batch)
         label = {"label": pairs["pair_label"]} if "pair_label" in pairs else {}
         device = batch.x0.device
@@ -95,7 +97,7 @@ class KnowledgeDistillation(Objective):
         return Loss({"kd": self.distance(answer, pairs["pair_x"], None).mean()})
 
     def _asked(self, pairs: dict[str, Tensor], column: Tensor) -> Event:
-        """The noise at its time, or a state of the path: 0, or 1 and more."""
+        """Return the noise at its time (column 0), or a state of the path (column 1 and more)."""
         noise = pairs["pair_noise"]
         first = torch.full_like(column, self.states[0], dtype=widest(column.device))
         start = expand(self.student.path.coefficients(first).sigma, noise) * noise
@@ -112,18 +114,18 @@ class KnowledgeDistillation(Objective):
             wanted["pair_path"] = torch.Size([b, len(self.states) - 1, *event])
         for name, shape in wanted.items():
             if name not in batch.aux or batch.aux[name].shape != shape:
-                found = tuple(batch.aux[name].shape) if name in batch.aux else "nothing"
+                given = tuple(batch.aux[name].shape) if name in batch.aux else "nothing"
                 raise UsageError(
-                    f"expected aux[{name!r}] of shape {tuple(shape)} in the batch, got {found}; "
+                    f"expected aux[{name!r}] of shape {tuple(shape)} in the batch, got {given}; "
                     "make pairs with fewstep data pairs and train on Pairs(folder), or on "
                     "Paired(data, Pairs(folder))"
                 )
         return dict(batch.aux)
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """All calls, or the first few; noise again between them."""
+        """Users may generate in all calls, or in the first few, with fresh noise between them."""
         return self.generate.contract("kd", self.student.path, data)

@@ -1,13 +1,13 @@
 r"""Adversarial distillation: ADD (Sauer et al. 2024a) and LADD, on latents (Sauer et al. 2024b).
 
-A student answers noised data $x_s$, at a few times s, with $\hat x = D_\theta(x_s, s)$. Small heads
-$H_k$ on the features $F_k$ of a frozen network tell its answers from data, by hinges:
+A student denoises data $x_s$ at a few times s, with the answer $\hat x = D_\theta(x_s, s)$. Small
+heads $H_k$ on the features $F_k$ of a frozen network tell its answers from data, by hinges:
 
 $$L_H = E \max(0, 1 - H_k(F_k(x_t))) + E \max(0, 1 + H_k(F_k(\hat x_t)))
     + \gamma\, E \| \nabla_{F_k} H_k(F_k(x_t)) \|^2, \qquad L_{adv} = -E\, H_k(F_k(\hat x_t)).$$
 
-- *ADD* judges clean images (no t) by the features of a network made for images, and adds what a
-  teacher makes of the answer,
+- *ADD* judges clean images (no t) by the features of a network made for images, and adds the
+  distance to a teacher's answer,
   $$\lambda\, E\, c(t)\, \| \hat x - \mathrm{sg}\, \mu(\alpha_t\, \mathrm{sg}\, \hat x
       + \sigma_t \epsilon,\ t) \|^2,$$
   where $c(t)$ is the paper's $\alpha_t$. Its path is variance preserving; on any path this is
@@ -16,10 +16,10 @@ $$L_H = E \max(0, 1 - H_k(F_k(x_t))) + E \max(0, 1 + H_k(F_k(\hat x_t)))
   and how much detail count. Data and answers get the same noise and t. Where samples of the teacher
   stand in for data there is no other term.
 
-The papers add up heads, and squares over the event; here both are means. The penalty (R1) alone has
-the square of a sample's whole feature, for the sum of its logits. The papers draw s for each sample
-(in LADD mostly pure noise); here it is common to a batch, and each as likely. Heads learn at odd
-steps, the student at even ones.
+The papers add up heads, and squares over the sample; here both are means. The penalty (R1) alone
+has the square of a sample's whole feature, for the sum of its logits. The papers draw s for each
+sample (in LADD mostly pure noise); here it is common to a batch, and every s is as likely. Heads
+train at odd steps, the student at even ones.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from fewstep.paths import Event
 from fewstep.times import LogNormal, Times, law_on
 
 LEVELS = LogNormal(1.0, 1.0)
-"""LADD's law of sigma/alpha: on a linear path, times that are logit-normal (1, 1)."""
+"""LADD's law of sigma/alpha, whose times on a linear path are logit-normal (1, 1)."""
 
 
 class Draws(NamedTuple):
-    """What makes the answers; times and noise at which they are judged, and shown the teacher."""
+    """Draws of the answers, then times and noise at which the judge and the teacher get them."""
 
     made: Made
     judged: terms.Draws
@@ -57,19 +57,19 @@ class LADD(Objective):
     """LADD and, with ``times=None`` and a teacher, ADD.
 
     Args:
-        student: starts as a diffusion model.
+        student: a generator, which starts as a diffusion model.
         judge: a :class:`fewstep.models.FeatureDiscriminator`, or any module from ``(x, t, cond)``
-            to a list of logits. If it has ``heads``, only these learn, and its submodules beside
+            to a list of logits. If it has ``heads``, only these train, and its submodules beside
             them are frozen; a penalty needs them, from features and conditions to logits, and
             ``features(x, t, cond)``.
-        generate: the student's times, e.g. ``FewSteps((1.0, 0.75, 0.5, 0.25), inputs="noised")``.
-        times: at which answers are judged, e.g. ``LEVELS``, which suits data of standard deviation
-            1; None is clean, and the judge is told ``t_min``.
-        teacher: of the distillation term.
-        teacher_times: at which it is shown the answers; the paper's are uniform.
-        distillation: lambda.
-        penalty: gamma.
-        heads_rate: learning rate of the heads, as a multiple of the run's.
+        generate: the student's calls, e.g. ``FewSteps((1.0, 0.75, 0.5, 0.25), inputs="noised")``.
+        times: law of the times at which the judge gets answers, e.g. ``LEVELS``, which suits data
+            of standard deviation 1; None gives it clean answers, at ``t_min``.
+        teacher: a denoiser for the distillation term.
+        teacher_times: law of the times at which the teacher gets answers; uniform in the paper.
+        distillation: lambda, 0 or more.
+        penalty: gamma, 0 or more.
+        heads_rate: learning rate of the heads as a multiple of the run's, above 0.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class LADD(Objective):
         self.distillation, self.penalty, self.heads_rate = distillation, penalty, heads_rate
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """What the student is asked, and one time and noise for each use of its answer."""
+        """Draw the student's input, and one time and noise for each use of its answer."""
         b, device, path = len(batch), rng.device, self.student.path
         made = self.generate.draw(batch, rng)
         t = torch.full((b,), path.t_min, dtype=widest(device), device=device)
@@ -135,21 +135,21 @@ class LADD(Objective):
         return Draws(made, judged, taught)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The student's: what the heads make of its answers, and what the teacher does."""
+        """Compute the student's adversarial and distillation terms."""
         x = self.generate(self.student, batch, draws.made, batch.cond)
         logits = self.judge(self._shown(x, draws.judged), draws.judged.t, batch.cond)
-        found = {"adversarial": terms.over_heads(terms.hinge_generator, logits)}
+        losses = {"adversarial": terms.over_heads(terms.hinge_generator, logits)}
         if self.teacher is not None and draws.taught is not None:
             path, t = self.teacher.path, draws.taught.t
             with torch.no_grad():
                 target = self.teacher(path.perturb(x, draws.taught.noise, t), t, None, batch.cond)
             weight = (1 + path.ratio(t) ** 2).rsqrt().to(x.dtype)
-            found["distillation"] = self.distillation * (weight * l2(x, target, batch.mask)).mean()
-        return Loss(found, statistics(x, batch))
+            losses["distillation"] = self.distillation * (weight * l2(x, target, batch.mask)).mean()
+        return Loss(losses, statistics(x, batch))
 
     def heads_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The heads': data above their margin, answers below; on data, a small gradient."""
-        t, cond, found = draws.judged.t, batch.cond, {}
+        """Compute the hinges of the heads, and the penalty of their gradient on data."""
+        t, cond, losses = draws.judged.t, batch.cond, {}
         answer = self.generate.fixed(self.student, batch, draws.made, cond)
         shown = self._shown(batch.x0, draws.judged)
         if self.penalty:
@@ -157,23 +157,23 @@ class LADD(Objective):
             real = self.judge.heads(features, cond)
             slopes = torch.autograd.grad([v.sum() for v in real], features, create_graph=True)
             squares = [slope.flatten(1).square().sum(1).mean() for slope in slopes]
-            found["penalty"] = self.penalty * torch.stack(squares).mean()
+            losses["penalty"] = self.penalty * torch.stack(squares).mean()
         else:
             real = self.judge(shown, t, cond)
         fake = self.judge(self._shown(answer, draws.judged), t, cond)
-        found["heads"] = terms.over_heads(terms.hinge_discriminator, real, fake)
+        losses["heads"] = terms.over_heads(terms.hinge_discriminator, real, fake)
         sides = {"logits/real": real, "logits/fake": fake}
         means = {name: terms.over_heads(Tensor.mean, side) for name, side in sides.items()}
-        return Loss(found, {name: mean.detach() for name, mean in means.items()})
+        return Loss(losses, {name: mean.detach() for name, mean in means.items()})
 
     def _shown(self, x: Event, judged: terms.Draws) -> Event:
-        """What is judged of a sample: with noise, or for ADD itself."""
+        """Return what the judge gets of a sample: with noise, or for ADD the sample itself."""
         if self.times is None:
             return x
         return self.student.path.perturb(x, judged.noise, judged.t)
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update at even steps, the heads' at odd ones."""
+        """The student trains at even steps, the heads at odd ones."""
         heads = getattr(self.judge, "heads", self.judge)
         args = heads, self.draw, self.heads_loss, lambda step: step % 2 == 1
         return (
@@ -182,5 +182,5 @@ class LADD(Objective):
         )
 
     def contract(self, data: DataSpec) -> Contract:
-        """The calls that training had, with noise between."""
+        """Users may generate in as many calls as training had, or in the first few of them."""
         return self.generate.contract("ladd", self.student.path, data)

@@ -1,7 +1,7 @@
-"""How a generator makes samples while it learns: as users will make them.
+"""What the methods of distribution matching share: a generator of few calls, and its critic.
 
-What the methods of distribution matching share beside terms: a student of few fixed times, which
-starts from noise alone, and a critic of what it makes.
+While it trains, the generator makes samples as users will make them: from noise alone, at its few
+fixed times. The critic is a denoiser of these samples.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fewstep.times import Law
 
 
 class Made(NamedTuple):
-    """Draws of samples: unit noise before each call, ``(calls, b, *event)``; the call to learn.
+    """Draws of samples: unit noise before each call, ``(calls, b, *event)``; the call that trains.
 
-    ``call`` is a scalar, in [0, calls), and common to all processes. ``answer`` is the sample where
-    it was made before, without gradient.
+    ``call`` is a scalar in [0, calls), common to all processes. ``answer`` holds the samples,
+    without gradient, where they were computed before.
     """
 
     noise: Tensor
@@ -39,13 +39,14 @@ class Made(NamedTuple):
 class FewSteps:
     """A generator's calls.
 
-    Every call's answer is a sample. One call is drawn, and only through it a gradient goes; what
-    it is asked is made by the calls before it, from noise and noise again (backward simulation,
-    Yin et al. 2024b), so that in training as in sampling it sees the student's own answers. With
-    ``inputs="noised"`` it is asked data with noise instead, and noise alone at the first call.
+    The answer of every call is a sample. A random one of the calls trains, and the gradient passes
+    through it alone. Its input comes from the calls before it, from noise and noise again (backward
+    simulation, Yin et al. 2024b), so that in training as in sampling it sees the student's own
+    answers. With ``inputs="noised"`` its input is noised data instead, and noise alone at the first
+    call.
 
     Args:
-        times: descending; the first is where noise is all there is.
+        times: descending, above 0, in the path's unit; at the first there is nothing but noise.
         inputs: of the calls after the first.
     """
 
@@ -57,10 +58,10 @@ class FewSteps:
             raise UsageError(f"expected one or more descending times above 0, got {self.times}")
 
     def on(self, path: Path) -> FewSteps:
-        """Itself.
+        """Check the times against a path, and return itself.
 
         Raises:
-            UsageError: these are no times of the path.
+            UsageError: the path does not have these times.
         """
         if not path.t_min < self.times[-1] <= self.times[0] <= path.t_max:
             raise UsageError(
@@ -70,7 +71,7 @@ class FewSteps:
         return self
 
     def draw(self, batch: Batch, rng: Rng) -> Made:
-        """Which call, and the noise before each."""
+        """Draw the call that trains, and the noise before each call."""
         calls, device = len(self.times), rng.device
         call = torch.randint(calls, (), generator=rng.common, device=device)
         shape = (calls, *batch.x0.shape)
@@ -79,7 +80,7 @@ class FewSteps:
     def asked(
         self, student: AbstractDenoiser, batch: Batch, draws: Made, cond: Cond
     ) -> tuple[Event, Time]:
-        """What the drawn call is asked, and its time; without gradient."""
+        """Return the input of the call that trains, and its time; without gradient."""
         path, call = student.path, int(draws.call)
         times = torch.tensor(self.times, dtype=widest(batch.x0.device), device=batch.x0.device)
         each = times[:, None].expand(-1, len(batch))
@@ -93,17 +94,17 @@ class FewSteps:
         return x, each[call]
 
     def __call__(self, student: AbstractDenoiser, batch: Batch, draws: Made, cond: Cond) -> Event:
-        """Samples, with gradient through the drawn call."""
+        """Generate samples, with gradient through the call that trains."""
         x, t = self.asked(student, batch, draws, cond)
         return answered(student, x, t, cond)
 
     @torch.no_grad()
     def fixed(self, student: AbstractDenoiser, batch: Batch, draws: Made, cond: Cond) -> Event:
-        """Samples without gradient, for a critic to learn from."""
+        """Generate samples without gradient, for a critic."""
         return self(student, batch, draws, cond) if draws.answer is None else draws.answer
 
     def before(self, student: AbstractDenoiser) -> Callable[[Batch, Any], Any]:
-        """Draws to draws with the samples, without gradient, that a critic's losses learn from."""
+        """Make a function that adds samples without gradient to draws, for a critic's losses."""
 
         def sampled(batch: Batch, draws: Any) -> Any:
             answer = self.fixed(student, batch, draws.made, batch.cond)
@@ -112,7 +113,7 @@ class FewSteps:
         return sampled
 
     def contract(self, method: str, path: Path, data: DataSpec) -> Contract:
-        """All of the calls, or the first few of them; no other times."""
+        """Users may generate in as many calls as training had, or in the first few of them."""
         first = torch.tensor([self.times[0]], dtype=torch.float64)
         sampling = Sampling(
             start=Start(t=self.times[0], std=float(path.coefficients(first).sigma)),
@@ -125,7 +126,7 @@ class FewSteps:
 def check_critic(
     student: AbstractDenoiser, fake: AbstractDenoiser, judge: nn.Module | None = None
 ) -> None:
-    """Refuse a fake denoiser that cannot learn the student's samples.
+    """Check that the fake denoiser can train on the student's samples.
 
     Raises:
         UsageError: it is of another kind or path, or the judge brings a denoiser along.
@@ -145,7 +146,7 @@ def check_critic(
 
 
 class Compared(NamedTuple):
-    """Draws of samples, then time ``(b,)`` and unit noise at which they are denoised."""
+    """Draws of samples, then time ``(b,)`` and unit noise at which two denoisers are compared."""
 
     made: Made
     t: Tensor
@@ -153,13 +154,13 @@ class Compared(NamedTuple):
 
 
 def draw_compared(batch: Batch, generate: FewSteps, times: Law, path: Path, rng: Rng) -> Compared:
-    """Samples' own noise, then a time and noise for each."""
+    """Draw the samples' own noise, then a time of the path and noise for each."""
     made, t = generate.draw(batch, rng), times.draw(path, len(batch), rng)
     return Compared(made, *draw_noised(batch, t, None, rng)[:2])
 
 
 def answered(student: AbstractDenoiser, x: Event, t: Time, cond: Cond) -> Event:
-    """A student's sample: its answer, or its jump to ``t_min`` if it reads a second time."""
+    """Compute the student's sample: its answer, or its jump to ``t_min`` if it has two times."""
     end = torch.full_like(t, student.path.t_min)
     return (student.jump if student.two_time else student)(x, t, end, cond)
 
@@ -167,6 +168,6 @@ def answered(student: AbstractDenoiser, x: Event, t: Time, cond: Cond) -> Event:
 def denoising_error(
     denoiser: AbstractDenoiser, x: Event, noise: Event, t: Time, cond: Cond, mask: Tensor | None
 ) -> Tensor:
-    """Mean square of D(x_t, t) - x, ``(b,)``; ``x`` is a target and gets no gradient."""
+    """Compute the mean square of D(x_t, t) - x, ``(b,)``; no gradient reaches ``x``."""
     x = x.detach()
     return l2(denoiser(denoiser.path.perturb(x, noise, t), t, None, cond), x, mask)

@@ -1,4 +1,4 @@
-r"""MeanFlow (Geng, Deng, Bai, Kolter & He 2025): one network learns average velocities.
+r"""MeanFlow (Geng, Deng, Bai, Kolter & He 2025): a network of average velocities.
 
 The average velocity from $t$ to an earlier $r$ obeys $(t - r)\, u(x_t, t, r) = x_t - x_r$.
 Differentiated along the trajectory that is the MeanFlow identity, whose right side is the target:
@@ -10,12 +10,12 @@ w = \mathrm{sg} \frac{1}{(\|\cdot\|^2 + c)^p}.$$
 
 $v$ is the sample's own velocity, noise - x0 on the linear path, or a teacher's. A denoiser's answer
 is an average velocity where constant answers are straight lines: $u = (x - D)/t$ on the linear path
-and on the variance-exploding one. The squared norm is a sum over the event, as in the paper, so c
+and on the variance-exploding one. The squared norm is a sum over the sample, as in the paper, so c
 is in units of the whole sample.
 
-Guidance is trained in, and the student needs none when it samples: $v$ becomes
+Guidance is a part of the target, and users need none when they generate: $v$ becomes
 $\omega v + (1 - \omega - \kappa) u(x, t, t | \varnothing) + \kappa u(x, t, t | c)$, of scale
-$\omega / (1 - \kappa)$. Samples that lose their label keep the plain $v$.
+$\omega / (1 - \kappa)$. Samples whose label is dropped keep the plain $v$.
 """
 
 from __future__ import annotations
@@ -39,23 +39,30 @@ from fewstep.times import Law, TwoTimes
 
 @dataclass(frozen=True)
 class AdaptiveWeight:
-    """(error + c)^-p of the squared norm; 1 and 0.01 on ImageNet, 0.75 and 0.001 on CIFAR-10.
+    """The weight (error + c)^-p of a sample's squared norm.
 
-    In few dimensions the squared norm varies, and this weight moves the mean that is learnt towards
-    the mode: on points, take ``torch.ones_like``.
+    ImageNet has p = 1 and c = 0.01, CIFAR-10 0.75 and 0.001; c is in units of the squared norm of a
+    whole sample. In few dimensions this norm varies, and the weight moves the mean that is the
+    target towards the mode: for points in the plane, take ``torch.ones_like``.
     """
 
     power: float = 1.0
     c: float = 0.01
 
     def __call__(self, error: Tensor) -> Tensor:
-        """``(b,)`` to ``(b,)``."""
+        """Return the weights ``(b,)`` of errors ``(b,)``."""
         return (error + self.c) ** -self.power
 
 
 @dataclass(frozen=True)
 class TrainedGuidance:
-    """Omega and kappa where ``t_start <= t <= t_end``; the plain velocity elsewhere."""
+    """Omega and kappa where ``t_start <= t <= t_end``; elsewhere the velocity stays plain.
+
+    Args:
+        omega: share of the sample's own velocity, above 0.
+        kappa: share of the student's velocity with the label, in [0, 1).
+        t_start, t_end: the guided times, in the path's unit.
+    """
 
     omega: float = 1.0
     kappa: float = 0.5
@@ -68,7 +75,7 @@ class TrainedGuidance:
 
 
 class Draws(NamedTuple):
-    """``r`` <= ``t``, ``ramp`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+    """``r`` <= ``t``, ``ramp`` and ``dropped`` are ``(b,)``; ``noise`` has the data's shape."""
 
     t: Tensor
     r: Tensor
@@ -78,17 +85,17 @@ class Draws(NamedTuple):
 
 
 class MeanFlow(Objective):
-    """From scratch, or from a teacher.
+    """MeanFlow from scratch, or from a teacher.
 
     Args:
-        student: two-time, on a linear or variance-exploding path.
-        teacher: whose velocity to average; a guided one is ``Guided(teacher)``. None: the data's.
+        student: a two-time denoiser on a linear or variance-exploding path.
+        teacher: gives the velocity, with guidance as ``Guided(teacher)``. None takes the data's.
         times: the law of (t, r), or a function from ``(b, rng)`` to both, each ``(b,)``.
-        weight: of a sample, as a function of its squared error.
+        weight: of a sample, as a function of its squared error, ``(b,)`` to ``(b,)``.
         drop: label dropping.
-        guidance: what guidance to train in; needs ``drop``, and no teacher.
+        guidance: of the target; it needs ``drop``, and no teacher.
         warmup: steps in which the weight of du/dt grows from 0 to 1 (FastGen, from a teacher).
-        derivative: how du/dt is found.
+        derivative: computes du/dt.
     """
 
     capabilities = Capabilities(forward_mode=True)
@@ -130,14 +137,14 @@ class MeanFlow(Objective):
         self.warmup = warmup
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """Two times, noise, the weight of the derivative and which labels to drop."""
+        """Draw two times, noise and the samples to drop; set the weight of the derivative."""
         t, r = self.times(len(batch), rng)
         _, noise, dropped = draw_noised(batch, t, self.drop, rng)
         ramp = torch.full_like(t, min(1.0, step / self.warmup) if self.warmup else 1.0)
         return Draws(t, r, noise, ramp, dropped)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The weighted squared norm; ``error`` logs it without its weight."""
+        """Compute the weighted squared norm; ``error`` logs it without its weight."""
         path, t, r = self.student.path, draws.t, draws.r
         cond = conditions(batch.cond, self.drop, draws.dropped)
         x_t = path.perturb(batch.x0, draws.noise, t)
@@ -155,7 +162,7 @@ class MeanFlow(Objective):
         return Loss({"meanflow": weighted.mean()}, {"error": error.detach().mean()})
 
     def velocity(self, x_t: Event, batch: Batch, draws: Draws) -> Event:
-        """What is averaged: the teacher's velocity, or the sample's own, guided where asked."""
+        """Return the teacher's velocity, or the sample's own, guided where asked."""
         path, t = self.student.path, draws.t
         if self.teacher is not None:
             cond = conditions(batch.cond, self.drop, draws.dropped)
@@ -174,11 +181,11 @@ class MeanFlow(Objective):
         return torch.where(expand(inside, v), guided, v)
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Jumps between any times."""
+        """Users may jump between any two times."""
         path = self.student.path
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std()),

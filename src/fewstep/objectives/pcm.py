@@ -10,9 +10,9 @@ with $f_\theta(x, e, e) = x$, $d$ an elementwise Huber distance, and $x_r$ from 
 teacher, or from the same noise. The target has the student's own weights, no average of them. So
 $M = 1$ is latent consistency without its skip at the data, and $M = N$ copies the teacher's steps.
 
-Adversarial consistency: online answer and target (not data), both noised again from the edge to
-one random time of the phase, are judged by a discriminator on frozen features. It learns on even
-steps and the student on odd ones, as in the official code.
+Adversarial consistency: a discriminator on frozen features judges online answer and target (not
+data), both noised again from the edge to one random time of the phase. It trains at even steps and
+the student at odd ones, as in the official code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HUBER = Huber()
 
 
 class Renoising(NamedTuple):
-    """Of the adversarial terms: times ``(b,)`` and unit noise for online answers and targets."""
+    """Draws of the adversarial terms: times ``(b,)``, unit noise for answers and for targets."""
 
     t: Tensor
     fake: Tensor
@@ -52,7 +52,7 @@ class Renoising(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """``t`` > ``r`` >= ``edge`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+    """``t`` > ``r`` >= ``edge`` and ``dropped`` are ``(b,)``; ``noise`` has the data's shape."""
 
     t: Tensor
     r: Tensor
@@ -66,14 +66,14 @@ class PhasedConsistency(Objective):
     """PCM.
 
     Args:
-        student: one-time, or two-time to be told where it jumps.
-        step: how the earlier point arises; the paper's is ``TeacherStep(teacher, ddim)``.
+        student: a one-time denoiser, or a two-time one, which reads the end of its jump.
+        step: computes the earlier point of a pair; ``TeacherStep(teacher, ddim)`` in the paper.
         phases: the grid, from t_max to t_min, and M, which is also the number of sampling steps;
             Stable Diffusion's are ``Phases(strided(50), M)``.
         distance: d.
-        drop: label dropping, which also lets the model be guided.
-        discriminator: judge of the adversarial terms, or None for none.
-        adversarial: their weight in the student's loss.
+        drop: label dropping, which also makes guidance possible.
+        discriminator: of the adversarial terms; None leaves them out.
+        adversarial: their weight in the student's loss, 0 or more.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class PhasedConsistency(Objective):
             )
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """An interval for each sample, noise, and what the adversarial terms need."""
+        """Draw an interval for each sample, noise, and what the adversarial terms need."""
         b, device = len(batch), rng.device
         index = torch.randint(self.cut.intervals, (b,), generator=rng, device=device)
         t, r, edge = self.cut.of(index)
@@ -130,7 +130,7 @@ class PhasedConsistency(Objective):
         return Draws(t, r, edge, noise, dropped, again)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The student's: distance at the edge, and what the discriminator makes of its answer."""
+        """Compute the student's distance at the edge, and its adversarial term."""
         cond = conditions(batch.cond, self.drop, draws.dropped)
         online, target = self._at_edge(batch, draws, cond)
         terms = {"consistency": self.distance(online, target, batch.mask).mean()}
@@ -141,7 +141,7 @@ class PhasedConsistency(Objective):
         return Loss(terms)
 
     def discriminator_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Hinge: targets are real, online answers are not; the mean over the heads."""
+        """Compute the mean hinge over the heads; targets are real, online answers are not."""
         cond = conditions(batch.cond, self.drop, draws.dropped)
         assert draws.again is not None
         with torch.no_grad():
@@ -152,7 +152,7 @@ class PhasedConsistency(Objective):
         return Loss({"discriminator": torch.stack(each).mean()})
 
     def _at_edge(self, batch: Batch, draws: Draws, cond: Cond) -> tuple[Event, Event]:
-        """Online answer and target; one dropout mask for both."""
+        """Compute online answer and target, with one dropout mask for both."""
         t, r, edge = draws[:3]
         batch = Batch(batch.x0, cond, batch.mask, batch.aux)
         x_t = self.student.path.perturb(batch.x0, draws.noise, t)
@@ -171,7 +171,7 @@ class PhasedConsistency(Objective):
         return self.discriminator(x, t, cond)
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update; with a discriminator, its heads' before it and by turns."""
+        """The student trains; with a discriminator, its heads train before it and by turns."""
         if self.discriminator is None:
             return (Phase("student", self.student, self.draw, self.loss),)
         heads = self.discriminator.heads
@@ -181,7 +181,7 @@ class PhasedConsistency(Objective):
         )
 
     def contract(self, data: DataSpec) -> Contract:
-        """From edge to edge, in as many steps as there are phases: no jump crosses an edge."""
+        """Users generate from edge to edge, one step a phase: no jump crosses an edge."""
         path = self.student.path
         sampling = Sampling(
             start=Start(t=path.t_max, std=path.start_std()),

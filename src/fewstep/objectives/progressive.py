@@ -1,14 +1,15 @@
-r"""Progressive distillation (Salimans & Ho 2022, alg. 2): N steps learn to do what 2N steps did.
+r"""Progressive distillation (Salimans & Ho 2022, alg. 2): N steps replace 2N steps of the teacher.
 
 On a grid of 2N intervals, with $t > m > r$ two neighbours of them, the teacher takes two DDIM steps
-$x_t \to x_m \to x_r$, answering $D_1$ and $D_2$. The student's target is the one answer
+$x_t \to x_m \to x_r$, with the answers $D_1$ and $D_2$. The student's target is the one answer
 $\tilde x$ whose DDIM step from $t$ leads to the same $x_r$:
 
 $$L = E[ w(t)\, d( D_\theta(x_t, t),\ \mathrm{sg}\, \tilde x ) ], \qquad
 \tilde x = \frac{x_r - (\sigma_r/\sigma_t) x_t}{\alpha_r - (\sigma_r/\sigma_t) \alpha_t}.$$
 
-With the two steps put in, $x_t$ drops out: with $\kappa = \alpha/\sigma$, $\tilde x$ is a mean of
-the teacher's answers. It is computed so, as the quotient loses digits when N is large.
+With the two steps inserted, $x_t$ drops out, and with $\kappa = \alpha/\sigma$, $\tilde x$ is a
+mean of the teacher's answers. The loss computes it so, as the quotient loses digits when N is
+large.
 
 $$\tilde x = (1 - \lambda) D_1 + \lambda D_2, \qquad
 \lambda = \frac{\kappa_r - \kappa_m}{\kappa_r - \kappa_t} \to 1 \text{ as } \sigma_r \to 0.$$
@@ -41,13 +42,14 @@ __all__ = ["Draws", "Halving", "ProgressiveDistillation"]
 
 @dataclass(frozen=True)
 class Halving:
-    """N by step: halved every ``steps`` until it is 1, where it stays.
+    """N by step: it is halved every ``steps`` until it is 1, where it stays.
 
     Args:
         start: N of the first stage, a power of two; its teacher takes twice as many steps.
-        steps: of a stage.
-        last: how many times as long N = 2 lasts (N = 1 lasts as long as the training): 2 in Song et
-            al.'s code. A learning rate that decays to 0 over ``steps`` wants 1, as Salimans & Ho's.
+        steps: length of a stage, in steps.
+        last: length of the stage N = 2, in stages (N = 1 lasts as long as the training): 2 in Song
+            et al.'s code. A learning rate that decays to 0 over ``steps`` wants 1, as Salimans &
+            Ho's.
     """
 
     start: int
@@ -62,7 +64,7 @@ class Halving:
             )
 
     def __call__(self, step: int) -> int:
-        """N."""
+        """Return N at a step."""
         long = self.start.bit_length() - 2  # stages before N = 2
         stage = step // self.steps
         if stage < long:
@@ -71,7 +73,7 @@ class Halving:
 
 
 class Draws(NamedTuple):
-    """``t`` > ``m`` > ``r`` are ``(b,)``, ``noise`` is shaped as the data."""
+    """``t`` > ``m`` > ``r`` are ``(b,)``, and ``noise`` has the shape of the data."""
 
     t: Tensor
     m: Tensor
@@ -82,18 +84,18 @@ class Draws(NamedTuple):
 class ProgressiveDistillation(Objective):
     """Distil a diffusion model into one of few DDIM steps, halving their number.
 
-    The teacher serves the first stage only, so it may be guided, or another network. What later
-    stages learn from is ``previous``, the student as it ended the stage before. Where a stage ends
-    is state, not read off the step: a skipped step delays the hand-over and loses nothing.
+    The teacher is used in the first stage only, so it may be guided, or another network. Later
+    stages distil ``previous``, the student at the end of the stage before. The end of a stage is
+    state, and not a function of the step: a skipped step delays the next stage and loses nothing.
 
     Args:
-        student: begins, as a rule, as a copy of the teacher.
+        student: a one-time denoiser, as a rule a copy of the teacher.
         teacher: a diffusion model on the student's path.
         schedule: N by step.
         weight: of the signal-to-noise ratio at ``t``; of v-prediction, ``snr_plus_one``.
         distance: d.
-        grid: number of points to descending times, of which every second one is the grid of half
-            as many intervals; by default Karras's on noise levels and uniform on other paths.
+        grid: number of points to descending times, of which every second one is the grid of half as
+            many intervals; by default Karras's on noise levels and uniform on other paths.
     """
 
     intervals: Tensor
@@ -134,26 +136,26 @@ class ProgressiveDistillation(Objective):
         self.register_buffer("reached", torch.tensor(start))
 
     def train(self, mode: bool = True) -> ProgressiveDistillation:
-        """All but what is distilled: it is asked without dropout."""
+        """Put all in training mode but the teachers, which have no dropout."""
         nn.Module.train(self, mode)
         self.teacher.eval()
         self.previous.eval()
         return self
 
     def times(self, index: Tensor, intervals: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``(t, m, r)`` of the student's intervals: int64 ``(b,)`` in [0, N - 1] to float64."""
+        """Return ``(t, m, r)``, float64, of intervals, int64 ``(b,)`` in [0, N - 1]."""
         grid = self.grid(2 * intervals + 1).to(index.device, widest(index.device))
         return grid[2 * index], grid[2 * index + 1], grid[2 * index + 2]
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """An interval of the current grid for each sample, each as likely, and noise."""
+        """Draw noise and an interval of the current grid for each sample, uniformly."""
         n, x0 = int(self.intervals), batch.x0
         index = torch.randint(n, (len(batch),), generator=rng, device=rng.device)
         noise = torch.randn(x0.shape, generator=rng, device=rng.device, dtype=x0.dtype)
         return Draws(*self.times(index, n), noise)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The weighted distance, averaged over the batch."""
+        """Average the weighted distance over the batch."""
         t, m, r, noise = draws
         path, cond = self.student.path, batch.cond
         x_t = path.perturb(batch.x0, noise, t)
@@ -169,22 +171,22 @@ class ProgressiveDistillation(Objective):
         return Loss({"progressive": (self.weight(path.snr(t)).to(each.dtype) * each).mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def after_step(self, step: int) -> None:
-        """At a stage's end the student, as it is, becomes the next one's teacher."""
+        """At a stage's end, make the student the next stage's teacher."""
         self.reached.copy_(self.intervals)
         if self.schedule(step + 1) != int(self.intervals):
             follow(self.previous, self.student, 0.0)
             self.intervals.fill_(self.schedule(step + 1))
 
     def stage(self, step: int) -> int:
-        """N: the optimiser starts anew with each."""
+        """Return N, so that the optimiser starts anew with each."""
         return int(self.intervals)
 
     def contract(self, data: DataSpec) -> Contract:
-        """N DDIM steps, of the last stage that was trained in, and no other number of them."""
+        """Users generate in the N DDIM steps of the last stage that trained."""
         path, n = self.student.path, int(self.reached)
         start = Start(t=path.t_max, std=path.start_std())
         times = {n: tuple(self.grid(n + 1)[:-1].tolist())}

@@ -1,13 +1,13 @@
-r"""Density ratios by a judge, and how much each sample counts for an f-divergence (f-distill).
+r"""Density ratios by a judge, and the factor of each sample for an f-divergence (f-distill).
 
-Let $q$ be the density of samples and $p$ the one they are to have, $r = p/q$, whose mean over $q$
-is 1. The gradient of $D_f(p \| q) = E_q[f(r)]$ is, with scores $s$,
+Let $q$ be the density of samples and $p$ the target density, $r = p/q$, whose mean over $q$ is 1.
+The gradient of $D_f(p \| q) = E_q[f(r)]$ is, with scores $s$,
 
 $$\nabla_\theta D_f = E_q[ h(r)\, (s_q - s_p)\, \partial x / \partial\theta ], \qquad
 h(r) = f''(r)\, r^2:$$
 
-the reverse KL divergence's, where $h = 1$, with each sample's part times $h$. Where $h$ grows with
-$r$, what samples miss counts most.
+that of the reverse KL divergence, where $h = 1$, with each sample's part times $h$. Where $h$ grows
+with $r$, regions that samples miss count most.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ FACTORS: dict[Divergence, Callable[[Tensor], Tensor]] = {
     "jeffreys": lambda r: 1 + r,
     "neyman": lambda r: 1 / r,
 }
-"""h, up to a constant."""
+"""h as a function of r, up to a constant."""
 
 
 class Factors(nn.Module):
-    """h of mean 1 from logits, of which the best judge's are log r.
+    """Factors h of mean 1 from logits; those of the best judge are log r.
 
     r is limited, then divided by the mean of its bin of times: the microbatch's own, mixed at
     ``rate`` with those of the steps before. These running means are over all of a step's samples,
-    so that processes and accumulation are the same; at a rate of 0 nothing is kept.
+    so that processes and accumulation are the same; at a rate of 0 there are none.
 
     Args:
         divergence: f.
-        path: whose times are cut into bins.
-        limits: of r.
-        bins: how many, of equal width; 0: r is taken as it is.
-        rate: share of the means before.
+        path: its times are cut into bins.
+        limits: of r, both above 0.
+        bins: number of bins, of equal width; 0 leaves r as it is.
+        rate: share of the means before, in [0, 1).
     """
 
     level: Tensor
@@ -82,38 +82,38 @@ class Factors(nn.Module):
         self.register_buffer("seen", torch.zeros(2, bins), persistent=False)
 
     def ratio(self, logits: Sequence[Tensor]) -> Tensor:
-        """r ``(b,)``, of the mean over heads and positions; without gradient."""
+        """Compute r ``(b,)`` from the mean logit over heads and positions; without gradient."""
         # Half precision has too few digits for what is summed and divided by.
         heads = [v.detach().to(torch.promote_types(v.dtype, torch.float32)) for v in logits]
         logit = torch.stack([per_sample(v) for v in heads]).mean(0)
         return logit.clamp(*map(log, self.limits)).exp()
 
     def forward(self, r: Tensor, t: Time) -> Tensor:
-        """h ``(b,)``; the ratios are kept for the running means."""
+        """Compute h ``(b,)``, and add the ratios to the running means."""
         if self.bins:
             share = (t - self.path.t_min) / (self.path.t_max - self.path.t_min)
             of = (share * self.bins).long().clamp(0, self.bins - 1)
             inside = F.one_hot(of, self.bins).to(r)
-            found = torch.stack([(inside * r[:, None]).sum(0), inside.sum(0)])
+            sums = torch.stack([(inside * r[:, None]).sum(0), inside.sum(0)])
             if self.rate:
-                self.seen += found
-            r = r / self._mixed(found)[of]
+                self.seen += sums
+            r = r / self._mixed(sums)[of]
         h = FACTORS[self.divergence](r)
         return h / h.mean()
 
-    def _mixed(self, found: Tensor) -> Tensor:
-        """Running means with these sums and counts; a bin without any stays as it is."""
-        mean, level = found[0] / found[1], self.level.to(found)
+    def _mixed(self, sums: Tensor) -> Tensor:
+        """Compute running means from sums and counts; a bin without samples stays as it is."""
+        mean, level = sums[0] / sums[1], self.level.to(sums)
         return torch.where(mean.isfinite(), mean.lerp(level, self.rate), level)
 
     def begin(self, step: int) -> None:
-        """Forget what was seen in a step before that was not finished, but skipped."""
+        """Forget the ratios of an earlier step that was skipped before its end."""
         if step != self.step:
             self.step = step
             self.seen.zero_()
 
     def finish(self) -> None:
-        """The running means, with what all processes saw."""
+        """Update the running means with the ratios of all processes."""
         if not self.rate:
             return
         if dist.is_initialized():

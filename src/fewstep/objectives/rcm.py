@@ -1,8 +1,8 @@
 r"""rCM, a score-regularised consistency model in continuous time (Zheng et al. 2025).
 
-Two losses on TrigFlow. The first is sCD's (Lu & Song 2025), on noised data, which misses nothing of
-the teacher's law but is blurred where the student falls short (forward divergence): with F the
-student's, F_T the teacher's and minus for a stopped gradient,
+It has two losses on TrigFlow. The first is sCD's (Lu & Song 2025), on noised data, which
+misses nothing of the teacher's distribution but is blurred where the student falls short (forward
+divergence): with F the student's, F_T the teacher's and minus for a stopped gradient,
 
 $$L_1 = \|F - F^- - g / (\|g\| + 0.1)\|^2 / d, \quad
 g = - \cos t \sqrt{1 - r^2 \sin^2 t}\, \sigma_d (F^- - F_T)
@@ -10,16 +10,16 @@ g = - \cos t \sqrt{1 - r^2 \sin^2 t}\, \sigma_d (F^- - F_T)
 
 At r = 1 g is sCM's; while r grows from 0, in ``warmup`` steps, the last part is whole, as in the
 code (sCM multiplies it by r). The second sharpens samples x (reverse divergence): with fresh noise
-at a time t, mu_T and mu_f the answers of the teacher and of a denoiser learning on samples,
+at a time t, mu_T and mu_f the answers of the teacher and of a denoiser that trains on samples,
 
 $$L_2 = \|x - sg(x - (\mu_f - \mu_T) / \max(mean|x - \mu_T|, 10^{-5}))\|^2 / d.$$
 
 The loss is L_1 + 0.01 L_2; the official one is 100 d times that, with weights 100 and 1 of sums.
-x is made in 1, 2, ... ``calls`` calls in turn, at times of its own for each sample: the path's last
+1, 2, ... ``calls`` calls generate x in turn, at times of its own for each sample: the path's last
 (officially pi/2), then the lower of a new draw and the time before. Only the last has a gradient.
 
 mu_f minimises |mu_f - x|^2 / sin^2 t. **A step moves either the student or mu_f**: the student in
-the warm-up, which has no L_2, and then at each K-th step; so K - 1 updates of mu_f go to one of the
+the warm-up, which has no L_2, and then at each K-th step. So mu_f has K - 1 updates for one of the
 student, steps are counted over both, and turns of calls for each of them.
 """
 
@@ -69,18 +69,18 @@ class RCM(Objective):
     """A score-regularised continuous-time consistency model.
 
     Args:
-        student: one-time, on a :class:`Trig` path from t = 0.
-        teacher: a diffusion model on the same path; guided if samples are to be.
-        fake: mu_f; one-time, on the same path, at best a copy of the teacher.
-        times: the law of the first loss's times.
+        student: a one-time denoiser on a :class:`Trig` path from t = 0.
+        teacher: a diffusion model on the same path, guided if its guided samples are wanted.
+        fake: mu_f, a one-time denoiser on the same path, at best a copy of the teacher.
+        times: the law of the times of the first loss.
         matching_times: the law of the times of the second loss, of mu_f and of the calls;
             ``ShiftedFlow(5)`` in the official code.
         weight: of the second loss.
-        warmup: steps in which r grows.
+        warmup: steps in which r grows from 0 to 1.
         every: K, at least 2.
-        calls: the most calls of a sample.
-        rate: mu_f's learning rate over the student's.
-        derivative: how dF is taken.
+        calls: the largest number of calls of a sample.
+        rate: learning rate of mu_f as a multiple of the student's.
+        derivative: computes dF/dt.
     """
 
     frozen = ("teacher",)
@@ -123,7 +123,7 @@ class RCM(Objective):
         return step < self.warmup or (step - self.warmup) % self.every == 0
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """What a step's phase needs, whichever it is."""
+        """Draw for both phases; a step runs only one of them."""
         b, warm = len(batch), step < self.warmup
         t, noise, _ = draw_noised(batch, self.times.draw(self.path, b, rng), None, rng)
         r = torch.full_like(t, step / self.warmup if warm else 1.0)
@@ -138,7 +138,7 @@ class RCM(Objective):
         return Draws(t, noise, r, weight, times, torch.stack(each))
 
     def simulate(self, draws: Draws, cond: Cond) -> tuple[Event, Event]:
-        """Samples, with gradient through the last call, and the same noised."""
+        """Generate samples, with gradient through the last call, and noise them."""
         *calls, (end, noise) = zip(draws.times, draws.noises, strict=True)
         x_t = self.path.sigma_data * draws.noises[0]
         with torch.no_grad():
@@ -148,7 +148,7 @@ class RCM(Objective):
         return x, self.path.perturb(x, noise, end)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The first; ``tangent`` logs the root mean square of g before its limit."""
+        """Compute L_1; ``tangent`` logs the root mean square of g before its limit."""
         t, r, sigma_data = draws.t, draws.r, self.path.sigma_data
         x_t = self.path.perturb(batch.x0, draws.noise, t)
         with torch.no_grad():
@@ -165,7 +165,7 @@ class RCM(Objective):
         return Loss({"consistency": each.mean()}, logs)
 
     def matching_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The second, weighted; nothing in the warm-up."""
+        """Compute L_2 with its weight; it has no terms in the warm-up."""
         if draws.weight is None:
             return Loss({})
         x, x_t = self.simulate(draws, batch.cond)
@@ -178,14 +178,14 @@ class RCM(Objective):
         return Loss({"matching": matching}, logs)
 
     def critic_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Denoising of samples, as errors of F."""
+        """Compute the denoising error of mu_f on samples, in units of F."""
         with torch.no_grad():
             x, x_t = self.simulate(draws, batch.cond)
         error = l2(self.fake(x_t, draws.times[-1], None, batch.cond), x, batch.mask)
         return Loss({"denoising": (error / draws.times[-1].sin().to(error.dtype) ** 2).mean()})
 
     def phases(self) -> Sequence[Phase]:
-        """One or the other."""
+        """A step trains either the student or the critic."""
         due, fake = self._student_is_due, self.fake
         return (
             Phase("student", self.student, self.draw, self.loss, due, (self.matching_loss,)),
@@ -193,7 +193,7 @@ class RCM(Objective):
         )
 
     def contract(self, data: DataSpec) -> Contract:
-        """Any time serves, noise again between calls."""
+        """Users may generate at any times, with fresh noise between calls."""
         start = Start(t=self.path.t_max, std=self.path.sigma_data)
         times = {1: (start.t,)}
         how = Sampling(start=start, kind="renoise", times=times, any_times=True, grid="uniform")

@@ -1,6 +1,6 @@
-r"""sCM: consistency models in continuous time on TrigFlow (Lu & Song 2025).
+r"""sCM: consistency models in continuous time on TrigFlow (Lu & Song 2025, eq. 8).
 
-On the :class:`Trig` path a diffusion model reads $dx/dt = \sigma_d F(x_t / \sigma_d, t)$ and a
+On the :class:`Trig` path a diffusion model is $dx/dt = \sigma_d F(x_t / \sigma_d, t)$ and a
 consistency model $f(x_t, t) = \cos t\, x_t - \sin t\, \sigma_d F$: the same denoiser. Along a
 trajectory f must not change; cos t times its derivative, with the student's gradient stopped, is
 
@@ -13,11 +13,11 @@ limited, g / (|g| + c) or clipped, and with D the dimension
 
 $$L = E[ \tfrac{e^{w(t)}}{D} \|F - F^- - g\|^2 - w(t) ],$$
 
-whose gradient with respect to F is $-2 e^w g / D$. The 1/tan t by which the paper weighs times is
-in g already. w = -u is learned beside the student.
+whose gradient with respect to F is $-2 e^w g / D$. g already has the paper's weight 1/tan t of the
+times. w = -u trains beside the student.
 
-The derivative is taken along (cos t sin t dx/dt, cos t sin t), which is bounded at both ends of
-time, with scalars in float64 and events in the precision of the data whatever the network's.
+The derivative is along (cos t sin t dx/dt, cos t sin t), which is bounded at both ends of time,
+with scalars in float64 and samples in the precision of the data whatever the network's.
 
 Without a limit sCT has the exact solution in expectation. With one it is biased wherever the law of
 x0 given x_t is skewed, because each sample's g is limited before the mean is taken: plainly so for
@@ -65,18 +65,18 @@ class SCM(Objective):
 
     Args:
         student: on a :class:`Trig` path whose sigma_data is the data's and whose t_max, where
-            sampling starts, is atan(80 / sigma_data) in the paper; any diffusion model's network is
-            read there by ``denoiser.on(path)``. It must have a forward-mode derivative.
-        teacher: of the same path, guided or not; or None.
+            sampling starts, is atan(80 / sigma_data) in the paper. ``denoiser.on(path)`` reads any
+            diffusion model's network there; it must have a forward-mode derivative.
+        teacher: a denoiser on the same path, guided or not; or None.
         times: the law of the training times. The paper's is :class:`fewstep.times.LogNormal` of
             (-1, 1.4) on CIFAR-10, (-1, 1.6) on ImageNet-64 and (-0.8, 1.6) on latents.
         warmup: the step from which r is 1.
-        limit: g, with zeros where masked, to what is regressed on.
-        uncertainty: u = -w, a module from ln(sigma / alpha) / 4 ``(b,)`` to ``(b,)``; without it
-            w is 0.
+        limit: g, with zeros where masked, to the regression's target.
+        uncertainty: u = -w, a module from ln(sigma / alpha) / 4 ``(b,)`` to ``(b,)``; without it w
+            is 0.
         drop: label dropping.
         guidance: the law of scales ``(b, rng) -> (b,)`` that the student's network reads as
-            ``cond["guidance"]`` and the guided teacher obeys: U(1, 2) in the paper.
+            ``cond["guidance"]`` and the guided teacher follows: U(1, 2) in the paper.
         derivative: ``(fn, primals, tangents) -> (value with gradient, tangent without)``.
     """
 
@@ -130,7 +130,7 @@ class SCM(Objective):
         self.derivative = derivative
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """Times, noise, the warm-up of this step, and which labels and scales."""
+        """Draw times, noise, the samples to drop and guidance scales; set the warm-up r."""
         b = len(batch)
         t = self.times.draw(self.path, b, rng)
         t, noise, dropped = draw_noised(batch, t, self.drop, rng)
@@ -138,7 +138,7 @@ class SCM(Objective):
         return Draws(t, noise, r, dropped, self.guidance(b, rng) if self.guidance else None)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The regression on g; ``tangent`` logs the root mean square of g before its limit."""
+        """Regress on g; ``tangent`` logs the root mean square of g before its limit."""
         t, r, x0 = draws.t, draws.r, batch.x0
         cond = conditions(batch.cond, self.drop, draws.dropped)
         if draws.guidance is not None:
@@ -169,14 +169,14 @@ class SCM(Objective):
         return Loss({"consistency": (each / u.exp() + u).mean()}, logs)
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update, and its uncertainty's with it."""
+        """The student trains at every step, and its uncertainty with it."""
         module = self.student
         if self.uncertainty is not None:
             module = nn.ModuleList([self.student, self.uncertainty])
         return (Phase("student", module, self.draw, self.loss),)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Any time serves; noise again between calls. x has the data's scale at every time."""
+        """Users may generate at any times, with fresh noise between; x keeps the data's scale."""
         start = Start(t=self.path.t_max, std=self.path.sigma_data)
         times = {1: (self.path.t_max,)}
         return Contract(

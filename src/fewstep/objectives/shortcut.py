@@ -1,8 +1,9 @@
-r"""Shortcut models (Frans, Hafner, Levine & Abbeel 2024): two small jumps teach one large one.
+r"""Shortcut models (Frans, Hafner, Levine & Abbeel 2024): two small jumps replace a large one.
 
 $s(x_t, t, d)$ is the average velocity of a jump of size $d$ on the linear path; here its end is the
-second time, and $s(x, t, d) = (x - D(x, t, t - d))/t$. Most samples teach the velocity itself, at
-d = 0 (flow matching); of every few, one teaches a jump by two of half its size (self-consistency):
+second time, and $s(x, t, d) = (x - D(x, t, t - d))/t$. Most samples have the velocity itself as
+target, at d = 0 (flow matching); of every few, one has two jumps of half its size
+(self-consistency):
 
 $$s(x_t, t, 0) = \epsilon - x_0, \qquad
 s(x_t, t, 2d) = \mathrm{sg} \tfrac12 ( s^-(x_t, t, d) + s^-(x', t - d, d) ),
@@ -43,14 +44,14 @@ class Shortcut(Objective):
     """One-step to many-step in one training, without a teacher.
 
     Args:
-        student: two-time, on ``Linear()``.
-        sections: the finest grid, 2 to some power; the smallest jump is two of its sections.
-        every: one sample of so many teaches a jump.
-        rate: averaging rate of what teaches the jumps.
-        clip: limit of what is between two jumps, and of their average velocity; None is none.
+        student: a two-time denoiser on ``Linear()``.
+        sections: of the finest grid, a power of 2; the smallest jump is two of its sections.
+        every: one sample in this many trains a jump, 2 or more.
+        rate: averaging rate of the target, in [0, 1).
+        clip: limit of the point between two jumps, and of their average velocity; None is none.
         drop: label dropping, of velocities only.
-        guidance: scale of the guidance of the smallest jumps, which the larger ones inherit; needs
-            ``drop``, and 1 is none.
+        guidance: scale of the guidance of the smallest jumps, which the larger ones inherit; it
+            needs ``drop``, and 1 is none.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Shortcut(Objective):
         self.guidance = guidance
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """Sizes in equal parts, what is left over in turn; times on the grid of the size."""
+        """Draw sizes in equal parts, the remainder in turn, and times on the grid of the size."""
         b, jumps, levels = len(batch), self._jumps(batch), self.sections.bit_length() - 1
         row = torch.arange(b, device=rng.device)
         first = torch.randint(levels, (1,), generator=rng, device=rng.device)
@@ -104,7 +105,7 @@ class Shortcut(Objective):
         return Draws(t, s, noise, None if dropped is None else dropped & (row >= jumps))
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Mean squared error of velocities; each term is its part of the mean over the batch."""
+        """Compute the squared error of velocities; the two terms add up to the batch's mean."""
         t, s, noise, dropped = draws
         path, jumps = self.student.path, self._jumps(batch)
         cond = conditions(batch.cond, self.drop, dropped)
@@ -118,7 +119,7 @@ class Shortcut(Objective):
         return Loss({"flow": flow, "bootstrap": bootstrap})
 
     def bootstrap(self, x: Event, t: Time, s: Time, cond: Cond) -> Event:
-        """The average velocity of two jumps of half the size."""
+        """Compute the average velocity of two jumps of half the size."""
         middle = (t + s) / 2
         smallest = (t - s) * self.sections < 3
         cond = {**cond, "guidance": torch.where(smallest, self.guidance, 1.0)}
@@ -135,15 +136,15 @@ class Shortcut(Objective):
         return self._clipped((first + second) / 2)
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def after_step(self, step: int) -> None:
-        """The target follows."""
+        """Move the target towards the student."""
         follow(self.target, self.student, self.rate)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Equal jumps of the sizes that were taught."""
+        """Users generate in equal jumps of the sizes that trained."""
         counts = [2**level for level in range(self.sections.bit_length() - 1)]
         sampling = Sampling(
             start=Start(t=1.0, std=1.0),

@@ -1,26 +1,26 @@
 r"""SiD, score identity distillation (Zhou et al. 2024), and SiDA with an adversary (2025).
 
 x = G(z) is a sample, x_t the same with fresh noise, mu_r the teacher's answer to x_t and mu_f that
-of a denoiser which learns on samples. How far the two laws are apart after noise is
-$F = E \|\mu_r - \mu_f\|^2$. What it costs is known without mu_f being perfect in one place: for the
-best mu_f the error x - mu_f is orthogonal to every function of x_t, so
+of a denoiser that trains on samples. The distance of the two laws after noise is
+$F = E \|\mu_r - \mu_f\|^2$. Its value needs no perfect mu_f in one place: for the best mu_f the
+error x - mu_f is orthogonal to every function of x_t, so
 
 $$E[ (\mu_r - \mu_f) \cdot (\mu_r - x) ] = F,$$
 
-and each side makes up for some of what the other misses while mu_f is only near its best. SiD
-subtracts a times the second from the first,
+and the errors of the two sides partly cancel while mu_f is only near its best. SiD subtracts a
+times the second from the first,
 
 $$L = E[ (\mu_r - \mu_f) \cdot ((\mu_r - x) - a (\mu_r - \mu_f)) / sg(mean|x - \mu_r|) ].$$
 
 Without the denominator it is (1 - a) F at the best mu_f, 0 for a = 1 and negative for a = 1.2: its
 value says nothing about progress. The log ``fisher`` does: F, which times $\alpha_t^2 / \sigma_t^4$
-is the Fisher divergence of the noised laws. What teaches is the gradient with mu_f held, which goes
-through x and **through the inputs of both networks**, whose weights rest. In one dimension, with P
-and Q the variances of noised data and samples, the mean is led home where P / Q > (2a - 2) /
-(2a - 1): for a = 1.2 not where Q > 3.5 P, for a = 1/2 everywhere.
+is the Fisher divergence of the noised laws. The generator follows the gradient with mu_f held,
+which goes through x and **through the inputs of both networks**, whose weights rest. In one
+dimension, with P and Q the variances of noised data and samples, the mean goes home where P / Q >
+(2a - 2) / (2a - 1): for a = 1.2 not where Q > 3.5 P, for a = 1/2 everywhere.
 
 The paper's generator takes noise of std 2.5 at t = 2.5, and t is uniform in t^(1/7) up to
-KarrasUniform().at(0.8) = 24.4. mu_f learns as EDM does, from log-normal t.
+KarrasUniform().at(0.8) = 24.4. mu_f trains as EDM does, at log-normal t.
 
 SiDA (``judge``) adds heads on features of mu_f's own network, which tell samples from data: to the
 generator's loss ``adversarial`` times the mean of 1 / mean|x - mu_r| times a cross-entropy of
@@ -28,9 +28,9 @@ logits limited to 10; to mu_f's half the cross-entropy of data and samples under
 times the mean weight over the dimension. As in the code both factors are means over the batch,
 which couples samples.
 
-The official losses are sums over the event, the generator's times 100: ours are means, d and 100 d
-times smaller. The official adversarial term has 0.01 d beside this 100 d: hence 1e-4 here; and
-mu_f's has 1 beside d, which is the division by the dimension.
+The official losses are sums over the sample, the generator's times 100: ours are means, d and
+100 d times smaller. The official adversarial term has 0.01 d beside this 100 d: hence 1e-4 here;
+and mu_f's has 1 beside d, which is the division by the dimension.
 
 Critic first, then generator, as in the official loop; each draws its own samples. With
 ``critic_updates`` = K the generator moves at every K-th step and the critic at all of them.
@@ -69,20 +69,20 @@ HIGHEST = float(KarrasUniform().at(torch.tensor(0.8, dtype=torch.float64)))
 
 
 class SiD(Objective):
-    """A generator that learns from a teacher, from no data unless there is a ``judge``.
+    """A generator that distils a teacher, without data unless there is a ``judge``.
 
     Args:
         student: the generator.
-        teacher: a diffusion model on its path.
-        fake: to learn on samples; one-time, on the same path, at best a copy of the teacher.
+        teacher: a diffusion model on the student's path.
+        fake: a one-time denoiser of samples on the same path, at best a copy of the teacher.
         generate: the generator's calls.
         times: the law of t at which the two are compared.
-        critic_times: that at which ``fake`` learns.
+        critic_times: the law of t at which ``fake`` trains.
         weight: of ``fake``'s errors, by the signal-to-noise ratio.
-        a: the share of the second term; SiDA takes 1.
-        critic_updates: of ``fake``, for each of the generator.
+        a: share of the second term; SiDA takes 1.
+        critic_updates: updates of ``fake`` for each of the generator, 1 or more.
         judge: heads on features of ``fake``'s network.
-        adversarial: weight of the generator's adversarial term.
+        adversarial: weight of the generator's adversarial term, 0 or more.
     """
 
     frozen = ("teacher",)
@@ -126,15 +126,15 @@ class SiD(Objective):
         self.adversarial = adversarial
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Compared:
-        """Samples, and noise at which the two networks are compared."""
+        """Draw samples, and noise at which the two networks are compared."""
         return draw_compared(batch, self.generate, self.times, self.student.path, rng)
 
     def draw_critic(self, batch: Batch, step: int, rng: Rng) -> Compared:
-        """Samples, and noise at which ``fake`` learns."""
+        """Draw samples, and noise at which ``fake`` trains."""
         return draw_compared(batch, self.generate, self.critic_times, self.student.path, rng)
 
     def loss(self, batch: Batch, draws: Compared) -> Loss:
-        """The generator's; ``fisher`` logs the mean square of mu_r - mu_f."""
+        """Compute the generator's loss; ``fisher`` logs the mean square of mu_r - mu_f."""
         t, cond, mask = draws.t, batch.cond, batch.mask
         x = self.generate(self.student, batch, draws.made, cond)
         x_t = self.student.path.perturb(x, draws.noise, t)
@@ -151,13 +151,13 @@ class SiD(Objective):
         return Loss(terms, {**logs, **statistics(x, batch)})
 
     def critic_loss(self, batch: Batch, draws: Compared) -> Loss:
-        """Weighted denoising of samples."""
+        """Compute the weighted denoising error on samples."""
         x, weight = self._samples_and_weight(batch, draws)
         error = denoising_error(self.fake, x, draws.noise, draws.t, batch.cond, batch.mask)
         return Loss({"denoising": (weight * error).mean()})
 
     def judge_loss(self, batch: Batch, draws: Compared) -> Loss:
-        """Data and samples told apart, under the same noise."""
+        """Compute how badly the judge tells data from samples, under the same noise."""
         x, weight = self._samples_and_weight(batch, draws)
         noised = (self.student.path.perturb(v, draws.noise, draws.t) for v in (batch.x0, x))
         real, made = (self._judged(v, draws.t, batch) for v in noised)
@@ -174,7 +174,7 @@ class SiD(Objective):
         return self.judge(self.fake, x_t, t, batch.cond)
 
     def phases(self) -> Sequence[Phase]:
-        """Critic, then generator."""
+        """The critic trains at every step, then the generator at every K-th."""
         module, more = self.fake, ()
         if self.judge is not None:
             module, more = nn.ModuleList([self.fake, self.judge]), (self.judge_loss,)
@@ -185,6 +185,6 @@ class SiD(Objective):
         )
 
     def contract(self, data: DataSpec) -> Contract:
-        """The generator's calls."""
+        """Users may generate in as many calls as training had, or in the first few of them."""
         name = "sid" if self.judge is None else "sida"
         return self.generate.contract(name, self.student.path, data)

@@ -1,6 +1,6 @@
 r"""Truncated consistency models, TCM (Lee, Xu, Geffner, Fanti, Kreis, Vahdat & Nie 2025).
 
-A consistency model $f_0$ (the first stage, here ECT's or any other) is kept for the times below t';
+A consistency model $f_0$ (the first stage, here ECT's or any other) stays for the times below t';
 the second stage trains a student for the times from t' on only. With f the first below t' and the
 student above, the loss is the discrete consistency loss of f for $t \ge t'$. Where r < t' the
 target is frozen, so samples at t = t' tie the student to the first stage:
@@ -8,7 +8,7 @@ target is frozen, so samples at t = t' tie the student to the first stage:
 $$L = \mathrm{mean}_{t > t'}[ w(t, r)\, d(f_\theta(x_t, t),\ \mathrm{sg} f(x_r, r)) ]
   + \lambda_b\, \mathrm{mean}_{t = t'}[ w(t', r)\, d(f_\theta(x_{t'}, t'),\ f_0(x_r, r)) ].$$
 
-What is delivered is f. Official runs draw log t from a truncated Student's t and replace 25 % of
+The delivered model is f. Official runs draw log t from a truncated Student's t and replace 25 % of
 the times by t'; w = 1/(t - r) with d the norm on CIFAR-10, w = $1/t^2 + 1/\sigma_{data}^2$ with
 pseudo-Huber 0.06 on ImageNet-64.
 """
@@ -48,7 +48,7 @@ NEARLY_THE_NORM = PseudoHuber(1e-8)
 
 
 class Draws(NamedTuple):
-    """``boundary`` says where t = t'; all are ``(b,)`` but ``noise``, shaped as the data."""
+    """``boundary`` says where t = t'; all are ``(b,)`` but ``noise``, which is as the data."""
 
     t: Tensor
     r: Tensor
@@ -61,16 +61,16 @@ class TruncatedConsistency(Objective):
     """TCM's second stage.
 
     Args:
-        student: a copy of ``first``, to be trained for the times from ``at`` on.
+        student: a copy of ``first``, which trains for the times from ``at`` on.
         first: the first stage's consistency model, on the same path.
-        step: how the earlier point arises; :class:`SameNoise` in the paper.
-        curriculum: the earlier time. Official runs limit the ratio to 0.999 (0.9961 on
-            ImageNet-64), keep r at least 1e-6 and start where the first stage stopped.
-        at: t'.
-        times: the law of t, within [at, t_max]; :class:`fewstep.times.TruncatedLogStudent` there
-            by default.
-        share: of the samples that sit on the boundary t = t'.
-        boundary_weight: of their term.
+        step: computes the earlier point of a pair; :class:`SameNoise` in the paper.
+        curriculum: the earlier time, by time and step. Official runs limit the ratio to 0.999
+            (0.9961 on ImageNet-64), keep r at least 1e-6 and start where the first stage stopped.
+        at: t', a time of the path.
+        times: the law of t, within [at, t_max]; by default
+            :class:`fewstep.times.TruncatedLogStudent`.
+        share: of the samples that sit on the boundary t = t', in (0, 1).
+        boundary_weight: weight of their term, above 0.
         weight: w(t, r).
         distance: d.
         drop: label dropping.
@@ -120,7 +120,7 @@ class TruncatedConsistency(Objective):
         self.drop = drop
 
     def draw(self, batch: Batch, step: int, rng: Rng) -> Draws:
-        """Times, a share of which is t', earlier times, noise and which labels to drop."""
+        """Draw times, a share of which is t', earlier times, noise and the samples to drop."""
         b = len(batch)
         count = int(self.share * b)
         if count == 0:
@@ -135,7 +135,7 @@ class TruncatedConsistency(Objective):
         return Draws(t, self.curriculum(t, step), noise, boundary, dropped)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The two means."""
+        """Compute the two means."""
         cond = conditions(batch.cond, self.drop, draws.dropped)
         batch = Batch(batch.x0, cond, batch.mask, batch.aux)
         # In the student's mode: its dropout masks are the first stage's too, as in official code.
@@ -152,20 +152,20 @@ class TruncatedConsistency(Objective):
         )
 
     def phases(self) -> Sequence[Phase]:
-        """The student's update."""
+        """The student trains at every step."""
         return (Phase("student", self.student, self.draw, self.loss),)
 
     def deliver(self, student: AbstractDenoiser) -> AbstractDenoiser:
-        """The first stage below t', the student from there on."""
+        """Join the first stage, below t', and the student, from there on."""
         (first,) = self.kept
         return Switched(first.to(next(student.parameters()).device), student, self.at)
 
     def contract(self, data: DataSpec) -> Contract:
-        """Any time serves; noise again between calls."""
+        """Users may generate at any times, with fresh noise between calls."""
         return renoise_contract("tcm", self.student.path, data)
 
 
 def _between(path: Path, at: float) -> TruncatedLogStudent:
-    """The paper's law of noise levels between the time ``at`` and the end of the path."""
+    """Make the paper's law of noise levels between the time ``at`` and the end of the path."""
     low, high = path.ratio(torch.tensor([at, path.t_max], dtype=torch.float64)).tolist()
     return TruncatedLogStudent(low, high)

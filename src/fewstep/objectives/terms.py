@@ -1,4 +1,4 @@
-"""What several methods share: weights, conditions, draws, copies, tangents, adversarial terms."""
+"""Parts that methods share: weights, conditions, draws, copies, tangents, adversarial terms."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from fewstep.paths import Event, Time, Trig
 M = TypeVar("M", bound=nn.Module)
 
 SnrWeight = Callable[[Tensor], Tensor]
-"""(alpha/sigma)^2 -> weight, each ``(b,)``."""
+"""A function from (alpha/sigma)^2 to weights, each ``(b,)``."""
 
 
 # Weights, as functions of the signal-to-noise ratio, 1/sigma^2 on VE.
 
 
 def unweighted(snr: Tensor) -> Tensor:
-    """1."""
+    """Return 1."""
     return torch.ones_like(snr)
 
 
 def snr_weight(snr: Tensor) -> Tensor:
-    """The ratio itself: noise-prediction's weight."""
+    """Return the ratio itself, the weight of noise prediction."""
     return snr
 
 
 def snr_plus_one(snr: Tensor) -> Tensor:
-    """v-prediction's weight."""
+    """Return snr + 1, the weight of v-prediction."""
     return snr + 1
 
 
 def truncated_snr(snr: Tensor) -> Tensor:
-    """max(snr, 1) (Salimans & Ho 2022)."""
+    """Return max(snr, 1) (Salimans & Ho 2022)."""
     return snr.clamp(min=1)
 
 
 def karras_weight(sigma_data: float) -> SnrWeight:
-    """snr + 1/sigma_data^2: EDM's weight, (sigma^2 + sigma_data^2)/(sigma sigma_data)^2."""
+    """Make snr + 1/sigma_data^2: EDM's (sigma^2 + sigma_data^2)/(sigma sigma_data)^2."""
     return lambda snr: snr + sigma_data**-2
 
 
 def min_snr(gamma: float = 5.0) -> SnrWeight:
-    """min(snr, gamma) (Hang et al. 2023)."""
+    """Make min(snr, gamma) (Hang et al. 2023)."""
     return lambda snr: snr.clamp(max=gamma)
 
 
@@ -107,7 +107,7 @@ LabelDrop = ConditionDrop
 
 
 def conditions(cond: Cond, drop: ConditionDrop | None, dropped: Tensor | None) -> Cond:
-    """What the model is told: the conditions, less those that were drawn to be dropped."""
+    """Return the conditions for the model, with null in the samples to drop."""
     return cond if drop is None or dropped is None else drop.apply(cond, dropped)
 
 
@@ -115,7 +115,7 @@ def conditions(cond: Cond, drop: ConditionDrop | None, dropped: Tensor | None) -
 
 
 class Draws(NamedTuple):
-    """``t`` and ``dropped`` are ``(b,)``, ``noise`` is shaped as the data."""
+    """``t`` and ``dropped`` are ``(b,)``, and ``noise`` has the shape of the data."""
 
     t: Tensor
     noise: Tensor
@@ -123,7 +123,7 @@ class Draws(NamedTuple):
 
 
 def draw_noised(batch: Batch, t: Tensor, drop: ConditionDrop | None, rng: Rng) -> Draws:
-    """Noise for the times ``t``, and which samples lose their conditions."""
+    """Draw noise for the times ``t``, and the samples whose conditions are dropped."""
     noise = torch.randn(batch.x0.shape, generator=rng, device=rng.device, dtype=batch.x0.dtype)
     return Draws(t, noise, drop.draw(len(batch), rng) if drop else None)
 
@@ -132,10 +132,10 @@ def draw_noised(batch: Batch, t: Tensor, drop: ConditionDrop | None, rng: Rng) -
 
 
 def trig_flow(denoiser: AbstractDenoiser, x_t: Event, t: Time, cond: Cond | None = None) -> Event:
-    """F = (cos t x - D) / (sigma_data sin t) of any denoiser on a :class:`Trig` path.
+    """Compute F = (cos t x - D) / (sigma_data sin t) of any denoiser on a :class:`Trig` path.
 
-    A network's own output is taken where there is one: what cancels above then does so in the
-    scalars, and F is as exact at t = 0.001 as elsewhere.
+    Where the denoiser has a network, its own output is used: the terms that cancel above then
+    cancel in the scalars, and F is as exact at t = 0.001 as elsewhere.
     """
     assert isinstance(denoiser.path, Trig)
     scale = denoiser.path.sigma_data * t.sin()
@@ -150,11 +150,11 @@ def trig_flow(denoiser: AbstractDenoiser, x_t: Event, t: Time, cond: Cond | None
 def trig_tangent(
     x_t: Event, gap: Event, rate: Event, t: Time, lead: Tensor, r_x: Tensor, r_rate: Tensor
 ) -> Event:
-    r"""cos t df/dt of a consistency function, by pieces that stay bounded at both ends of time.
+    r"""Compute cos t df/dt of a consistency function, by pieces that are bounded at both ends.
 
     $g = -\cos t\, lead\, gap - r_x \cos t \sin t\, x_t - r_{rate}\, rate$; with lead = cos t and
-    r = 1 it is the derivative. The ``(b,)`` factors are what methods change while they warm up.
-    ``gap`` is sigma_data F - dx/dt, ``rate`` sigma_data cos t sin t dF/dt along dx/dt.
+    r = 1 it is the derivative. Methods change the ``(b,)`` factors while they warm up. ``gap`` is
+    sigma_data F - dx/dt, ``rate`` sigma_data cos t sin t dF/dt along dx/dt.
     """
     x_gain = r_x * t.cos() * t.sin()
     return -(
@@ -163,13 +163,13 @@ def trig_tangent(
 
 
 def normalised(g: Event, c: float = 0.1) -> Event:
-    """g / (|g| + c), with the norm of the whole sample."""
+    """Return g / (|g| + c), with the norm of the whole sample."""
     norm = torch.linalg.vector_norm(g.flatten(1), dim=1)
     return g / expand(norm + c, g)
 
 
 def clipped(g: Event) -> Event:
-    """Every element limited to [-1, 1]."""
+    """Limit every element to [-1, 1]."""
     return g.clamp(-1, 1)
 
 
@@ -177,13 +177,13 @@ def clipped(g: Event) -> Event:
 
 
 def frozen_copy(module: M) -> M:
-    """A copy that no optimiser reaches, in the same mode (train or eval)."""
+    """Copy a module out of any optimiser's reach, in the same mode (train or eval)."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """Target <- rate * target + (1 - rate) * source for parameters; buffers are copied."""
+    """Set parameters to rate * target + (1 - rate) * source, and copy buffers."""
     followers = [local(p) for p in target.parameters()]
     sources = [local(p) for p in source.parameters()]
     torch._foreach_lerp_(followers, sources, 1 - rate)  # pyright: ignore[reportPrivateImportUsage]
@@ -192,10 +192,10 @@ def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
 
 
 def on_path_of(student: AbstractDenoiser, teacher: AbstractDenoiser) -> AbstractDenoiser:
-    """The teacher, frozen.
+    """Freeze the teacher and return it.
 
     Raises:
-        UsageError: it lives on another path than the student.
+        UsageError: it is on another path than the student.
     """
     if teacher.path != student.path:
         raise UsageError(
@@ -211,14 +211,14 @@ def on_path_of(student: AbstractDenoiser, teacher: AbstractDenoiser) -> Abstract
 def matching_gradient(
     x: Event, real: Event, fake: Event, mask: Tensor | None = None, floor: float = 0.0
 ) -> Event:
-    """(fake - real) / mean|x - real| for each sample, 0 where not finite. No gradient goes through.
+    """Compute (fake - real) / mean|x - real| for each sample, 0 where not finite; without gradient.
 
     Args:
         x: generated samples, clean.
-        real: the teacher's answers to them, noised; guided if it is to be.
-        fake: the answers of a denoiser that learnt on generated samples.
-        mask: of ragged data.
-        floor: of the mean.
+        real: the teacher's answers to them, noised; with guidance, if the teacher is guided.
+        fake: the answers of a denoiser that trains on generated samples.
+        mask: of ragged data, broadcastable to ``x``.
+        floor: smallest value of the mean, 0 or more.
     """
     x, real, fake = x.detach(), real.detach(), fake.detach()
     size = per_sample((x - real).abs(), mask).clamp(min=floor)
@@ -226,7 +226,7 @@ def matching_gradient(
 
 
 def surrogate(x: Event, gradient: Event, mask: Tensor | None = None) -> Tensor:
-    """Half the mean square of x - sg(x - gradient), ``(b,)``: of this gradient over its size."""
+    """Compute half the mean square of x - sg(x - gradient), ``(b,)``: its gradient is this / d."""
     return per_sample((x - (x - gradient).detach()) ** 2, mask) / 2
 
 
@@ -234,32 +234,32 @@ def surrogate(x: Event, gradient: Event, mask: Tensor | None = None) -> Tensor:
 
 
 def softplus_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """E log(1 + e^-real) + E log(1 + e^fake)."""
+    """Compute E log(1 + e^-real) + E log(1 + e^fake)."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 def softplus_generator(fake: Tensor) -> Tensor:
-    """E log(1 + e^-fake), which does not saturate (Goodfellow et al. 2014)."""
+    """Compute E log(1 + e^-fake), which does not saturate (Goodfellow et al. 2014)."""
     return F.softplus(-fake).mean()
 
 
 def over_heads(term: Callable[..., Tensor], *logits: Sequence[Tensor]) -> Tensor:
-    """The mean of a term over the heads of a discriminator."""
+    """Average a term over the heads of a discriminator."""
     return torch.stack([term(*each) for each in zip(*logits, strict=True)]).mean()
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """E max(0, 1 - real) + E max(0, 1 + fake)."""
+    """Compute E max(0, 1 - real) + E max(0, 1 + fake)."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
-    """-E fake."""
+    """Compute -E fake."""
     return -fake.mean()
 
 
 def hinge_generator_bounded(fake: Tensor) -> Tensor:
-    """E max(0, 1 - fake): nothing more is gained beyond the margin (Wang et al. 2024)."""
+    """Compute E max(0, 1 - fake), without gain beyond the margin (Wang et al. 2024)."""
     return F.relu(1 - fake).mean()
 
 
@@ -267,10 +267,10 @@ def hinge_generator_bounded(fake: Tensor) -> Tensor:
 
 
 def last_weight(student: AbstractDenoiser) -> Tensor:
-    """The weight that a student's network names as its last.
+    """Return the weight that a student's network names as its last.
 
     Raises:
-        UsageError: it names none.
+        UsageError: the network names none.
     """
     net = getattr(student, "net", student)
     weight = getattr(net, "last_weight", None)
@@ -287,12 +287,12 @@ def weighed(
     limits: Mapping[str, tuple[float, float]],
     student: AbstractDenoiser,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The first term, and the others with weights that make their gradients as large as its own.
+    """Weigh all terms but the first, so that their gradients are as large as its own.
 
     Args:
         terms: scalars by name; they can still be back-propagated afterwards.
-        limits: of the weights.
-        student: at whose :func:`last_weight` gradients are compared.
+        limits: the least and the largest weight, by name.
+        student: its :func:`last_weight` is where gradients are compared.
 
     Returns:
         The terms, and the weights by name.

@@ -1,4 +1,4 @@
-"""Which times: step grids for samplers and discrete losses, and the laws training draws from."""
+"""Step grids for samplers and discrete losses, and the laws of training times."""
 
 from fewstep.times.grids import (
     DiscreteLogNormal,

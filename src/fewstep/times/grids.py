@@ -1,4 +1,4 @@
-"""Step grids of samplers and discrete losses, and the laws of a grid's intervals."""
+"""Step grids of samplers and discrete losses, and the laws of the intervals of a grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewstep.paths import Path
 
 
 def karras(n: int, t_min: float, t_max: float, rho: float = 7.0) -> Tensor:
-    """Uniform in t^(1/rho) (Karras et al. 2022, eq. 5); ``n`` points, the first is ``t_max``."""
+    """Make ``n`` times, from ``t_max``, uniform in t^(1/rho) (Karras et al. 2022, eq. 5)."""
     _at_least(n, 1)
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     high, low = t_max ** (1 / rho), t_min ** (1 / rho)
@@ -24,12 +24,16 @@ def karras(n: int, t_min: float, t_max: float, rho: float = 7.0) -> Tensor:
 
 
 def uniform(n: int, t_min: float, t_max: float) -> Tensor:
-    """Equally spaced times."""
+    """Make ``n`` equally spaced times from ``t_max`` to ``t_min``."""
     return karras(n, t_min, t_max, rho=1.0)
 
 
 def log_snr(n: int, path: Path) -> Tensor:
-    """Equally spaced in the log signal-to-noise ratio (DPM-Solver); needs finite ends."""
+    """Make ``n`` times that are equally spaced in the log signal-to-noise ratio (DPM-Solver).
+
+    Raises:
+        UsageError: the ratio is infinite at an end of the path.
+    """
     _at_least(n, 1)
     ends = path.logsnr(torch.tensor([path.t_max, path.t_min], dtype=torch.float64))
     if not bool(ends.isfinite().all()):
@@ -44,17 +48,17 @@ def log_snr(n: int, path: Path) -> Tensor:
 
 
 def shift(t: Tensor, by: float) -> Tensor:
-    """s t / (1 + (s - 1) t): SD3's resolution shift of flow times; shifts multiply."""
+    """Compute s t / (1 + (s - 1) t): SD3's resolution shift of flow times; shifts multiply."""
     return by * t / (1 + (by - 1) * t)
 
 
 def shifted_flow(n: int, by: float, t_min: float = 0.0, t_max: float = 1.0) -> Tensor:
-    """Uniform flow times, then :func:`shift`."""
+    """Make ``n`` uniform flow times, then :func:`shift` them."""
     return shift(uniform(n, t_min, t_max), by)
 
 
 def strided(n: int, entries: int = 1000) -> Tensor:
-    """``n`` DDIM steps of a table (LCM, PCM): each (entries // n)-th entry, and a last 0."""
+    """Make ``n`` DDIM steps of a table (LCM, PCM): each (entries // n)-th entry, and a last 0."""
     _at_least(n, 1)
     if 2 * n > entries:
         raise UsageError(f"a table of {entries} entries has at most {entries // 2} steps, got {n}")
@@ -62,19 +66,19 @@ def strided(n: int, entries: int = 1000) -> Tensor:
 
 
 def to_zero(times: Tensor) -> Tensor:
-    """The grid with a final 0, where samplers end on clean data."""
+    """Append a 0, with which samplers end on clean data."""
     return torch.cat([times, times.new_zeros(1)])
 
 
 @dataclass(frozen=True)
 class Phases:
-    """A grid cut into phases of equally many intervals, but for rounding (PCM).
+    """A grid that is cut into phases of equally many intervals, but for rounding (PCM).
 
     Intervals are counted from the data; each phase ends on its edge, the lower end of its first.
 
     Args:
         grid: n descending times.
-        count: of phases, 1 to n - 1.
+        count: number of phases, 1 to n - 1.
     """
 
     grid: Tensor
@@ -91,26 +95,26 @@ class Phases:
 
     @property
     def intervals(self) -> int:
-        """Of the grid: one less than its points."""
+        """The number of intervals of the grid, one less than its points."""
         return len(self.grid) - 1
 
     def firsts(self) -> Tensor:
-        """The first interval of each phase, ascending."""
+        """Return the first interval of each phase, ascending."""
         # In floating point, as the official code: n/m is rounded before it is multiplied.
         share = self.intervals / self.count
         return torch.floor(torch.arange(self.count, dtype=torch.float64) * share).long()
 
     def edges(self) -> Tensor:
-        """The times at which phases end, descending; the last is the grid's."""
+        """Return the times at which phases end, descending; the last is the grid's."""
         return self.grid.flip(0)[self.firsts()].flip(0)
 
     def of(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(t, r, edge)`` of intervals ``(b,)``: both ends, and the end of its phase."""
+        """Return ``(t, r, edge)`` of intervals ``(b,)``: both ends, and the end of the phase."""
         grid, (low, _) = self._ascending(index.device), self._bounds(index)
         return grid[index + 1], grid[index], grid[low]
 
     def within(self, index: Tensor, share: Tensor) -> Tensor:
-        """Times at ``share`` in [0, 1) of the way up an interval's phase, on the grid's scale."""
+        """Return times at ``share`` in [0, 1) of the way up an interval's phase, in grid points."""
         low, high = (end.to(share) for end in self._bounds(index))
         place = torch.lerp(low, high, share)
         grid, low = self._ascending(index.device), place.long().clamp(max=self.intervals - 1)
@@ -120,7 +124,7 @@ class Phases:
         return self.grid.flip(0).to(device, widest(device))
 
     def _bounds(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Where in the ascending grid the phase of an interval begins and ends."""
+        """Return where in the ascending grid the phase of an interval begins and ends."""
         bounds = torch.cat([self.firsts(), torch.tensor([self.intervals])]).to(index.device)
         phase = torch.searchsorted(bounds, index, right=True)
         return bounds[phase - 1], bounds[phase]
@@ -133,27 +137,31 @@ def _at_least(n: int, least: int) -> None:
 
 @dataclass(frozen=True)
 class UniformIndex:
-    """Index of an interval of an n-point grid, each as likely (Song et al. 2023)."""
+    """A uniform law of the intervals of an n-point grid (Song et al. 2023)."""
 
     def __call__(self, b: int, grid: Tensor, rng: torch.Generator) -> Tensor:
-        """Indices ``(b,)`` in [0, n - 2]; interval i of a descending grid is (t_i, t_{i+1})."""
+        """Draw indices ``(b,)`` in [0, n - 2]; interval i of the grid is (t_i, t_{i+1})."""
         return torch.randint(len(grid) - 1, (b,), generator=rng, device=rng.device)
 
 
 @dataclass(frozen=True)
 class DiscreteLogNormal:
-    """Index of an interval by its log-normal mass (Song & Dhariwal 2024, eq. 10)."""
+    """The law of the intervals of a grid by their log-normal mass (Song & Dhariwal 2024, eq. 10).
+
+    Args:
+        mean, std: of log t.
+    """
 
     mean: float = -1.1
     std: float = 2.0
 
     def mass(self, grid: Tensor) -> Tensor:
-        """Probability of each of the n - 1 intervals of a descending grid."""
+        """Compute the probability of each of the n - 1 intervals of a descending grid."""
         cdf = torch.erf((grid.log() - self.mean) / (math.sqrt(2) * self.std))
         mass = cdf[:-1] - cdf[1:]
         return mass / mass.sum()
 
     def __call__(self, b: int, grid: Tensor, rng: torch.Generator) -> Tensor:
-        """Indices ``(b,)`` in [0, n - 2]."""
+        """Draw indices ``(b,)`` in [0, n - 2]."""
         mass = self.mass(grid).to(rng.device, widest(rng.device))
         return torch.multinomial(mass, b, replacement=True, generator=rng)

@@ -1,6 +1,7 @@
 """Laws of training times: what objectives take as ``times``, and the laws of a path's own times.
 
-A law is of noise levels, which every path converts, or of times in the unit of one path.
+A law is either one of noise levels, which every path converts to its times, or one of times in the
+unit of a path.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ class Law(ABC):
 
     @abstractmethod
     def draw(self, path: Path, b: int, rng: torch.Generator) -> Tensor:
-        """Times ``(b,)`` of the path, in its own unit."""
+        """Draw times ``(b,)`` of the path, in its own unit."""
 
     @abstractmethod
     def check(self, path: Path) -> None:
-        """Refuse a path that does not have all times of the law.
+        """Check that the path has all times of the law.
 
         Raises:
             UsageError: the law reaches beyond the path.
@@ -39,40 +40,44 @@ class NoiseLevels(Law):
 
     @abstractmethod
     def levels(self, b: int, rng: torch.Generator) -> Tensor:
-        """Noise levels ``(b,)``."""
+        """Draw noise levels ``(b,)``."""
 
     def ends(self) -> tuple[float, float] | None:
-        """The lowest and the highest level, or None if there are none."""
+        """Return the lowest and the highest level, or None if there are none."""
         return None
 
     def draw(self, path: Path, b: int, rng: torch.Generator) -> Tensor:
-        """The times ``(b,)`` at which the path has these levels."""
+        """Draw the times ``(b,)`` at which the path has such levels."""
         return path.time(self.levels(b, rng))
 
     def check(self, path: Path) -> None:
-        """Refuse a path that does not have all levels of the law."""
+        """Check that the path has all levels of the law."""
         if (ends := self.ends()) is not None:
             low, high = path.time(torch.tensor(ends, dtype=torch.float64)).tolist()
             _check_ends(self, path, low, high)
 
 
 class PathTimes(Law):
-    """A law of times in a path's own unit, as uniform or logit-normal times of a flow."""
+    """A law of times in a path's own unit, such as uniform or logit-normal times of a flow.
+
+    It is a function ``(b, rng) -> (b,)`` itself, which also draws guidance scales and other
+    numbers.
+    """
 
     @abstractmethod
     def __call__(self, b: int, rng: torch.Generator) -> Tensor:
-        """Times ``(b,)``."""
+        """Draw times ``(b,)``."""
 
     def ends(self) -> tuple[float, float] | None:
-        """The first and the last time, or None if there are none."""
+        """Return the first and the last time, or None if there are none."""
         return None
 
     def draw(self, path: Path, b: int, rng: torch.Generator) -> Tensor:
-        """Times ``(b,)``, which are the path's as they are."""
+        """Draw times ``(b,)``, which the path takes as they are."""
         return self(b, rng)
 
     def check(self, path: Path) -> None:
-        """Refuse a path that does not have all times of the law."""
+        """Check that the path has all times of the law."""
         if (ends := self.ends()) is not None:
             _check_ends(self, path, *ends)
 
@@ -89,16 +94,16 @@ class FromFunction(PathTimes):
     function: Callable[[int, torch.Generator], Tensor]
 
     def __call__(self, b: int, rng: torch.Generator) -> Tensor:
-        """Times ``(b,)``."""
+        """Draw times ``(b,)``."""
         return self.function(b, rng)
 
 
 Times: TypeAlias = Law | Callable[[int, torch.Generator], Tensor]
-"""What objectives take as ``times``: a law, or a function as of :class:`FromFunction`."""
+"""What objectives take as ``times``: a law, or a function ``(b, rng)`` to times of the path."""
 
 
 def law_on(path: Path, times: Times) -> Law:
-    """The law of an objective's times, which the path has.
+    """Make the law of an objective's times, and check that its path has them.
 
     Raises:
         UsageError: the law reaches beyond the path, or draws two times.
@@ -121,36 +126,41 @@ def _check_ends(law: Law, path: Path, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Uniform(PathTimes):
-    """U(low, high)."""
+    """The uniform law between ``low`` and ``high``."""
 
     low: float = 0.0
     high: float = 1.0
 
     def __call__(self, b: int, rng: torch.Generator) -> Tensor:
-        """Times ``(b,)``."""
+        """Draw times ``(b,)``."""
         return self.low + (self.high - self.low) * unit_uniform(b, rng)
 
     def ends(self) -> tuple[float, float]:
-        """Both are arguments."""
+        """Return both arguments."""
         return self.low, self.high
 
 
 @dataclass(frozen=True)
 class LogitNormal(PathTimes):
-    """logit t ~ N(mean, std^2), then shifted: the times of flow matching (Esser et al. 2024)."""
+    """The law logit t ~ N(mean, std^2), then shifted: flow matching's times (Esser et al. 2024).
+
+    Args:
+        mean, std: of logit t.
+        shift: factor on t / (1 - t), see :func:`fewstep.times.shift`.
+    """
 
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
 
     def __call__(self, b: int, rng: torch.Generator) -> Tensor:
-        """Times ``(b,)`` in (0, 1)."""
+        """Draw times ``(b,)`` in (0, 1)."""
         return shift((self.mean + self.std * unit_normal(b, rng)).sigmoid(), self.shift)
 
 
 @dataclass(frozen=True)
 class TwoTimes:
-    """Two times r <= t of a path, in its own unit; the defaults are MeanFlow's on ImageNet.
+    """The law of two times r <= t of a path; the defaults are MeanFlow's on ImageNet.
 
     Each sample has r = t by a draw of its own; the JAX code gives r = t to the first rows instead.
 
@@ -159,7 +169,7 @@ class TwoTimes:
             (-0.6, 1.6) and (-4, 1.6) later.
         equal: share of samples with r = t, in [0, 1]. It is ``data_proportion`` of the JAX code;
             the PyTorch code's ``ratio`` is 1 less this.
-        swap: the later of the two is t, the earlier r; else r is cut off at t (CIFAR-10, later).
+        swap: the later of the two is t, the earlier r; otherwise t limits r (CIFAR-10, later).
     """
 
     t: PathTimes | Callable[[int, torch.Generator], Tensor] = LogitNormal(-0.4, 1.0)
@@ -178,7 +188,7 @@ class TwoTimes:
                 )
 
     def __call__(self, b: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``(t, r)``, each ``(b,)``."""
+        """Draw ``(t, r)``, each ``(b,)``."""
         t, r = self.t(b, rng), self.r(b, rng)
         if self.swap:
             t, r = torch.maximum(t, r), torch.minimum(t, r)
@@ -186,16 +196,16 @@ class TwoTimes:
         return t, torch.where(equal, t, torch.minimum(t, r))
 
     def check(self, path: Path) -> None:
-        """Refuse a path that does not have all times of both laws."""
+        """Check that the path has all times of both laws."""
         law_on(path, self.t)
         law_on(path, self.r)
 
 
 def unit_uniform(b: int, rng: torch.Generator) -> Tensor:
-    """Draws ``(b,)`` of U(0, 1), float64 where the device has it."""
+    """Draw numbers ``(b,)`` of U(0, 1), float64 where the device has it."""
     return torch.rand(b, generator=rng, device=rng.device, dtype=widest(rng.device))
 
 
 def unit_normal(b: int, rng: torch.Generator) -> Tensor:
-    """Draws ``(b,)`` of N(0, 1), float64 where the device has it."""
+    """Draw numbers ``(b,)`` of N(0, 1), float64 where the device has it."""
     return torch.randn(b, generator=rng, device=rng.device, dtype=widest(rng.device))

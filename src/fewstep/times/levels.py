@@ -17,7 +17,11 @@ from fewstep.times.laws import Law, NoiseLevels, Uniform, unit_normal, unit_unif
 
 @dataclass(frozen=True)
 class LogNormal(NoiseLevels):
-    """log(sigma/alpha) ~ N(mean, std^2): the noise levels of EDM."""
+    """The law log(sigma/alpha) ~ N(mean, std^2): the noise levels of EDM.
+
+    Args:
+        mean, std: of log(sigma/alpha).
+    """
 
     mean: float = -1.2
     std: float = 1.2
@@ -27,36 +31,36 @@ class LogNormal(NoiseLevels):
             raise UsageError(f"expected a finite mean and a std of 0 or more, got {self}")
 
     def levels(self, b: int, rng: torch.Generator) -> Tensor:
-        """Noise levels ``(b,)``."""
+        """Draw noise levels ``(b,)``."""
         return (self.mean + self.std * unit_normal(b, rng)).exp()
 
 
 @dataclass(frozen=True)
 class LogUniform(NoiseLevels):
-    """Levels that are uniform in their logarithm, as the variance-exploding SDE's."""
+    """The law of levels that are uniform in their logarithm: the variance-exploding SDE's."""
 
     low: float = 0.02
     high: float = 100.0
 
     def levels(self, b: int, rng: torch.Generator) -> Tensor:
-        """Noise levels ``(b,)``."""
+        """Draw noise levels ``(b,)``."""
         return self.low * (self.high / self.low) ** unit_uniform(b, rng)
 
     def ends(self) -> tuple[float, float]:
-        """Both are arguments."""
+        """Return both arguments."""
         return self.low, self.high
 
 
 @dataclass(frozen=True)
 class TruncatedLogStudent(NoiseLevels):
-    r"""log(sigma/alpha) ~ Student's t, cut off: the noise levels of truncated consistency models.
+    """A truncated Student's t of log(sigma/alpha): the levels of truncated consistency models.
 
     With log(sigma/alpha) = mean + scale sqrt(df) sinh(u) the density of u is cosh(u)^-df, smooth
     however heavy the tails are (0.01 degrees of freedom in the paper), so a table inverts its
     integral.
 
     Args:
-        low, high: the levels lie between these.
+        low, high: the least and the largest level.
         mean, scale: location and scale of log(sigma/alpha).
         df: degrees of freedom, above 0.
     """
@@ -68,7 +72,7 @@ class TruncatedLogStudent(NoiseLevels):
     df: float = 0.01
 
     def levels(self, b: int, rng: torch.Generator) -> Tensor:
-        """Noise levels ``(b,)``."""
+        """Draw noise levels ``(b,)``."""
         width = self.scale * math.sqrt(self.df)
         low, high = (math.asinh((math.log(t) - self.mean) / width) for t in (self.low, self.high))
         part = unit_uniform(b, rng)
@@ -81,16 +85,16 @@ class TruncatedLogStudent(NoiseLevels):
         return log_level.exp().clamp(self.low, self.high)
 
     def ends(self) -> tuple[float, float]:
-        """Both are arguments."""
+        """Return both arguments."""
         return self.low, self.high
 
 
 @dataclass(frozen=True)
 class KarrasUniform(NoiseLevels):
-    """Levels whose rho-th root is uniform, as of consistency training in continuous time.
+    """The law of levels whose rho-th root is uniform: consistency training's in continuous time.
 
     Args:
-        t_min, t_max: the lowest and the highest level.
+        t_min, t_max: the least and the largest level.
         rho: power of the grid (Karras et al. 2022, eq. 5).
     """
 
@@ -99,30 +103,30 @@ class KarrasUniform(NoiseLevels):
     rho: float = 7.0
 
     def levels(self, b: int, rng: torch.Generator) -> Tensor:
-        """Noise levels ``(b,)``."""
+        """Draw noise levels ``(b,)``."""
         return self.at(unit_uniform(b, rng))
 
     def at(self, part: Tensor) -> Tensor:
-        """The levels below which a share ``part`` of all levels lies."""
+        """Return the levels below which a share ``part`` of all levels lies."""
         low, high = self.t_min ** (1 / self.rho), self.t_max ** (1 / self.rho)
         return (low + (high - low) * part) ** self.rho
 
     def ends(self) -> tuple[float, float]:
-        """Both are arguments."""
+        """Return both arguments."""
         return self.t_min, self.t_max
 
 
 @dataclass(frozen=True)
 class KarrasIndex(NoiseLevels):
-    """Points of a Karras grid, each of a range of them as likely as another.
+    """The uniform law of a range of points of a Karras grid.
 
     The defaults are the noise levels at which distribution matching (DMD) compares scores. The
-    score of generated samples learns at all points, ``KarrasIndex(0, 999)``.
+    score of generated samples trains at all points, ``KarrasIndex(0, 999)``.
 
     Args:
         first, last: the range of indices, both included, counted from the data.
         points: number of points of the grid.
-        t_min, t_max: the lowest and the highest level of the grid.
+        t_min, t_max: the least and the largest level of the grid.
     """
 
     first: int = 20
@@ -136,28 +140,32 @@ class KarrasIndex(NoiseLevels):
             raise UsageError(f"KarrasIndex: expected 0 <= first <= last < points, got {self}")
 
     def grid(self) -> Tensor:
-        """All points, ascending."""
+        """Return all points, ascending."""
         return karras(self.points, self.t_min, self.t_max).flip(0)
 
     def levels(self, b: int, rng: torch.Generator) -> Tensor:
-        """Noise levels ``(b,)``."""
+        """Draw noise levels ``(b,)``."""
         index = torch.randint(self.first, self.last + 1, (b,), generator=rng, device=rng.device)
         return self.grid().to(rng.device, widest(rng.device))[index]
 
     def ends(self) -> tuple[float, float]:
-        """The levels at both ends of the range."""
+        """Return the levels at both ends of the range."""
         grid = self.grid()
         return float(grid[self.first]), float(grid[self.last])
 
 
 @dataclass(frozen=True)
 class ShiftedFlow(NoiseLevels):
-    """Levels at uniform times of rectified flow, shifted: those of samples in rCM."""
+    """The law of levels at uniform times of rectified flow, shifted: those of samples in rCM.
+
+    Args:
+        by: factor on the levels t / (1 - t).
+    """
 
     by: float = 5.0
 
     def levels(self, b: int, rng: torch.Generator) -> Tensor:
-        """Noise levels ``(b,)``."""
+        """Draw noise levels ``(b,)``."""
         t = unit_uniform(b, rng)
         return self.by * t / (1 - t)
 
@@ -166,15 +174,15 @@ class ShiftedFlow(NoiseLevels):
 class HalfHigh(Law):
     """EDM's noise levels, and for the later half of a batch the upper 70 % of the path's times.
 
-    The upper times are uniform in t^(1/7). Consistency trajectory models (CTM) draw the times of
-    their denoising term so.
+    The upper times are uniform in t^(1/7). Consistency trajectory models (CTM) have this law in
+    their denoising term.
     """
 
     def draw(self, path: Path, b: int, rng: torch.Generator) -> Tensor:
-        """Times ``(b,)`` of the path, in its own unit."""
+        """Draw times ``(b,)`` of the path, in its own unit."""
         low = LogNormal().draw(path, b // 2, rng)
         high = KarrasUniform(path.t_min, path.t_max)
         return torch.cat([low, high.at(Uniform(0.3, 1.0)(b - b // 2, rng))])
 
     def check(self, path: Path) -> None:
-        """Every path has these times."""
+        """Accept every path, as every path has these times."""

@@ -25,15 +25,9 @@ from fewstep.pictures import picture
 from fewstep.processes import World, joined
 from fewstep.training import checkpoints
 from fewstep.training.announce import card, header, plan
-<<<<<<< HEAD
 from fewstep.training.check import check, check_derivative
-from fewstep.training.conditions import check_conditions, pictured
-from fewstep.training.config import Buildable, Run, TrainConfig
-=======
 from fewstep.training.conditions import check_conditions, picture_conditions
-from fewstep.training.config import Run, TrainConfig
-from fewstep.training.derivative import check_derivative
->>>>>>> conditions
+from fewstep.training.config import Buildable, Run, TrainConfig
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
@@ -107,14 +101,10 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
 def dry(run: Run) -> str:
     """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
     device = _device(run.config)
-<<<<<<< HEAD
     contract(run)
+    check_conditions(run.objective, run.data)
     world = World(size=int(os.environ.get("WORLD_SIZE") or 1))
     check(run.objective, run.data, run.config, world)
-=======
-    check_conditions(run.objective, run.data)
-    check(run.objective, run.config, World(size=int(os.environ.get("WORLD_SIZE") or 1)))
->>>>>>> conditions
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
     return plan(run, describe(run, device, trainer.fingerprints), trainer)
