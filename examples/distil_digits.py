@@ -16,7 +16,7 @@ from fewstep.pictures import picture
 
 
 def main(steps: int | None = None, out: Path = Path("runs/example-digits")) -> Tensor:
-    run = fewstep.recipes.digits_cd()
+    run = fewstep.recipe("digits-cd").build()
     if steps is not None:
         run = replace(run, config=replace(run.config, steps=steps), finish=None)
     model = fewstep.train(run, out=out)

@@ -5,14 +5,12 @@ python examples/two_modes.py        # writes docs/pictures/two_modes.png (extra:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import fewstep
 from fewstep import solvers
-from fewstep.recipes import toy_cd, toy_edm
 from fewstep.times import karras, to_zero
 
 
@@ -22,10 +20,10 @@ def main(
     plot: Path | None = Path("docs/pictures/two_modes.png"),
 ) -> torch.Tensor:
     teacher_run, student_run = out / "teacher", out / "student"
-    run = toy_edm()
-    teacher = fewstep.train(replace(run, config=replace(run.config, steps=steps)), teacher_run)
-    run = toy_cd(teacher=str(teacher_run))
-    student = fewstep.train(replace(run, config=replace(run.config, steps=steps)), student_run)
+    few = {"steps": steps}
+    teacher = fewstep.train(fewstep.recipe("toy-edm", train=few), teacher_run)
+    distilled = fewstep.recipe("toy-cd", teacher=teacher_run, train=few)
+    student = fewstep.train(distilled, student_run)
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
         draw(teacher, student, plot)

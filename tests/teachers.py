@@ -9,7 +9,7 @@ from fewstep.model import Model
 from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import LabelDrop, unweighted
+from fewstep.objectives.terms import ConditionDrop, unweighted
 from fewstep.times import LogNormal
 
 
@@ -31,6 +31,6 @@ def pictures(seed: int = 0) -> Model:
         for p in net.parameters():
             p.add_(0.05 * torch.randn(p.shape))
     student = Denoiser(net, EDM(sigma_data=0.5))
-    drop = LabelDrop(0.1, {"label": 3})
+    drop = ConditionDrop(0.1, {"label": 3})
     learnt = Denoising(student, times=LogNormal(), weight=unweighted, drop=drop)
     return Model(student, learnt.contract(DataSpec(shape=(1, 8, 8), labels=3)))

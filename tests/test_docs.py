@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.recipes.methods import METHODS
+from fewstep.recipes import METHODS, STUDENTS
 from fewstep.recipes.places import DIGITS
 
 ROOT = Path(__file__).parents[1]
@@ -51,8 +51,10 @@ def test_figures_of_the_digits_are_those_of_the_comparison():
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if " ± " in line]
     found = {title: [cell.split()[0] for cell in cells[:3]] for title, *cells in rows}
     methods = (ROOT / "docs" / "methods.md").read_text()
-    for name, (_, result) in DIGITS.told.items():
-        calls, fd = re.findall(r"[\d.]+", result)
+    for name in STUDENTS:
+        calls, fd = re.findall(r"[\d.]+", DIGITS.setting(METHODS[name]).result)
+        if name == "cd":  # of a run of its own: docs/results.md
+            continue
         assert fd == dict(zip("124", found[METHODS[name].title], strict=True))[calls], name
         assert re.search(rf"`digits-{name}`.*\(compare.md#on-the-digits\)[^|]* {fd}\b", methods), (
             name

@@ -6,14 +6,16 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from fewstep import evaluation
+from fewstep import data, evaluation
 from fewstep.core import Batch, UsageError
 from fewstep.data import toy
-from fewstep.evaluation import Protocol, chosen, own_data, table
+from fewstep.data.catalogue import CATALOGUE
+from fewstep.evaluation import Protocol, chosen, table
 from fewstep.metrics import (
     TanhFeatures,
     density_coverage,
@@ -27,6 +29,7 @@ from fewstep.metrics import (
     sliced_wasserstein,
 )
 from fewstep.metrics.cifar_resnet import CifarResNet
+from fewstep.recipes.records import own_data
 from judges import images, scrambled
 from tiny import fewstep, pictures, trained
 
@@ -201,7 +204,8 @@ def test_own_data(runs, monkeypatch):
 
 def test_a_model_without_a_run(runs, tmp_path):
     shutil.copytree(runs["toy-edm"] / "model", tmp_path / "a" / "b")
-    assert own_data(str(tmp_path / "a" / "b")) == "digits"
+    with pytest.raises(UsageError, match="is of no run; say with --data"):
+        own_data(str(tmp_path / "a" / "b"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": 3}'])
@@ -213,7 +217,8 @@ def test_a_damaged_record(text, runs, tmp_path):
 
 
 def test_evaluate_a_toy_on_its_own_data(runs, capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "toy", lambda name, n, seed: toy(name, min(n, 60), seed))
+    few = dataclasses.replace(CATALOGUE["two-modes"], train=lambda: toy("two-modes", 60))
+    monkeypatch.setitem(CATALOGUE, "two-modes", few)
     outcome = fewstep(capsys, "evaluate", runs["toy-edm"], "--steps", 2, "-n", 40)
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[1].startswith("3 calls")
@@ -229,10 +234,10 @@ def test_evaluate_images_in_features_of_a_network(runs, judge, tmp_path, capsys)
 
 
 def test_evaluate_digits_by_all_metrics(runs, tmp_path, capsys, monkeypatch):
-    whole = evaluation.digits_protocol()
-    part = Batch(whole.held_out.x0[::10], {"label": whole.held_out.cond["label"][::10]})
-    short = dataclasses.replace(whole, held_out=part, draws=1)
-    monkeypatch.setattr(evaluation, "digits_protocol", lambda: short)
+    held_out = data.digits("held_out").subset(np.arange(0, 597, 10))
+    short = dataclasses.replace(CATALOGUE["digits"], held_out=lambda n: held_out)
+    monkeypatch.setitem(CATALOGUE, "digits", short)
+    monkeypatch.setattr(evaluation, "DRAWS", 1)
     out = tmp_path / "m.json"
     args = ("--steps", 1, "--metrics", ALL, "--features", "digits", "--out", out)
     outcome = fewstep(capsys, "evaluate", runs["digits-edm"], *args)

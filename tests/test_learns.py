@@ -7,7 +7,7 @@ import torch
 
 import fewstep
 from fewstep.data.toys import two_modes
-from fewstep.recipes import toy_cd, toy_ct, toy_edm
+from fewstep.recipes import recipe
 
 N = 4000
 
@@ -15,7 +15,7 @@ N = 4000
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "teacher"
-    fewstep.train(toy_edm(), out)
+    fewstep.train(recipe("toy-edm"), out)
     return out
 
 
@@ -44,13 +44,13 @@ def test_teacher_has_the_moments_and_modes(teacher):
 
 @pytest.mark.slow
 def test_distilled_student_has_the_moments_and_modes(teacher, tmp_path):
-    model = fewstep.train(toy_cd(teacher=str(teacher)), tmp_path / "cd")
+    model = fewstep.train(recipe("toy-cd", teacher=str(teacher)), tmp_path / "cd")
     for steps in (1, 2):
         check(model, steps, moment=0.05, share=0.03, inside=0.95)
 
 
 @pytest.mark.slow
 def test_student_trained_alone_has_the_moments_and_modes(tmp_path):
-    model = fewstep.train(toy_ct(), tmp_path / "ct")
+    model = fewstep.train(recipe("toy-ct"), tmp_path / "ct")
     for steps in (1, 2):
         check(model, steps, moment=0.05, share=0.03, inside=0.9)

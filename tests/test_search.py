@@ -236,7 +236,7 @@ def test_search_draws_no_held_out_data(monkeypatch):
     def never(*args):
         raise AssertionError(args)
 
-    monkeypatch.setattr("fewstep.evaluation.digits_protocol", never)
+    monkeypatch.setattr("fewstep.evaluation.held_out_data", never)
     data, _ = learnt("digits", DataSpec(shape=(1, 8, 8), labels=10), None, torch.device("cpu"))
     assert len(data) == 1200
     drawn, judge = learnt("moons", DataSpec(shape=(2,), range=None), None, torch.device("cpu"))

@@ -16,6 +16,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from fewstep import solvers
+from fewstep.bundled import BUNDLED
 from fewstep.contract import Contract
 from fewstep.core import Cond
 from fewstep.devices import usable_device
@@ -33,7 +34,6 @@ FORMAT = 2
 """Of what is written; config.json of format 1 can be read too."""
 READABLE = (1, 2)
 EDM_LEVELS = VarianceExploding()
-BUNDLED = ("digits-cd", "digits-edm")
 
 
 class Model:

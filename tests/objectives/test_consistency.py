@@ -18,7 +18,7 @@ from fewstep.objectives.consistency import (
     TeacherStep,
 )
 from fewstep.objectives.distances import PseudoHuber, l1, l2
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.terms import ConditionDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,
@@ -404,7 +404,7 @@ def test_dropped_labels_reach_student_target_and_teacher():
     student = Watched(GaussianConsistency(VE, DATA))
     teacher = Watched(GaussianDenoiser(VE, DATA))
     objective = Consistency(
-        student, TeacherStep(teacher), schedule=Fixed(), drop=LabelDrop(0.5, {"label": 7})
+        student, TeacherStep(teacher), schedule=Fixed(), drop=ConditionDrop(0.5, {"label": 7})
     )
     x0, noise = normal(2, 3, 2)
     batch = Batch(x0, {"label": torch.tensor([0, 1, 2])})
@@ -491,7 +491,7 @@ def test_draws_are_a_function_of_seed_and_step():
     objective = ct(
         GaussianConsistency(VE, DATA),
         schedule=Fixed(1000),
-        drop=LabelDrop(0.5, {"label": 7}),
+        drop=ConditionDrop(0.5, {"label": 7}),
         index=DiscreteLogNormal(),
     )
     batch = Batch(normal(6, 2, 3))

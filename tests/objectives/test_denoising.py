@@ -8,7 +8,7 @@ from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, expand
 from fewstep.objectives.denoising import Denoising, Draws
 from fewstep.objectives.terms import (
-    LabelDrop,
+    ConditionDrop,
     karras_weight,
     min_snr,
     snr_plus_one,
@@ -125,7 +125,7 @@ def test_dropped_labels_reach_the_network():
     student = Watched(GaussianDenoiser(VarianceExploding()))
     x0, noise = normal(2, 3, 2)
     cond = {"label": torch.tensor([0, 1, 2]), "text": normal(3, 4)}
-    objective = denoising(student, drop=LabelDrop(0.5, {"label": 7}))
+    objective = denoising(student, drop=ConditionDrop(0.5, {"label": 7}))
     dropped = torch.tensor([True, False, True])
     objective.loss(Batch(x0, cond), Draws(full(1.0, x0), noise, dropped))
     seen = student.seen[0][3]
@@ -135,10 +135,10 @@ def test_dropped_labels_reach_the_network():
 
 def test_labels_are_dropped_with_their_probability():
     rng = Rng(0, 0, "student")
-    share = LabelDrop(0.2, {"label": 7}).draw(20_000, rng).double().mean()
+    share = ConditionDrop(0.2, {"label": 7}).draw(20_000, rng).double().mean()
     assert float(share) == pytest.approx(0.2, abs=0.012)  # four standard deviations
-    assert not LabelDrop(0.0, {}).draw(100, rng).any()
-    assert LabelDrop(1.0, {}).draw(100, rng).all()
+    assert not ConditionDrop(0.0, {}).draw(100, rng).any()
+    assert ConditionDrop(1.0, {}).draw(100, rng).all()
 
 
 class Level(nn.Module):
@@ -204,7 +204,7 @@ def test_draws_are_a_function_of_seed_and_step():
         GaussianDenoiser(VarianceExploding()),
         times=Uniform(2.0, 3.0),
         weight=unweighted,
-        drop=LabelDrop(0.5, {"label": 7}),
+        drop=ConditionDrop(0.5, {"label": 7}),
     )
     batch = Batch(normal(6, 2, 3))
 
@@ -231,8 +231,10 @@ def test_contract():
     assert (plain.sampling.start.t, plain.sampling.start.std) == (50.0, 50.0)
     assert plain.sampling.any_times
     assert plain.sampling.guidance is None
-    guided = denoising(GaussianDenoiser(path), drop=LabelDrop(0.1, {"label": 3}), grid="uniform")
+    guided = denoising(
+        GaussianDenoiser(path), drop=ConditionDrop(0.1, {"label": 3}), grid="uniform"
+    )
     assert guided.contract(data).sampling.guidance is not None
     assert guided.contract(data).sampling.grid == "uniform"
-    undropped = denoising(GaussianDenoiser(path), drop=LabelDrop(0.0, {"label": 3}))
+    undropped = denoising(GaussianDenoiser(path), drop=ConditionDrop(0.0, {"label": 3}))
     assert undropped.contract(data).sampling.guidance is None

@@ -12,7 +12,7 @@ from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.distances import PseudoHuber, l2
 from fewstep.objectives.ect import Curriculum, Draws, EasyConsistency, SameNoise, TeacherStep
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.terms import ConditionDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,
@@ -249,7 +249,7 @@ def test_impossible_curricula_are_refused(wrong):
 
 
 def test_draws():
-    objective = ect(GaussianConsistency(VE, DATA), drop=LabelDrop(0.5, {"label": 7}))
+    objective = ect(GaussianConsistency(VE, DATA), drop=ConditionDrop(0.5, {"label": 7}))
     batch = Batch(normal(2000, 2).float())
     for step in (0, 9, 10, 35):
         found = objective.draw(batch, step, Rng(0, step, "student"))
@@ -268,7 +268,7 @@ def test_draws():
 
 def test_dropped_labels_reach_both():
     student = Watched(GaussianConsistency(VE, DATA))
-    objective = ect(student, drop=LabelDrop(0.5, {"label": 7}))
+    objective = ect(student, drop=ConditionDrop(0.5, {"label": 7}))
     x0, noise = normal(2, 3, 2)
     batch = Batch(x0, {"label": torch.tensor([0, 1, 2])})
     dropped = torch.tensor([True, False, True])

@@ -6,7 +6,7 @@ from fewstep.core import Batch, Rng, expand
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.denoising import Draws as DenoisingDraws
 from fewstep.objectives.flow_matching import Draws, FlowMatching
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.terms import ConditionDrop
 from fewstep.paths import Linear, Trig
 from fewstep.times import LogitNormal, Uniform
 from oracles import (
@@ -106,7 +106,7 @@ def test_masked_data_does_not_count():
 def test_dropped_labels_reach_the_network():
     student = Watched(GaussianDenoiser(Linear()))
     x0, noise = normal(2, 3, 2)
-    objective = matching(student, drop=LabelDrop(0.5, {"label": 7}))
+    objective = matching(student, drop=ConditionDrop(0.5, {"label": 7}))
     dropped = torch.tensor([True, False, True])
     batch = Batch(x0, {"label": torch.tensor([0, 1, 2])})
     objective.loss(batch, Draws(full(0.5, x0), noise, dropped))
@@ -114,7 +114,7 @@ def test_dropped_labels_reach_the_network():
 
 
 def test_draws_are_a_function_of_seed_and_step():
-    objective = matching(GaussianDenoiser(Linear()), drop=LabelDrop(0.5, {"label": 7}))
+    objective = matching(GaussianDenoiser(Linear()), drop=ConditionDrop(0.5, {"label": 7}))
     batch = Batch(normal(6, 2, 3))
 
     def draw(*key) -> Draws:
@@ -139,5 +139,5 @@ def test_contract():
     )
     assert (plain.sampling.start.t, plain.sampling.start.std) == (1.0, 1.0)
     assert plain.sampling.guidance is None
-    guided = matching(GaussianDenoiser(Linear()), drop=LabelDrop(0.1, {"label": 3}))
+    guided = matching(GaussianDenoiser(Linear()), drop=ConditionDrop(0.1, {"label": 3}))
     assert guided.contract(data).sampling.guidance is not None

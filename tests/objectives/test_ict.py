@@ -8,7 +8,7 @@ from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.distances import PseudoHuber
 from fewstep.objectives.ict import Doubling, Draws, ImprovedConsistency
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.terms import ConditionDrop
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
 from fewstep.times import DiscreteLogNormal, karras
 from oracles import (
@@ -135,7 +135,7 @@ def test_draws_follow_the_grid_of_the_step():
     objective = ict(
         GaussianConsistency(VE, DATA),
         schedule=Doubling(20, 5, 10),
-        drop=LabelDrop(0.5, {"label": 7}),
+        drop=ConditionDrop(0.5, {"label": 7}),
     )
     batch = Batch(normal(4000, 2).float())
     for step, points in ((0, 6), (9, 6), (10, 11), (19, 11)):
@@ -158,7 +158,7 @@ def test_draws_follow_the_grid_of_the_step():
 
 def test_dropped_labels_reach_both():
     student = Watched(GaussianConsistency(VE, DATA))
-    objective = ict(student, drop=LabelDrop(0.5, {"label": 7}))
+    objective = ict(student, drop=ConditionDrop(0.5, {"label": 7}))
     x0, noise = normal(2, 3, 2)
     batch = Batch(x0, {"label": torch.tensor([0, 1, 2])})
     objective.loss(batch, Draws(*pairs(VE, 3), noise, torch.tensor([True, False, True])))

@@ -12,7 +12,7 @@ from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.model import Model
 from fewstep.models import EDM, Denoiser, Flow, TrigFlow, VPrediction
 from fewstep.objectives.imm import Draws, InductiveMomentMatching, laplace
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.terms import ConditionDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,
@@ -365,7 +365,7 @@ def test_dropped_labels_reach_both_answers():
 
     labels: list[list[int]] = []
     denoiser = Denoiser(Labelled(), Flow(path=LINEAR))
-    drop = LabelDrop(0.5, {"label": 10})
+    drop = ConditionDrop(0.5, {"label": 10})
     objective = InductiveMomentMatching(denoiser, sigma_data=1.0, drop=drop)
     batch = Batch(normal(8, 2), {"label": torch.arange(8)})
     draws = objective.draw(batch, 0, Rng(0, 0, "student"))

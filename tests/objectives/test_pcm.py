@@ -14,7 +14,7 @@ from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.discrete import SameNoise, TeacherStep
 from fewstep.objectives.distances import Huber, l1, l2
 from fewstep.objectives.pcm import Draws, PhasedConsistency
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.terms import ConditionDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,
@@ -267,7 +267,7 @@ def test_student_is_told_its_edge_and_the_conditions():
     student = Watched(GaussianFlowMap(VE, DATA))
     teacher = Watched(GaussianDenoiser(VE, DATA))
     objective = PhasedConsistency(
-        student, TeacherStep(teacher, ddim), phases=cut, drop=LabelDrop(0.5, {"label": 7})
+        student, TeacherStep(teacher, ddim), phases=cut, drop=ConditionDrop(0.5, {"label": 7})
     )
     x0, noise = normal(2, 3, 2)
     t, r, edge = cut.of(torch.tensor([1, 5, 9]))
@@ -485,7 +485,7 @@ def test_a_model_that_forgot_labels_may_be_guided():
             GaussianFlowMap(VE),
             SameNoise(VE),
             phases=phases(VE),
-            drop=LabelDrop(probability, {"label": 3}),
+            drop=ConditionDrop(probability, {"label": 3}),
         )
         sampling = objective.contract(DataSpec(shape=(2,), labels=3)).sampling
         assert (sampling.guidance is not None) == guided

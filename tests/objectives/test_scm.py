@@ -23,7 +23,7 @@ from fewstep.models import (
 from fewstep.models.nets import EDM2, DiT, ResidualMLP
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.objectives.scm import SCM, Draws
-from fewstep.objectives.terms import LabelDrop, clipped, normalised, trig_flow
+from fewstep.objectives.terms import ConditionDrop, clipped, normalised, trig_flow
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
 from fewstep.times import LogNormal, Uniform
 from oracles import (
@@ -355,7 +355,7 @@ def test_draws():
         mlp(classes=3),
         Guided(mlp(classes=3), {"label": 3}),
         warmup=100,
-        drop=LabelDrop(0.3, {"label": 3}),
+        drop=ConditionDrop(0.3, {"label": 3}),
     )
     batch = Batch(normal(5000, 3), {"label": torch.zeros(5000).long()})
     draws = objective.draw(batch, 25, Rng(0, 25, "student"))
@@ -418,7 +418,7 @@ def test_the_student_learns_every_scale_of_its_guided_teacher():
 
 def test_dropped_labels_reach_student_and_teacher():
     student, teacher = (Denoiser(Reader("label"), TrigFlow(path=PATH)) for _ in range(2))
-    objective = scm(student, teacher, drop=LabelDrop(0.5, {"label": 9}))
+    objective = scm(student, teacher, drop=ConditionDrop(0.5, {"label": 9}))
     batch = Batch(normal(2, 3), {"label": torch.tensor([0, 1])})
     _, draws = given(3, b=2)
     objective.loss(batch, draws._replace(dropped=torch.tensor([True, False])))

@@ -5,13 +5,13 @@ from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.model import Model
 from fewstep.objectives.shortcut import Draws, Shortcut
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.terms import ConditionDrop
 from fewstep.paths import Linear, VarianceExploding
 from mean_velocity import DATA, MeanVelocity
 from oracles import D, GaussianDenoiser, Offset, Watched, four_points, full, normal
 
 NULL = 2
-DROP = LabelDrop(0.5, {"label": NULL})
+DROP = ConditionDrop(0.5, {"label": NULL})
 
 
 def shortcut(student, **kwargs) -> Shortcut:

@@ -16,7 +16,7 @@ from fewstep.objectives.tcm import (
     TeacherStep,
     TruncatedConsistency,
 )
-from fewstep.objectives.terms import LabelDrop, frozen_copy
+from fewstep.objectives.terms import ConditionDrop, frozen_copy
 from fewstep.paths import Linear, Trig, VarianceExploding
 from oracles import (
     D,
@@ -200,7 +200,7 @@ def test_all_three_answers_share_their_dropout():
 
 
 def test_draws():
-    objective = tcm(mlp(), drop=LabelDrop(0.5, {"label": 7}))
+    objective = tcm(mlp(), drop=ConditionDrop(0.5, {"label": 7}))
     batch = Batch(normal(4003, 2).float())
     for step in (0, 9, 10):
         found = objective.draw(batch, step, Rng(0, step, "student"))

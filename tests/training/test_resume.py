@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +56,7 @@ from fewstep.objectives.sid import SiD
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, Trig, VarianceExploding
-from fewstep.recipes.methods import METHODS
+from fewstep.recipes import METHODS, recipe
 from fewstep.recipes.start import Start
 from fewstep.times import (
     KarrasUniform,
@@ -214,17 +215,16 @@ def of_family(name: str, **options) -> Callable[[], Objective]:
     def build() -> Objective:
         source, teacher = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(2))
         torch.nn.init.normal_(teacher.net.last_weight)  # else both would answer the same
+        chosen = METHODS[name].options(**options)
         start = Start(
+            recipe=replace(recipe(f"toy-{name}", train=settings(steps=STEPS)), options=chosen),
             data=toy("two-modes", 64),
             source=source,
             teacher=teacher,
             model=None,
             drop=None,
-            middle=0.5,
-            train=settings(steps=STEPS),
-            averages={},
         )
-        return METHODS[name].build(start, **options)
+        return chosen.objective(start)
 
     return build
 

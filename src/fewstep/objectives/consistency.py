@@ -34,7 +34,7 @@ from fewstep.objectives.discrete import (
     renoise_contract,
 )
 from fewstep.objectives.distances import Distance, l2
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, follow, frozen_copy
+from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, follow, frozen_copy
 from fewstep.times import UniformIndex, karras
 
 __all__ = ["Consistency", "Draws", "Fixed", "Progressive", "SameNoise", "Scales", "TeacherStep"]
@@ -125,7 +125,7 @@ class Consistency(Objective):
         distance: Distance = l2,
         index: Callable[[int, Tensor, torch.Generator], Tensor] = UNIFORM_INDEX,
         grid: Callable[[int], Tensor] | None = None,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
     ) -> None:
         super().__init__()
         check_pair(student, step)

@@ -27,7 +27,7 @@ from fewstep.derivatives import jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.distances import Distance
-from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised
+from fewstep.objectives.terms import ConditionDrop, Draws, conditions, draw_noised
 from fewstep.times import Times, law_on
 
 
@@ -51,7 +51,7 @@ class ContinuousConsistency(Objective):
         times: Times,
         weight: Callable[[Tensor], Tensor] = torch.ones_like,
         penalty: Distance | None = None,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
     ) -> None:
         super().__init__()
         if student.two_time:

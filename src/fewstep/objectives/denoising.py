@@ -29,8 +29,8 @@ from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import l2
 from fewstep.objectives.terms import (
+    ConditionDrop,
     Draws,
-    LabelDrop,
     SnrWeight,
     conditions,
     draw_noised,
@@ -57,7 +57,7 @@ class Denoising(Objective):
         *,
         times: Times,
         weight: SnrWeight,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
         grid: Literal["karras", "uniform"] = "karras",
         uncertainty: nn.Module | None = None,
     ) -> None:

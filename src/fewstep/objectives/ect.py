@@ -38,7 +38,7 @@ from fewstep.objectives.discrete import (
     renoise_contract,
 )
 from fewstep.objectives.distances import Distance, PseudoHuber
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
+from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised
 from fewstep.times import LogNormal, Times, law_on
 
 __all__ = ["Curriculum", "Draws", "EasyConsistency", "SameNoise", "TeacherStep"]
@@ -72,7 +72,7 @@ class EasyConsistency(Objective):
         weight: PairWeight = inverse_gap,
         distance: Distance = NORM,
         boundary: float = 0.003,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
     ) -> None:
         super().__init__()
         check_pair(student, step)

@@ -16,7 +16,7 @@ from fewstep.core import Batch, Rng, expand
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import Draws, LabelDrop, conditions, draw_noised, guidance_of
+from fewstep.objectives.terms import ConditionDrop, Draws, conditions, draw_noised, guidance_of
 from fewstep.times import Times, law_on
 
 
@@ -36,7 +36,7 @@ class FlowMatching(Objective):
         *,
         times: Times,
         weight: Callable[[Tensor], Tensor] = torch.ones_like,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
     ) -> None:
         super().__init__()
         self.student = student

@@ -32,7 +32,7 @@ from fewstep.objectives.discrete import (
     renoise_contract,
 )
 from fewstep.objectives.distances import Distance, PseudoHuber
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised
+from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised
 from fewstep.times import DiscreteLogNormal, karras
 
 __all__ = ["Doubling", "Draws", "ImprovedConsistency"]
@@ -91,7 +91,7 @@ class ImprovedConsistency(Objective):
         schedule: Callable[[int], int],
         index: Callable[[int, Tensor, torch.Generator], Tensor] = LOG_NORMAL,
         distance: Distance = PSEUDO_HUBER,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
     ) -> None:
         super().__init__()
         self.step = SameNoise(student.path)

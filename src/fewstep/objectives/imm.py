@@ -46,7 +46,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, same_dropout, widest
 from fewstep.models import Denoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, guidance_of
+from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, guidance_of
 from fewstep.times import Uniform
 
 MIDDLE = 1.4
@@ -86,7 +86,7 @@ class InductiveMomentMatching(Objective):
         k: float = 12,
         a: float = 1.0,
         b: float = 4.0,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
     ) -> None:
         super().__init__()
         if not student.two_time:

@@ -32,7 +32,7 @@ from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, on_path_of
+from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, on_path_of
 from fewstep.paths import Event, Linear, VarianceExploding
 from fewstep.times import Law, TwoTimes
 
@@ -107,7 +107,7 @@ class MeanFlow(Objective):
         *,
         times: TwoTimes | Callable[[int, torch.Generator], tuple[Tensor, Tensor]],
         weight: Callable[[Tensor], Tensor],
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
         guidance: TrainedGuidance | None = None,
         warmup: int = 0,
         derivative: Derivative = jvp,

@@ -30,7 +30,7 @@ from fewstep.objectives.base import Loss, Objective, Phase, every
 from fewstep.objectives.discrete import SameNoise, TeacherStep
 from fewstep.objectives.distances import Distance, Huber
 from fewstep.objectives.terms import (
-    LabelDrop,
+    ConditionDrop,
     conditions,
     draw_noised,
     guidance_of,
@@ -83,7 +83,7 @@ class PhasedConsistency(Objective):
         *,
         phases: Phases,
         distance: Distance = HUBER,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
         discriminator: FeatureDiscriminator | None = None,
         adversarial: float = 0.1,
     ) -> None:

@@ -38,7 +38,7 @@ from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.terms import (
-    LabelDrop,
+    ConditionDrop,
     conditions,
     draw_noised,
     normalised,
@@ -91,7 +91,7 @@ class SCM(Objective):
         warmup: int = 10_000,
         limit: Callable[[Event], Event] = normalised,
         uncertainty: nn.Module | None = None,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
         guidance: Callable[[int, torch.Generator], Tensor] | None = None,
         derivative: Derivative = jvp,
     ) -> None:

@@ -27,7 +27,7 @@ from fewstep.core import Batch, Cond, Rng, UsageError, expand, widest
 from fewstep.models import AbstractDenoiser, Guided
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, follow, frozen_copy
+from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, follow, frozen_copy
 from fewstep.paths import Event, Linear, Time
 
 
@@ -62,7 +62,7 @@ class Shortcut(Objective):
         every: int = 8,
         rate: float = 0.999,
         clip: float | None = 4.0,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
         guidance: float = 1.0,
     ) -> None:
         super().__init__()

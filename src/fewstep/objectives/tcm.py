@@ -38,7 +38,7 @@ from fewstep.objectives.discrete import (
     renoise_contract,
 )
 from fewstep.objectives.distances import Distance, PseudoHuber
-from fewstep.objectives.terms import LabelDrop, conditions, draw_noised, frozen_copy
+from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, frozen_copy
 from fewstep.paths import Path
 from fewstep.times import Times, TruncatedLogStudent, law_on
 
@@ -89,7 +89,7 @@ class TruncatedConsistency(Objective):
         boundary_weight: float = 0.1,
         weight: PairWeight = inverse_gap,
         distance: Distance = NEARLY_THE_NORM,
-        drop: LabelDrop | None = None,
+        drop: ConditionDrop | None = None,
     ) -> None:
         super().__init__()
         check_pair(student, step)

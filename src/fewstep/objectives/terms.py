@@ -102,10 +102,6 @@ def guidance_of(drop: ConditionDrop | None, data: DataSpec) -> Guidance | None:
     return Guidance(keys=None if every else tuple(drop.null))
 
 
-LabelDrop = ConditionDrop
-"""The name from when labels were the only conditions."""
-
-
 def conditions(cond: Cond, drop: ConditionDrop | None, dropped: Tensor | None) -> Cond:
     """Return the conditions for the model, with null in the samples to drop."""
     return cond if drop is None or dropped is None else drop.apply(cond, dropped)

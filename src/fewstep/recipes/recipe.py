@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Generic, TypeVar, cast
 
 from tyro.conf import Suppress, arg
 
+from fewstep.bundled import check_teacher
 from fewstep.errors import UsageError, nearest
 from fewstep.recipes.method import Method, MethodOptions
 from fewstep.recipes.options import (
+    NONE,
     AugmentOptions,
     AverageOptions,
     DataOptions,
@@ -113,6 +115,8 @@ class Recipe(Generic[Options]):
         Raises:
             UsageError: the options contradict each other, the data or the teacher.
         """
+        if self.start.teacher != NONE:  # before torch is imported
+            check_teacher(self.start.teacher, self.place.trained_by(self.method))
         from fewstep.recipes.start import begin
 
         for name, value in self.arguments().items():

@@ -29,11 +29,19 @@ def rebuild(run: str | Path) -> Recipe[MethodOptions]:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))["run"]
         name, arguments, train = (content[key] for key in ("recipe", "arguments", "train"))
+        arguments, train = dict(arguments), dict(train)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{record} is damaged ({error!r})") from error
     if name not in NAMES:
         raise UsageError(f"{run} is a run of {name!r}, which is no recipe of this version")
-    return recipe(name, **{**current(name, arguments), "train": train})
+    return recipe(name, **current(name, arguments), train=train)
+
+
+def upgraded(name: str, arguments: Mapping[str, object]) -> Mapping[str, object]:
+    """The arguments of a run of any version, as this version would record them."""
+    if name not in NAMES:
+        return arguments
+    return recipe(name, **current(name, arguments)).arguments()
 
 
 def current(name: str, arguments: Mapping[str, object]) -> dict[str, object]:

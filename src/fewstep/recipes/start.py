@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from inspect import signature
-from pathlib import Path as FilePath
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from fewstep.data import Dataset, EDMAugment, Flip, spec_of
 from fewstep.data.catalogue import training_data
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
-from fewstep.model import BUNDLED, Model, find, load
+from fewstep.model import Model, find, load
 from fewstep.models import (
     EDM,
     AbstractDenoiser,
@@ -44,6 +43,7 @@ from fewstep.paths import Path, VarianceExploding
 from fewstep.recipes.method import MethodOptions
 from fewstep.recipes.options import NONE
 from fewstep.recipes.recipe import Recipe
+from fewstep.recipes.records import upgraded
 from fewstep.recipes.report import report, watch
 from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.checkpoints import fingerprint
@@ -235,6 +235,7 @@ class Start:
             note="" if self.model is None else f"teacher: {find(recipe.start.teacher)}",
             augment=augmentation(recipe),
             sampling_times=self.sampling_times(objective.student.path) if free else {},
+            upgrade=upgraded,
         )
 
 
@@ -285,11 +286,6 @@ def teacher_of(data: Dataset, name: str, trained_by: str, method: str | None = N
     Raises:
         UsageError: there is none of that name, or it is a model of another kind or of other data.
     """
-    if not FilePath(name).exists() and name not in BUNDLED:
-        raise UsageError(
-            f"no teacher {name!r}: not a folder, and not bundled ({', '.join(BUNDLED)}); train one "
-            f"with: fewstep train {trained_by} --out {name}"
-        )
     model = load(name, device="cpu")
     made, spec = model.contract.data, spec_of(data)
     if not made.agrees(spec):

@@ -166,6 +166,8 @@ class Run:
         augment: what happens to each batch; its numbers come from seed and position.
         sampling_times: for a number of calls, the times at which users generate, in the path's own
             unit; descending, the first is where sampling starts.
+        upgrade: (recipe, arguments) of a run of an older version to the arguments as this version
+            names them, so that its folder can be resumed.
     """
 
     recipe: str
@@ -179,6 +181,7 @@ class Run:
     note: str = ""
     augment: Augment | None = None
     sampling_times: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    upgrade: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, given: given
 
 
 class Buildable(Protocol):

@@ -7,7 +7,7 @@ import platform
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,9 @@ from fewstep.core import UsageError
 from fewstep.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.training.config import FREE, Run
 from fewstep.version import __version__
+
+Upgrade = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+"""See ``Run.upgrade``."""
 
 
 class RunFolder:
@@ -56,16 +59,17 @@ class RunFolder:
         return aside
 
     @contextmanager
-    def opened(self, record: dict[str, Any]) -> Iterator[None]:
+    def opened(self, record: dict[str, Any], upgrade: Upgrade) -> Iterator[None]:
         """Begin a run here or go on with it, as the only process that does.
 
         Args:
             record: from :func:`describe`.
+            upgrade: of the run, for the arguments of an older record.
 
         Raises:
             UsageError: something else is here, a run with other arguments, or another process.
         """
-        self._check(record)
+        self._check(record, upgrade)
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
             yield
@@ -95,7 +99,7 @@ class RunFolder:
         record = json.loads(self.record.read_text(encoding="utf-8"))
         write_json(self.record, {**record, "delivered": step})
 
-    def _check(self, record: dict[str, Any]) -> None:
+    def _check(self, record: dict[str, Any], upgrade: Upgrade) -> None:
         # A process that was killed in its first moments leaves a lock and half a record.
         own = {LOCK, f"{TEMPORARY}{self.record.name}"}
         others = self.path.is_dir() and any(p.name not in own for p in self.path.iterdir())
@@ -104,8 +108,10 @@ class RunFolder:
         if self.record.exists():
             try:
                 before = json.loads(self.record.read_text(encoding="utf-8"))
+                own = before["run"]
+                own["arguments"] = upgrade(own["recipe"], own["arguments"])
                 changed = _differences(before, record)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
                 raise UsageError(
                     f"{self.record} is damaged ({error}); start anew with --fresh"
                 ) from error

@@ -81,7 +81,7 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
         trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)
         stack.callback(trainer.close)
         record = describe(run, device, trainer.fingerprints)
-        _open(folder, record, world, stack)
+        _open(folder, record, run, world, stack)
         resumed = world.agreed(checkpoints.newest(folder.checkpoints))
         if resumed is not None:
             trainer.load(checkpoints.read(resumed), resumed)
@@ -120,12 +120,14 @@ def _device(config: TrainConfig) -> torch.device:
     return device
 
 
-def _open(folder: RunFolder, record: dict[str, Any], world: World, stack: ExitStack) -> None:
+def _open(
+    folder: RunFolder, record: dict[str, Any], run: Run, world: World, stack: ExitStack
+) -> None:
     """The first process opens the folder; what it finds wrong is every process's error."""
     problem = None
     if world.first:
         try:
-            stack.enter_context(folder.opened(record))
+            stack.enter_context(folder.opened(record, run.upgrade))
         except UsageError as error:
             problem = error
     told = world.agreed(None if problem is None else str(problem))

@@ -1,0 +1,26 @@
+"""The models that come with the package, by name; importing this imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.errors import UsageError
+
+BUNDLED = ("digits-cd", "digits-edm")
+
+
+def check_teacher(name: str, trained_by: str) -> None:
+    """Refuse a teacher that is neither a folder nor bundled.
+
+    Args:
+        name: of the teacher.
+        trained_by: the recipe, perhaps with options, that trains such teachers.
+
+    Raises:
+        UsageError: it is neither; the message says how to train one.
+    """
+    if not Path(name).exists() and name not in BUNDLED:
+        raise UsageError(
+            f"no teacher {name!r}: not a folder, and not bundled ({', '.join(BUNDLED)}); train one "
+            f"with: fewstep train {trained_by} --out {name}"
+        )
