@@ -21,6 +21,7 @@ from torch import Tensor
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
 from fewstep.data import STANDARD, Dataset, Stored, digits, open_images, toy
+from fewstep.data.specs import conditions_of
 from fewstep.data.stored import is_stored
 from fewstep.data.toys import SAMPLERS
 from fewstep.errors import nearest
@@ -207,12 +208,6 @@ class Protocol:
         if sum(map(len, parts)) < len(self.held_out):
             raise UsageError("a label has more held-out samples than training samples")
         return x[np.concatenate(parts)]
-
-
-def conditions_of(batch: Batch) -> dict[str, Tensor]:
-    """The conditions by which a model makes samples to compare with a batch, masks included."""
-    mask = {} if batch.mask is None else {"mask": batch.mask}
-    return {**mask, **batch.cond}
 
 
 @dataclass(frozen=True)
