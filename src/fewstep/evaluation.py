@@ -23,6 +23,7 @@ from fewstep.core import Batch, UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.data.catalogue import entry, held_out_data, judging_features, training_data
 from fewstep.data.prepared import SUFFIX
+from fewstep.data.specs import conditions_of
 from fewstep.errors import nearest
 from fewstep.metrics import (
     Features,
@@ -205,12 +206,6 @@ class Protocol:
         if sum(map(len, parts)) < len(self.held_out):
             raise UsageError("a label has more held-out samples than training samples")
         return x[np.concatenate(parts)]
-
-
-def conditions_of(batch: Batch) -> dict[str, Tensor]:
-    """The conditions by which a model makes samples to compare with a batch, masks included."""
-    mask = {} if batch.mask is None else {"mask": batch.mask}
-    return {**mask, **batch.cond}
 
 
 @dataclass(frozen=True)

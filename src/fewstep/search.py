@@ -29,7 +29,8 @@ from torch import Tensor
 from fewstep.contract import Sampling
 from fewstep.core import UsageError, entropy
 from fewstep.data import Dataset
-from fewstep.evaluation import DRAWS, FIRST_SEED, conditions_of
+from fewstep.data.specs import conditions_of
+from fewstep.evaluation import DRAWS, FIRST_SEED
 from fewstep.files import whole_file, whole_folder
 from fewstep.metrics import (
     Features,

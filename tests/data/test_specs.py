@@ -161,6 +161,8 @@ def test_specs_are_derived():
         "text": Sequence(shape=(2,), length=5),
         "mask": Mask(),
     }
+    # A mask that differs between channels is for losses alone.
+    assert spec_of(Own({}, torch.ones(2, 4))).conditions == {"label": Label(classes=3)}
     with pytest.raises(UsageError, match=r"'style'.*spec"):
         spec_of(Own({"style": torch.tensor(1)}))
     declared = Own({"style": torch.tensor(1)})

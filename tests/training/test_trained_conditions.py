@@ -120,22 +120,21 @@ def test_pictures_are_of_the_data_s_conditions(tmp_path, monkeypatch):
     assert [given["first"] for _, given in later] == [0, 16, 32, 48]
 
 
-def test_a_signal_is_seen_while_pictures_are_drawn(tmp_path, monkeypatch):
-    seen: list[int] = []
+def test_a_signal_is_seen_while_pictures_are_drawn(monkeypatch):
+    a_run, caught, sizes = run(actions(), Reader(2, ("obs", 3))), [], []
+    model = training.Model(a_run.objective.student, training.contract(a_run))
     made = training.Model.sample
 
     def sample(self, n, **given):
-        seen.append(n)
-        signal_caught.append(15)
+        sizes.append(n)
+        if len(sizes) == 2:
+            caught.append(15)
         return made(self, n, **given)
 
-    signal_caught: list[int] = []
-    a_run = run(actions(), Reader(2, ("obs", 3)))
-    model = train(dataclasses.replace(a_run), tmp_path / "run")
     monkeypatch.setattr(training.Model, "sample", sample)
     cond = picture_conditions(a_run.data, 64)
-    assert training._samples(model, 64, cond, signal_caught) is None
-    assert seen == [16]
+    assert training._samples(model, 64, cond, caught) is None
+    assert sizes == [16, 16]
 
 
 def test_labels_alone_take_turns():

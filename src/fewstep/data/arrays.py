@@ -35,6 +35,7 @@ class Arrays:
             ``(n,)``, where samples that differ in length are filled up along the last axis.
         range: of the values; None if they are unbounded, (-1, 1) for images.
         spec: what all this is; what the arrays show if not given.
+        check: read all values, and refuse those that are not finite or out of range.
 
     Attributes:
         shape: of a sample as it is stored.
@@ -56,15 +57,18 @@ class Arrays:
         mask: ArrayLike | None = None,
         range: tuple[float, float] | None = None,
         spec: DataSpec | None = None,
+        check: bool = True,
     ) -> None:
         self._x = np.asarray(x)
         self.image = self._x.dtype == np.uint8 if image is None else image
         bounds = spec.range if spec else (-1.0, 1.0) if self.image and range is None else range
-        _check_values(self._x, self.image, bounds)
+        _check_kind(self._x, self.image, bounds)
+        if check and self._x.dtype != np.uint8:
+            _check_values(self._x, self.image, bounds)
         self.shape: tuple[int, ...] = self._x.shape[1:]
         self._mask = None if mask is None else _checked_mask(mask, self._x.shape)
         given = {**({} if label is None else {"label": label}), **(conditions or {})}
-        self._columns = self._checked(given, labels, spec)
+        self._columns = self._checked(given, labels, spec, check)
         self.spec = self._described(bounds) if spec is None else spec
         self.labels = self.spec.labels
         if not self.spec.fits(self.shape) or self.spec.masked != (self._mask is not None):
@@ -115,19 +119,20 @@ class Arrays:
             for name, column in columns.items()
         }
         mask = None if self._mask is None else self._mask[index]
-        return Arrays(self._x[index], image=self.image, conditions=parts, mask=mask, spec=spec)
+        x = self._x[index]
+        return Arrays(x, image=self.image, conditions=parts, mask=mask, spec=spec, check=False)
 
     def _checked(
-        self, given: dict[str, Any], labels: int | None, spec: DataSpec | None
+        self, given: dict[str, Any], labels: int | None, spec: DataSpec | None, check: bool
     ) -> dict[str, Column]:
         if spec is not None:
             declared = {k: v for k, v in spec.conditions.items() if k != "mask"}
-            return columns(given, len(self), declared)
+            return columns(given, len(self), declared, check)
         label = given.pop("label", None)
         if label is None and labels:
             raise UsageError(f"labels={labels} was given without labels; pass label as well")
         first = {} if label is None else {"label": label_column(label, len(self), labels)}
-        return {**first, **columns(given, len(self), None)}
+        return {**first, **columns(given, len(self), None, check)}
 
     def _described(self, bounds: tuple[float, float] | None) -> DataSpec:
         conditions = {name: column.kind for name, column in self._columns.items()}
@@ -139,7 +144,7 @@ class Arrays:
         )
 
 
-def _check_values(x: np.ndarray, image: bool, bounds: tuple[float, float] | None) -> None:
+def _check_kind(x: np.ndarray, image: bool, bounds: tuple[float, float] | None) -> None:
     if x.ndim < 2 or x.size == 0:
         raise UsageError(
             f"got an array of shape {x.shape}; expected (n, *event) with at least one sample"
@@ -151,8 +156,9 @@ def _check_values(x: np.ndarray, image: bool, bounds: tuple[float, float] | None
         raise UsageError(f"got images of shape {x.shape}; expected (n, c, h, w)")
     if (pixels or image) and bounds != (-1.0, 1.0):
         raise UsageError(f"images lie in [-1, 1], got the range {bounds}")
-    if pixels:
-        return
+
+
+def _check_values(x: np.ndarray, image: bool, bounds: tuple[float, float] | None) -> None:
     # Two reductions need no second array, and a NaN comes through both.
     with np.errstate(invalid="ignore"):
         low, high = float(x.min()), float(x.max())

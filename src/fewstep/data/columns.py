@@ -44,7 +44,10 @@ class Column(NamedTuple):
 
 
 def columns(
-    given: Mapping[str, Any], n: int, declared: Mapping[str, Condition] | None
+    given: Mapping[str, Any],
+    n: int,
+    declared: Mapping[str, Condition] | None,
+    check: bool = True,
 ) -> dict[str, Column]:
     """Checked columns of the conditions that are given.
 
@@ -54,6 +57,7 @@ def columns(
         n: samples.
         declared: what they are; where it is None, the arrays show it: integers ``(n,)`` are
             classes, four axes an image, a pair a sequence, all else a vector.
+        check: read all values, and refuse those that are not finite.
 
     Raises:
         UsageError: an array does not fit, or a condition is missing or not declared.
@@ -66,7 +70,7 @@ def columns(
         if missing:
             raise UsageError(f"the data has no values of the condition(s) {', '.join(missing)}")
     return {
-        name: _column(name, value, n, None if declared is None else declared[name])
+        name: _column(name, value, n, None if declared is None else declared[name], check)
         for name, value in given.items()
     }
 
@@ -86,7 +90,7 @@ def label_column(label: ArrayLike, n: int, classes: int | None) -> Column:
     return Column(known, (array.astype(np.int64),))
 
 
-def _column(name: str, value: Any, n: int, kind: Condition | None) -> Column:
+def _column(name: str, value: Any, n: int, kind: Condition | None, check: bool) -> Column:
     pair = isinstance(value, tuple) and len(value) == 2
     first = np.asarray(value[0] if pair else value)
     if kind is None:
@@ -101,7 +105,10 @@ def _column(name: str, value: Any, n: int, kind: Condition | None) -> Column:
         raise UsageError(
             f"the condition {name!r} has the shape {first.shape}; expected {(n, *shape)}"
         )
-    _check_finite(name, first)
+    if not (np.issubdtype(first.dtype, np.floating) or np.issubdtype(first.dtype, np.integer)):
+        raise UsageError(f"the condition {name!r} is of {first.dtype}; expected numbers")
+    if check:
+        _check_finite(name, first)
     if not isinstance(kind, Sequence):
         return Column(kind, (first,))
     there = np.ones((n, kind.length), bool) if not pair or value[1] is None else value[1]
@@ -126,9 +133,6 @@ def _infer(array: np.ndarray, pair: bool) -> Condition:
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:
-    numeric = np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)
-    if not numeric:
-        raise UsageError(f"the condition {name!r} is of {array.dtype}; expected numbers")
     with np.errstate(invalid="ignore"):
         low, high = float(array.min()), float(array.max())
     largest = float(np.finfo(np.float32).max)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from fewstep.conditions import Condition, Label, Mask, Sequence, Vector
 from fewstep.contract import DataSpec, data_spec
@@ -43,6 +44,17 @@ def first_samples(data: Any) -> Batch:
     return data.batch([0, min(1, len(data) - 1)])
 
 
+def conditions_of(batch: Batch) -> dict[str, Tensor]:
+    """What generated samples must be given to be like a batch: its conditions, its mask included.
+
+    A mask that differs between channels says what losses see, not how long samples are.
+    """
+    b, shape = len(batch), batch.x0.shape
+    if batch.mask is None or len(shape) < 3 or batch.mask.shape != (b, 1, *shape[2:]):
+        return dict(batch.cond)
+    return {"mask": batch.mask, **batch.cond}
+
+
 def make_spec(
     shape: Ordered[int | None],
     range: tuple[float, float] | None,
@@ -71,9 +83,10 @@ def image_spec(shape: Ordered[int], names: Ordered[str] | None) -> DataSpec:
 def _infer(batch: Batch, spec: DataSpec) -> dict[str, Condition]:
     """The conditions of a batch that a specification does not declare."""
     conditions: dict[str, Condition] = {}
-    tokens = {key for key in batch.cond if f"{key}_mask" in batch.cond}
+    cond = conditions_of(batch)
+    tokens = {key for key in cond if f"{key}_mask" in cond}
     known = {*spec.conditions, *MADE, "mask", *(f"{key}_mask" for key in tokens)}
-    for name, value in batch.cond.items():
+    for name, value in cond.items():
         if name in known:
             continue
         if value.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
@@ -86,6 +99,6 @@ def _infer(batch: Batch, spec: DataSpec) -> dict[str, Condition]:
         conditions[name] = (
             Sequence(shape=shape[1:], length=shape[0]) if name in tokens else Vector(shape=shape)
         )
-    if "mask" not in spec.conditions and (batch.mask is not None or "mask" in batch.cond):
+    if "mask" in cond and "mask" not in spec.conditions:
         conditions["mask"] = Mask()
     return conditions

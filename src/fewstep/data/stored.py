@@ -108,6 +108,7 @@ class Stored:
     Args:
         path: the file.
         labels: ``none`` hides the labels.
+        check: read the whole file, and refuse values that are not finite or out of range.
 
     Attributes:
         shape: of a sample as it is stored.
@@ -121,19 +122,24 @@ class Stored:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, labels: Literal["auto", "none"] = "auto"
+        self,
+        path: str | os.PathLike[str],
+        *,
+        labels: Literal["auto", "none"] = "auto",
+        check: bool = True,
     ) -> None:
         if labels not in {"auto", "none"}:
             raise UsageError(f"got labels={labels!r}; expected auto or none")
         self.path, self._kind = Path(path), labels
         about, arrays = _read(self.path)
-        data = _dataset(self.path, about, arrays)
+        data = _dataset(self.path, about, arrays, check)
         self._arrays = data if labels == "auto" else data.unlabelled()
         self.shape, self.labels = self._arrays.shape, self._arrays.labels
         self.image, self.spec = about.image, self._arrays.spec
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "labels": self._kind}
+        # Another process need not read again what this one has.
+        return {"path": self.path, "labels": self._kind, "check": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -146,7 +152,7 @@ class Stored:
         return self._arrays.batch(indices)
 
 
-def _dataset(path: Path, about: _About, arrays: dict[str, np.ndarray]) -> Arrays:
+def _dataset(path: Path, about: _About, arrays: dict[str, np.ndarray], check: bool) -> Arrays:
     if "x" not in arrays:
         raise UsageError(f"{path} has no array x; write it with fewstep.data.write_arrays")
     conditions: dict[str, Any] = {}
@@ -158,7 +164,14 @@ def _dataset(path: Path, about: _About, arrays: dict[str, np.ndarray]) -> Arrays
     if arrays:
         raise UsageError(f"{path} holds arrays that it does not describe: {', '.join(arrays)}")
     try:
-        return Arrays(x, image=about.image, conditions=conditions, mask=mask, spec=about.spec)
+        return Arrays(
+            x,
+            image=about.image,
+            conditions=conditions,
+            mask=mask,
+            spec=about.spec,
+            check=check,
+        )
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 

@@ -8,7 +8,7 @@ from fewstep.conditions import Label
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data import Dataset
-from fewstep.data.specs import MADE, first_samples, spec_of
+from fewstep.data.specs import MADE, conditions_of, first_samples, spec_of
 from fewstep.errors import nearest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Objective
@@ -41,8 +41,10 @@ def check_conditions(objective: Objective, data: Dataset) -> None:
             f"the data's spec declares the condition(s) {missing}, which its batches do not hold; "
             f"they hold {sorted(batch.cond)}"
         )
-    converted = spec.convert({k: v for k, v in batch.cond.items() if k in spec.keys}, n)
+    converted = spec.convert({k: v for k, v in conditions_of(batch).items() if k in spec.keys}, n)
     for key, value in converted.items():
+        if key not in batch.cond:
+            continue
         if value.shape != batch.cond[key].shape or (
             value.is_floating_point() != batch.cond[key].is_floating_point() and key != "mask"
         ):
@@ -62,7 +64,7 @@ def _check_samples(batch: Batch, spec: DataSpec) -> None:
         raise UsageError(
             "the data's spec declares a mask, which its batches do not hold; give Batch(mask=...)"
         )
-    if batch.mask is not None and not spec.masked:
+    if "mask" in conditions_of(batch) and not spec.masked:
         raise UsageError(
             "the data's batches hold a mask, which its spec does not declare; add "
             "conditions={'mask': Mask()}"
@@ -96,5 +98,4 @@ def picture_conditions(data: Dataset, n: int) -> dict[str, Tensor]:
     if all(isinstance(one, Label) for one in spec.conditions.values()):
         return {}
     batch = data.batch([i % len(data) for i in range(n)])
-    cond = {key: value for key, value in batch.cond.items() if key in spec.keys}
-    return cond if batch.mask is None else {**cond, "mask": batch.mask}
+    return {key: value for key, value in conditions_of(batch).items() if key in spec.keys}
