@@ -20,13 +20,14 @@ import pytest
 import fewstep as library
 from fewstep import evaluation
 from fewstep.cli import main
-from fewstep.compare import Budget, Study
-from fewstep.compare.entry import Entrant, Entry
+from fewstep.compare import Budget, Plan, Study
+from fewstep.compare.entry import Entry
+from fewstep.compare.plan import Entrant
 from fewstep.data import positions
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
-from fewstep.recipes.methods import METHODS
-from fewstep.recipes.places import DIGITS, IMAGES, PLACES, TOYS
+from fewstep.recipes import METHODS, PLACES, STUDENTS, recipe
+from fewstep.recipes.places import DIGITS, IMAGES, PLANE
 from fewstep.training import feed
 from survive import held_by_another, living, logged, until
 from tiny import Outcome, fewstep, pictures, rows, trained, tree
@@ -200,10 +201,10 @@ def test_all_methods_see_the_same_data(study):
     assert stream[1] != stream[2]
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda p: p.data)
+@pytest.mark.parametrize("place", [p for p in PLACES if p.compares], ids=lambda p: p.compares)
 def test_the_batch_of_every_method_is_among_the_settings_told(place):
     # Those of a leg have no accumulation, so a batch is an update's.
-    assert {place.trainer(n).accumulation for n in METHODS} == {1}
+    assert {recipe(place.named(n)).train.accumulation for n in STUDENTS} == {1}
 
 
 def test_seeds_and_settings_are_the_studys(study, teacher):
@@ -286,18 +287,18 @@ def test_pairs_are_guided_as_their_teacher_is(tmp_path, monkeypatch):
     images = pictures(tmp_path / "images")
     edm = trained(tmp_path / "edm", "edm", data=images, steps=1, batch=4)
     methods = ("kd", "kd+guidance=2", "dmd+guidance=2", "ect")
-    study = Study(
+    plan = Plan(
         data=str(images), methods=methods, budget=Budget("samples", 8), resolution=16, seeds=1
     )
-    told = study._pairs(library.load(edm, device="cpu"), tmp_path)["pairs"]
+    told = Study(plan)._pairs(library.load(edm, device="cpu"), tmp_path)["pairs"]
     assert told["n"] == 24
     for folder, guidance in (("pairs", 1.0), ("pairs-2", 2.0)):
         assert Pairs(tmp_path / folder).about.guidance == guidance
     protocol = SimpleNamespace(train=SimpleNamespace(cond={"label": None}))
     for method in methods[:3]:
         name = method.split("+")[0]
-        entry = Entry(study, Entrant.of(method), 1, str(edm), protocol, tmp_path / method / "seed")
-        assert isinstance(entry._built(name, str(edm), 1).data, Paired)
+        entry = Entry(plan, Entrant.of(method), 1, str(edm), protocol, tmp_path / method / "seed")
+        assert isinstance(entry.built(name, str(edm), 1).data, Paired)
 
 
 SLOWLY = """
@@ -382,7 +383,7 @@ def refused(outcome: Outcome, *parts: str) -> None:
         ({"--methods": ""}, ["unknown method ''"]),
         ({"--methods": "ect+stages"}, ["METHOD+NAME=VALUE", "'ect+stages'"]),
         ({"--methods": "ect+stage=2"}, ["ect has no option 'stage'", "did you mean 'stages'?"]),
-        ({"--methods": "ect+stages=two"}, ["ect: stages cannot be 'two'"]),
+        ({"--methods": "ect+stages=two"}, ["--stages cannot be 'two'"]),
         ({"--methods": "ect+teacher=x"}, ["ect has no option 'teacher'"]),
         ({"--budget": "soon"}, ["--budget", "60s or 20000samples"]),
         ({"--seeds": "0"}, ["--seeds", "at least 1"]),
@@ -393,7 +394,7 @@ def refused(outcome: Outcome, *parts: str) -> None:
         ({"--teacher": None}, ["needs --teacher", "fewstep train toy-edm"]),
         ({"--teacher": "nowhere"}, ["no model 'nowhere'"]),
         ({"--teacher": "digits-edm"}, ["the model draws (1, 8, 8)", "two-modes is (2,)"]),
-        ({"--data": "two-nodes"}, ["no images at 'two-nodes'", "did you mean 'two-modes'?"]),
+        ({"--data": "two-nodes"}, ["no data at 'two-nodes'", "did you mean 'two-modes'?"]),
         (
             {"--data": "digits", "--teacher": "digits-cd"},
             ["a cd model", "fewstep train digits-edm"],
@@ -430,7 +431,9 @@ def test_images_need_their_resolution_and_held_out_ones(tmp_path, capsys):
 
 def test_where_a_study_runs():
     few = {"methods": ["cd"], "budget": Budget("samples", 1)}
-    for data, place in (("digits", DIGITS), ("moons", TOYS), ("./images", IMAGES)):
-        assert Study(data=data, **few).place is place
-    for place in PLACES[3:]:
-        assert Study(data=place.data, **few).place is place
+    for data, place in (("digits", DIGITS), ("moons", PLANE), ("./images", IMAGES)):
+        assert Plan(data=data, **few).place is place
+    for place in PLACES[3:5]:
+        assert Plan(data=place.data.data, **few).place is place
+    with pytest.raises(UsageError, match="imagenet-64 has no recipes to compare"):
+        Plan(data="imagenet-64", **few)

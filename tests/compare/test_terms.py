@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.compare import Budget, Study
-from fewstep.compare.entry import Entrant, Entry
+from fewstep.compare import Budget, Plan, Study
+from fewstep.compare.entry import Entry
+from fewstep.compare.plan import Entrant
 from fewstep.compare.report import write_report
 from fewstep.data.pairs import Pairs
 from fewstep.errors import UsageError
@@ -25,7 +26,7 @@ def toy_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def study(**changed: object) -> Study:
     given = {"data": "two-modes", "methods": ["ct"], "budget": Budget("samples", 512), "n": 20}
-    return Study(**{**given, "seeds": 1, "steps": (1,), **changed})
+    return Study(Plan(**{**given, "seeds": 1, "steps": (1,), **changed}))
 
 
 def test_methods_are_told_of_labels_as_the_teacher_is(tmp_path):
@@ -36,14 +37,14 @@ def test_methods_are_told_of_labels_as_the_teacher_is(tmp_path):
     held_out = str(pictures(tmp_path / "held-out", 6, seed=1))
     made = load(teacher, device="cpu").contract.data
     entry = Entry(
-        study(data=str(images), resolution=16, teacher=str(teacher), held_out=held_out),
+        study(data=str(images), resolution=16, teacher=str(teacher), held_out=held_out).plan,
         Entrant.of("ct"),
         1,
         str(teacher),
         named_protocol(str(images), held_out, made, 6),
         tmp_path / "study",
     )
-    assert entry._built("ct", str(teacher), 1).data.labels == 0
+    assert entry.built("ct", str(teacher), 1).data.labels == 0
 
 
 def test_threads_are_those_of_the_trainings(toy_teacher, tmp_path):
@@ -102,7 +103,7 @@ def test_the_table_says_how_many_trainings_it_shows(toy_teacher, tmp_path):
     page = two.run(tmp_path)
     assert "CT</td>" in page.read_text()
     (tmp_path / "ct" / "seed-2" / "result.json").write_text('{"failed": "Diverged: so"}')
-    write_report(two, json.loads((tmp_path / "teacher.json").read_text()), tmp_path)
+    write_report(two.plan, json.loads((tmp_path / "teacher.json").read_text()), tmp_path)
     assert "CT (1 of 2)</td>" in page.read_text()
     two.run(tmp_path)  # what failed is tried again
     assert "CT</td>" in page.read_text()
