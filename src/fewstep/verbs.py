@@ -209,13 +209,12 @@ def doctor(
     from fewstep import evaluation
     from fewstep.doctor import examine
     from fewstep.model import load
+    from fewstep.recipes.records import own_data
 
     loaded = load(model, average=average, device=device)
     made = loaded.contract.data
     try:
-        samples, _ = evaluation.learnt(
-            data or evaluation.own_data(model), made, None, loaded.device
-        )
+        samples, _ = evaluation.learnt(data or own_data(model), made, None, loaded.device)
     except UsageError as error:
         if data is not None:
             raise

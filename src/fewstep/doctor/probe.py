@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewstep.core import UsageError, entropy, widest
 from fewstep.data import Dataset
+from fewstep.data.specs import conditions_of
 from fewstep.model import Model
 from fewstep.models import AbstractDenoiser, Denoiser
 from fewstep.models.preconditioning import Reparametrised
@@ -107,22 +108,22 @@ def prepare(model: Model, data: Dataset | None, n: int) -> Probe:
     Raises:
         UsageError: the data is not what the model generates, or lacks a condition.
     """
-    shape, device = tuple(model.contract.data.shape), model.device
+    spec, device = model.contract.data, model.device
     generator = torch.Generator().manual_seed(entropy(SEED, "doctor"))
     cond: dict[str, Tensor] = {}
     x0 = None
     if data is not None:
-        if tuple(data.shape) != shape:
+        if not spec.fits(data.shape):
             raise UsageError(
-                f"the model generates samples of shape {shape}, the data has {tuple(data.shape)}; "
-                "give what it learnt from with --data"
+                f"the model generates samples of shape {spec.shape}, the data has "
+                f"{tuple(data.shape)}; give what it learnt from with --data"
             )
         rng = np.random.default_rng(entropy(SEED, "doctor"))
         n = min(n, len(data))
         batch = data.batch(np.sort(rng.permutation(len(data))[:n]))
-        x0, cond = batch.x0, dict(batch.cond)
-    elif model.contract.data.labels:
-        cond = model.labelled(None, range(n))
+        x0, cond = batch.x0, conditions_of(batch)
+    else:
+        cond = model.conditions(range(n))
     if "guidance" in model.denoiser.cond_keys:
         cond = {"guidance": torch.ones(n, dtype=torch.float64), **cond}
     missing = [key for key in model.denoiser.cond_keys if key not in cond]
@@ -132,6 +133,7 @@ def prepare(model: Model, data: Dataset | None, n: int) -> Probe:
             "it with a data set whose batches hold them"
         )
     wide = widest(device)
+    shape = [size or cond["mask"].shape[-1] for size in spec.shape] if x0 is None else x0.shape[1:]
     noise = torch.randn((n, *shape), generator=generator, dtype=torch.float64).to(device, wide)
     cond = {key: value.to(device) for key, value in cond.items()}
     if x0 is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from fewstep.training.config import TrainConfig
 
@@ -19,8 +19,6 @@ else:  # names for annotations, without torch
 @dataclass(frozen=True)
 class MethodOptions(ABC):
     """A method's own options; its fields are the command line's."""
-
-    pairs: ClassVar[str] = ""
 
     @abstractmethod
     def objective(self, start: Start) -> Objective:

@@ -28,7 +28,7 @@ from fewstep.training.config import TrainConfig
 if TYPE_CHECKING:
     from fewstep.training.config import Run
 
-Options = TypeVar("Options", bound=MethodOptions)
+Options = TypeVar("Options", bound=MethodOptions, covariant=True)
 Value = TypeVar("Value")
 
 GROUPS = ("options", "data", "start", "network", "averages", "augment")

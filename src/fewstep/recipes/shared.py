@@ -73,12 +73,13 @@ def per_root_dimension(c: float, start: Start) -> float:
     return c * math.prod(start.data.shape) ** 0.5
 
 
-def edm_weight(start: Start, path: Path) -> PairWeight:
-    """EDM's weight of the later time, 1/t^2 + 1/sigma_data^2."""
+def pair_weight(start: Start, path: Path, edm: bool) -> PairWeight:
+    """EDM's weight of the later time, 1/t^2 + 1/sigma_data^2, or 1/(t - r)."""
+    from fewstep.objectives.discrete import inverse_gap
     from fewstep.objectives.terms import karras_weight
 
     snr = karras_weight(start.sigma_data)
-    return lambda t, r: snr(path.snr(t))
+    return (lambda t, r: snr(path.snr(t))) if edm else inverse_gap
 
 
 def trig(start: Start) -> Trig:

@@ -158,7 +158,7 @@ class Start:
             raise UsageError(f"steps must be 1, 2 or 4, got {steps}")
         return tuple(known[steps])
 
-    def fake(self, path: Path, lora: int = 0) -> AbstractDenoiser:
+    def fake(self, path: Path, lora: int = 0) -> Denoiser | LowRank:
         """Where the denoiser of generated samples starts: as the teacher without guidance.
 
         Args:
@@ -170,7 +170,7 @@ class Start:
         with seeded(self.train.seed):
             return LowRank(self.source.on(path), lora)
 
-    def judge(self, denoiser: AbstractDenoiser) -> Judge:
+    def judge(self, denoiser: Denoiser | LowRank) -> Judge:
         """A discriminator on the features in the middle of a denoiser such as :meth:`fake`'s."""
         net = denoiser.get_submodule("net")
         count = sum(isinstance(m, getattr(net, "units", ())) for m in net.modules())
@@ -277,7 +277,7 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         teacher=guided(model, source, options.guidance) if model and taught else None,
         drop=ConditionDrop(options.condition_drop, nulls) if drops else None,
     )
-    return start.with_pairs(recipe.options.pairs)
+    return start.with_pairs(str(recipe.arguments().get("pairs", "")))
 
 
 def teacher_of(data: Dataset, name: str, trained_by: str, method: str | None = None) -> Model:
@@ -343,7 +343,9 @@ def guided(model: Model, source: Denoiser, scale: float) -> AbstractDenoiser:
             f"guidance={scale} cannot be had of this teacher, which allows {allowed or 'none'}; "
             "guidance needs labels, dropped for a share of the samples"
         )
-    return Guided(source, model.contract.data.nulls, scale)
+    dropped = model.contract.data.nulls if allowed.keys is None else allowed.keys
+    nulls = {k: v for k, v in model.contract.data.nulls.items() if k in dropped}
+    return Guided(source, nulls, scale)
 
 
 def network(recipe: Recipe[MethodOptions], data: Dataset) -> nn.Module:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fewstep.recipes.method import Method, MethodOptions, Objective, Setting, Start
 from fewstep.recipes.options import DistanceName
-from fewstep.recipes.shared import RADAM, at_least, distance, edm_weight, share
+from fewstep.recipes.shared import RADAM, at_least, distance, pair_weight, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ConsistencyDistillation(MethodOptions):
             student,
             TeacherStep(start.teacher_on(student.path)),
             schedule=Fixed(self.points, self.target),
-            weight=equal_weight if self.equal else edm_weight(start, student.path),
+            weight=equal_weight if self.equal else pair_weight(start, student.path, edm=True),
             distance=distance(self.distance),
             drop=start.drop,
         )

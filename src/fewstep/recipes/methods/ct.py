@@ -29,6 +29,7 @@ class ConsistencyTraining(MethodOptions):
 
     def objective(self, start: Start) -> Objective:
         from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
+        from fewstep.objectives.discrete import inverse_gap
         from fewstep.objectives.terms import equal_weight
         from fewstep.times import DiscreteLogNormal, UniformIndex
 
@@ -40,7 +41,7 @@ class ConsistencyTraining(MethodOptions):
             student,
             SameNoise(student.path),
             schedule=Progressive(self.first, self.last, start.train.steps, rate, adaptive=rate > 0),
-            weight=equal_weight if self.equal else (lambda t, r: 1 / (t - r)),
+            weight=equal_weight if self.equal else inverse_gap,
             distance=distance(self.distance, per_root_dimension(self.c, start)),
             index=UniformIndex() if self.equal else DiscreteLogNormal(),
             drop=None if self.equal else start.drop,

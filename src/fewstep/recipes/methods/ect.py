@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewstep.recipes.method import Method, MethodOptions, Objective, Setting, Start
-from fewstep.recipes.shared import RADAM, at_least, edm_weight
+from fewstep.recipes.shared import RADAM, at_least, pair_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class EasyConsistencyTuning(MethodOptions):
             times=LogNormal(self.mean, self.std),
             distance=PseudoHuber(self.c),
             drop=start.drop,
-            **({"weight": edm_weight(start, path)} if self.edm_weight else {}),
+            weight=pair_weight(start, path, self.edm_weight),
         )
 
 
