@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -184,6 +185,9 @@ def _train(args: list[str]) -> None:
     else:
         first, prog, rest = recipe(args[0]), f"fewstep train {args[0]}", args[1:]
         out = Path("runs") / args[0]
+    for word, value in pairwise(rest):  # sizes in the help are those of the chosen network
+        if word == "--network":
+            first = first.change(network=value)
     default = Training(recipe=first, out=out or tyro.MISSING)
     kind = Training[Recipe[first.method.options]]
     chosen = tyro.cli(

@@ -174,4 +174,4 @@ class Consistency(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Users may generate at any times, with fresh noise between calls."""
         method = "cd" if isinstance(self.step, TeacherStep) else "ct"
-        return renoise_contract(method, self.student.path, data)
+        return renoise_contract(method, self.student.path, data, self.drop)

@@ -27,7 +27,7 @@ from fewstep.derivatives import jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.distances import Distance
-from fewstep.objectives.terms import ConditionDrop, Draws, conditions, draw_noised
+from fewstep.objectives.terms import ConditionDrop, Draws, conditions, draw_noised, guidance_of
 from fewstep.times import Times, law_on
 
 
@@ -114,5 +114,11 @@ class ContinuousConsistency(Objective):
         return Contract(
             method="cd" if self.teacher is not None else "ct",
             data=data,
-            sampling=Sampling(start=start, kind="renoise", times=times, any_times=True),
+            sampling=Sampling(
+                start=start,
+                kind="renoise",
+                times=times,
+                any_times=True,
+                guidance=guidance_of(self.drop, data),
+            ),
         )

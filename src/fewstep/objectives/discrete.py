@@ -17,6 +17,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, UsageError, expand, same_dropout
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.distances import Distance
+from fewstep.objectives.terms import ConditionDrop, guidance_of
 from fewstep.paths import Event, Path, Time
 from fewstep.solvers import Step, heun
 
@@ -164,12 +165,15 @@ def frozen_parts(step: TeacherStep | SameNoise, distance: Distance) -> tuple[str
     return (*teacher, *(("distance",) if isinstance(distance, nn.Module) else ()))
 
 
-def renoise_contract(method: str, path: Path, data: DataSpec) -> Contract:
+def renoise_contract(
+    method: str, path: Path, data: DataSpec, drop: ConditionDrop | None
+) -> Contract:
     """Write the contract of a consistency function: any times, fresh noise between calls."""
     sampling = Sampling(
         start=Start(t=path.t_max, std=path.start_std()),
         kind="renoise",
         times={1: (path.t_max,)},
         any_times=True,
+        guidance=guidance_of(drop, data),
     )
     return Contract(method=method, data=data, sampling=sampling)

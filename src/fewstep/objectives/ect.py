@@ -133,4 +133,4 @@ class EasyConsistency(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Users may generate at any times, with fresh noise between calls."""
-        return renoise_contract("ect", self.student.path, data)
+        return renoise_contract("ect", self.student.path, data, self.drop)

@@ -128,4 +128,4 @@ class ImprovedConsistency(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Users may generate at any times, with fresh noise between calls."""
-        return renoise_contract("ict", self.student.path, data)
+        return renoise_contract("ict", self.student.path, data, self.drop)

@@ -32,7 +32,7 @@ from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, on_path_of
+from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, guidance_of, on_path_of
 from fewstep.paths import Event, Linear, VarianceExploding
 from fewstep.times import Law, TwoTimes
 
@@ -193,5 +193,6 @@ class MeanFlow(Objective):
             times={1: (path.t_max,)},
             any_times=True,
             grid="uniform" if isinstance(path, Linear) else "karras",
+            guidance=None if self.guidance else guidance_of(self.drop, data),
         )
         return Contract(method="meanflow", data=data, sampling=sampling)

@@ -41,6 +41,7 @@ from fewstep.objectives.terms import (
     ConditionDrop,
     conditions,
     draw_noised,
+    guidance_of,
     normalised,
     on_path_of,
     trig_flow,
@@ -179,10 +180,14 @@ class SCM(Objective):
         """Users may generate at any times, with fresh noise between; x keeps the data's scale."""
         start = Start(t=self.path.t_max, std=self.path.sigma_data)
         times = {1: (self.path.t_max,)}
+        sampling = Sampling(
+            start=start,
+            kind="renoise",
+            times=times,
+            any_times=True,
+            grid="uniform",
+            guidance=None if self.guidance else guidance_of(self.drop, data),
+        )
         return Contract(
-            method="sct" if self.teacher is None else "scd",
-            data=data,
-            sampling=Sampling(
-                start=start, kind="renoise", times=times, any_times=True, grid="uniform"
-            ),
+            method="sct" if self.teacher is None else "scd", data=data, sampling=sampling
         )

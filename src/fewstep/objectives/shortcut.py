@@ -27,7 +27,14 @@ from fewstep.core import Batch, Cond, Rng, UsageError, expand, widest
 from fewstep.models import AbstractDenoiser, Guided
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, follow, frozen_copy
+from fewstep.objectives.terms import (
+    ConditionDrop,
+    conditions,
+    draw_noised,
+    follow,
+    frozen_copy,
+    guidance_of,
+)
 from fewstep.paths import Event, Linear, Time
 
 
@@ -151,6 +158,7 @@ class Shortcut(Objective):
             kind="deterministic",
             times={n: tuple(1 - i / n for i in range(n)) for n in counts},
             grid="uniform",
+            guidance=guidance_of(self.drop, data),
         )
         return Contract(method="shortcut", data=data, sampling=sampling)
 

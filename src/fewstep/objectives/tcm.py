@@ -162,7 +162,7 @@ class TruncatedConsistency(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Users may generate at any times, with fresh noise between calls."""
-        return renoise_contract("tcm", self.student.path, data)
+        return renoise_contract("tcm", self.student.path, data, self.drop)
 
 
 def _between(path: Path, at: float) -> TruncatedLogStudent:

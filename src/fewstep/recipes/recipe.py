@@ -102,8 +102,12 @@ class Recipe(Generic[Options]):
         for name in options:
             if name not in home:
                 raise UsageError(f"{self.name} has no option {name}; {nearest(name, home)}")
+        first = self
+        if options.get("network", self.network.network) != self.network.network:
+            # Sizes of one family are none of another's.
+            first = replace(self, network=NetworkOptions())
         changed = {
-            group: _typed(getattr(self, group), own, f"{self.name}: --")
+            group: _typed(getattr(first, group), own, f"{self.name}: --")
             for group in GROUPS
             if (own := {k: v for k, v in options.items() if home[k] == group})
         }

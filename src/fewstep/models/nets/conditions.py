@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.core import Cond, UsageError
 
-RESERVED = frozenset({"label", "guidance", "augment", "observation", "mask"})
+RESERVED = frozenset({"label", "guidance", "augment", "mask"})
 """Conditions that have a meaning of their own, so no declared one may have their name."""
 
 MOST = 32

@@ -173,6 +173,11 @@ class UNet1d(AbstractNetwork):
         }
         if not widths or any(w < 1 or w % GROUPS for w in widths):
             raise UsageError(f"UNet1d: widths must be multiples of {GROUPS}, got {tuple(widths)}")
+        if observation and "observation" in {*(vectors or ()), *(sequences or ()), *(images or ())}:
+            raise UsageError(
+                "UNet1d: the condition observation is declared twice, by its own option and by "
+                "name; take one of them"
+            )
         if kernel < 1 or kernel % 2 == 0 or embedding < 4 or embedding % 2 or observation < 0:
             raise UsageError(
                 f"UNet1d: expected an odd kernel, an even embedding of at least 4 and no negative "
