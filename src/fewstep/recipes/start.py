@@ -53,6 +53,9 @@ from fewstep.training.posthoc import PowerFunction
 AUGMENT_LABELS = 9
 EDM_LEVELS = VarianceExploding()
 
+LARGEST_ERROR = 1e4
+"""Factor from a network's error to its answer's above which a reading says nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
@@ -91,6 +94,11 @@ class Start:
         """Standard deviation of the data: the source's own, or the option's."""
         scalings = self.source.preconditioning
         return scalings.sigma_data if isinstance(scalings, EDM) else self.recipe.start.sigma_data
+
+    @property
+    def edm(self) -> bool:
+        """Whether the source has EDM's scalings."""
+        return isinstance(self.source.preconditioning, EDM)
 
     @property
     def levels(self) -> VarianceExploding:
@@ -326,7 +334,7 @@ def read(model: Model, name: str) -> Denoiser:
         path = replace(scalings.path, t_min=EDM_LEVELS.t_min)
         scalings = EDM(sigma_data=scalings.sigma_data, time_scale=scalings.time_scale, path=path)
     end = torch.tensor([scalings.path.t_max], dtype=torch.float64)
-    if not scalings.coefficients(end).c_out.isfinite():
+    if not scalings.coefficients(end).c_out.abs() < LARGEST_ERROR:
         highest = scalings.path.time(torch.tensor([EDM_LEVELS.t_max], dtype=torch.float64))
         path = replace(scalings.path, t_max=float(highest))
         scalings = replace(scalings, path=path)

@@ -42,6 +42,8 @@ class EasyConsistencyTuning(MethodOptions):
             distance=PseudoHuber(self.c),
             drop=start.drop,
             weight=pair_weight(start, path, self.edm_weight),
+            # Only EDM's scalings have an identity that can be moved for evaluation.
+            boundary=0.003 if start.edm else 0.0,
         )
 
 
