@@ -11,6 +11,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from fewstep.core import UsageError
+from fewstep.metrics.products import finite
 
 Features = Callable[[Tensor], Tensor]
 """Maps data ``(b, *event)`` to features ``(b, f)``."""
@@ -31,7 +32,7 @@ def rows(x: Float[Tensor, " n *event"], name: str, minimum: int = 2) -> Float[Te
         raise UsageError(f"{name} has {len(x)} samples; at least {minimum} are needed")
     x = x.detach().flatten(1)
     x = x.to("cpu" if x.device.type == "mps" else x.device).double()
-    if not x.isfinite().all():
+    if not finite(x):
         bad = int((~x.isfinite()).any(1).sum())
         raise UsageError(f"{name} has {bad} of {len(x)} samples with values that are not finite")
     return x
