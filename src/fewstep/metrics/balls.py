@@ -65,7 +65,7 @@ class Balls:
         if len(i) > OPEN * inside.numel():
             return None
         j_own = j + own.start
-        inside[i, j] = _apart(x, self.points, i, j_own[:, None])[:, 0] <= self._radii(j_own, bounds)
+        inside[i, j] = _apart(x, self.points, i, j_own) <= self._radii(j_own, bounds)
         return inside
 
     def by_differences(self, x: Tensor, own: slice) -> Bool[Tensor, " m n"]:
@@ -82,12 +82,18 @@ class Balls:
 
     def _radii(self, which: Int[Tensor, " n"], bounds: _Bounds) -> Float[Tensor, " n"]:
         unknown = which[self._exact[which].isnan()].unique()
-        near = _apart(self.points, self.points, unknown, bounds.index[unknown])
-        radius = near.kthvalue(self.k + 1).values if len(unknown) else near.sum(1)
-        # What is not among those looked at is no nearer than this; at 0 nothing could be.
-        certain = ((radius / self.frame.scale).square() < bounds.beyond[unknown]) | (radius == 0)
-        self._exact[unknown] = radius
-        self._exact[unknown[~certain]] = self._radii_by_differences(unknown[~certain])
+        near, far = bounds.near[unknown], bounds.far[unknown]
+        # Only those whose bounds meet the radius's may be the k-th; the others are on one side.
+        inner = far < bounds.low[unknown, None]
+        place, column = (~inner & (near <= bounds.high[unknown, None])).nonzero().unbind(1)
+        distance = torch.full_like(near, torch.inf, dtype=torch.float64).masked_fill_(inner, -1.0)
+        neighbour = bounds.index[unknown[place], column]
+        distance[place, column] = _apart(self.points, self.points, unknown[place], neighbour)
+        self._exact[unknown] = distance.kthvalue(self.k + 1).values
+        # What is not among those looked at may be as near as the last of them seems.
+        unsure = unknown[near[:, -1] <= bounds.high[unknown]] if bounds.partial else unknown[:0]
+        unsure = unsure[self._exact[unsure] != 0]
+        self._exact[unsure] = self._radii_by_differences(unsure)
         return self._exact[which]
 
     def _radii_by_differences(self, which: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -134,10 +140,10 @@ class Frame:
     scale: float
 
 
-def frame(points: Float[Tensor, " n d"]) -> Frame:
-    """Centre and scale of a set: its mean, and the largest distance from that."""
-    centre = points.mean(0)
-    return Frame(centre, float((points - centre).norm(dim=1).max()) or 1.0)
+def frame(a: Float[Tensor, " n d"], b: Float[Tensor, " m d"]) -> Frame:
+    """The mean of the first set, and the largest magnitude of both."""
+    ends = torch.stack([end for x in (a, b) for end in x.aminmax()])
+    return Frame(a.mean(0), float(ends.abs().amax()) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -169,49 +175,45 @@ def _rounded(points: Float[Tensor, " n d"], frame: Frame, dtype: torch.dtype) ->
 
 @dataclass(frozen=True)
 class _Bounds:
-    """What a precision tells of the squared radii.
+    """What a precision tells of the squared radii of ``n`` points.
 
     Args:
         low: at most the squared radius.
         high: at least that.
-        index: of the points that seem nearest, with the centre.
-        beyond: at most the squared distance of every other point.
+        index: of the points that seem nearest, the centre among them, in their order.
+        near: at most the squared distances of these; no other point is nearer than the last.
+        far: at least the squared distances of these.
+        partial: whether there are other points.
     """
 
     low: Tensor
     high: Tensor
     index: Tensor
-    beyond: Tensor
+    near: Tensor
+    far: Tensor
+    partial: bool
 
 
 def _bounds(points: _Rounded, k: int) -> _Bounds:
     n = len(points.x)
-    count, end, found = min(k + 1 + SPARE, n), 0, []
+    count, end, near, index = min(k + 1 + SPARE, n), 0, [], []
     # One triangle of the product is enough where all of it may be held at once.
     whole = scatter(points.x.T) if n**2 <= features.BLOCK else None
     for part in blocks(points.x, n):
         which = slice(end, end := end + len(part))
         product = part @ points.x.T if whole is None else whole[which]
-        own = points.part(which)
         nearest = (points.low - 2 * product).topk(count, largest=False)
-        low, index = nearest.values + own.low[:, None], nearest.indices
-        spread = points.high - points.low
-        high = low[:, : k + 1] + (spread[which, None] + spread[index[:, : k + 1]])
-        beyond = low[:, -1] if count < n else torch.full_like(low[:, -1], torch.inf)
-        found.append(_Bounds(low[:, k], high.amax(1), index, beyond))
-    return _Bounds(
-        *(torch.cat([getattr(b, key) for b in found]) for key in ("low", "high", "index", "beyond"))
-    )
+        near.append(nearest.values + points.low[which, None])
+        index.append(nearest.indices)
+    near, index = torch.cat(near), torch.cat(index)
+    spread = points.high - points.low
+    far = near + (spread[:, None] + spread[index])
+    return _Bounds(near[:, k], far[:, : k + 1].amax(1), index, near, far, count < n)
 
 
 def _apart(
-    x: Float[Tensor, " n d"], y: Float[Tensor, " m d"], i: Int[Tensor, " p"], j: Int[Tensor, " p c"]
-) -> Float[Tensor, " p c"]:
-    """Distances of ``x[i]`` from each of ``y[j]``, to the bit those of ``pairwise``."""
-    parts = [
-        pairwise(x[rows][:, None], y[columns])[:, 0]
-        for rows, columns in zip(
-            blocks(i, j.shape[1] * x.shape[1]), blocks(j, j.shape[1] * x.shape[1]), strict=True
-        )
-    ]
-    return torch.cat(parts)
+    x: Float[Tensor, " n d"], y: Float[Tensor, " m d"], i: Int[Tensor, " p"], j: Int[Tensor, " p"]
+) -> Float[Tensor, " p"]:
+    """Distances of ``x[i]`` from ``y[j]``, to the bit those of ``pairwise``."""
+    pairs = zip(blocks(i, x.shape[1]), blocks(j, x.shape[1]), strict=True)
+    return torch.cat([pairwise(x[p][:, None], y[q][:, None])[:, 0, 0] for p, q in pairs])

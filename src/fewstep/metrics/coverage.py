@@ -56,7 +56,7 @@ def precision_recall(
     """
     real, fake = row_pair(real, fake, ("real", "fake"))
     _check_k(k, {"real": real, "fake": fake})
-    both = frame(torch.cat([real, fake]))
+    both = frame(real, fake)
     precise, recalled = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for _, there, back in meetings(Balls(fake, k, both), Balls(real, k, both)):
         precise.append(there.any(1))
@@ -78,7 +78,7 @@ def density_coverage(
     """
     real, fake = row_pair(real, fake, ("real", "fake"), minimum=1)
     _check_k(k, {"real": real})
-    both = frame(torch.cat([real, fake]))
+    both = frame(real, fake)
     count, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for _, there, _ in meetings(Balls(fake, k, both), Balls(real, k, both), both=False):
         count += int(there.sum())
