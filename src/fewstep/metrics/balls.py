@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fewstep.metrics import features
-from fewstep.metrics.features import blocks
+from fewstep.metrics.features import blocks, own_products
 from fewstep.metrics.neighbours import pairwise
-from fewstep.metrics.products import scatter, single
+from fewstep.metrics.products import single
 
 SPARE = 8
 """How many neighbours beyond the k-th are looked at for the k-th."""
@@ -196,14 +195,10 @@ class _Bounds:
 
 def _bounds(points: _Rounded, k: int) -> _Bounds:
     n = len(points.x)
-    count, end, near, index = min(k + 1 + SPARE, n), 0, [], []
-    # One triangle of the product is enough where all of it may be held at once.
-    whole = scatter(points.x.T) if n**2 <= features.BLOCK else None
-    for part in blocks(points.x, n):
-        which = slice(end, end := end + len(part))
-        product = part @ points.x.T if whole is None else whole[which]
+    count, near, index = min(k + 1 + SPARE, n), [], []
+    for rows, product in own_products(points.x):
         nearest = (points.low - 2 * product).topk(count, largest=False)
-        near.append(nearest.values + points.low[which, None])
+        near.append(nearest.values + points.low[rows, None])
         index.append(nearest.indices)
     near, index = torch.cat(near), torch.cat(index)
     spread = points.high - points.low

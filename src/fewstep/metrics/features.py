@@ -11,7 +11,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from fewstep.core import UsageError
-from fewstep.metrics.products import finite
+from fewstep.metrics.products import finite, scatter
 
 Features = Callable[[Tensor], Tensor]
 """Maps data ``(b, *event)`` to features ``(b, f)``."""
@@ -58,6 +58,17 @@ def row_pair(
 def blocks(x: Float[Tensor, " n d"], columns: int) -> Iterator[Float[Tensor, " m d"]]:
     """Consecutive parts of ``x`` whose ``(m, columns)`` matrices have at most ``BLOCK`` entries."""
     yield from x.split(max(1, BLOCK // columns))
+
+
+def own_products(x: Float[Tensor, " n d"]) -> Iterator[tuple[slice, Float[Tensor, " m n"]]]:
+    """Consecutive rows of ``x @ x.T``, of at most ``BLOCK`` entries, and which they are.
+
+    One triangle of the product is enough where all of it may be held at once.
+    """
+    whole, end = scatter(x.T) if len(x) ** 2 <= BLOCK else None, 0
+    for part in blocks(x, len(x)):
+        rows = slice(end, end := end + len(part))
+        yield rows, part @ x.T if whole is None else whole[rows]
 
 
 def flatten(x: Float[Tensor, " b *event"]) -> Float[Tensor, " b f"]:
