@@ -28,12 +28,14 @@ def entropies(keys: Sequence[Sequence[int]]) -> list[int]:
     Args:
         keys: integers of at least 0, of any size.
     """
-    lines = [[word for number in key for word in _words(number)] for key in keys]
-    result = np.zeros(len(lines), dtype=np.uint64)
-    lengths = np.array([len(line) for line in lines])
+    numbers = [number for key in keys for number in key]
+    if numbers and not 0 <= min(numbers) <= max(numbers) < WORD:
+        keys = [[word for number in key for word in _words(number)] for key in keys]
+    result = np.zeros(len(keys), dtype=np.uint64)
+    lengths = np.array([len(key) for key in keys])
     for length in np.unique(lengths):
         which = np.flatnonzero(lengths == length)
-        words = np.array([lines[i] for i in which], dtype=np.uint32).reshape(len(which), length)
+        words = np.array([keys[i] for i in which], dtype=np.uint32).reshape(len(which), length)
         low, high = _states(_pool(words.T))
         result[which] = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
     return result.tolist()
