@@ -35,7 +35,9 @@ def entropies(keys: Sequence[Sequence[int]]) -> list[int]:
     lengths = np.array([len(key) for key in keys])
     for length in np.unique(lengths):
         which = np.flatnonzero(lengths == length)
-        words = np.array([keys[i] for i in which], dtype=np.uint32).reshape(len(which), length)
+        words = np.array([keys[i] for i in which.tolist()], dtype=np.uint32).reshape(
+            len(which), length
+        )
         low, high = _states(_pool(words.T))
         result[which] = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
     return result.tolist()

@@ -60,7 +60,8 @@ def precision_recall(
     precise, recalled = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for _, there, back in meetings(Balls(fake, k, both), Balls(real, k, both)):
         precise.append(there.any(1))
-        recalled |= back.any(1)
+        if back is not None:
+            recalled |= back.any(1)
     return PrecisionRecall(
         precision=float(torch.cat(precise).double().mean()),
         recall=float(recalled.double().mean()),
