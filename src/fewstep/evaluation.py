@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.bars import bar
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
 from fewstep.data import Dataset
@@ -35,6 +37,7 @@ from fewstep.metrics import (
     digits_features,
     flatten,
     frechet_distance,
+    frechet_distance_of_samples,
     kid,
     named_features,
     nearest_distance,
@@ -60,6 +63,8 @@ METRICS = ("fd", "swd", "nn", "kid", "pr", "dc")
 """What can be measured; the first three are unless others are asked for."""
 
 DRAWS = 5
+SOON = 2.0
+"""Seconds of an evaluation without a bar."""
 FIRST_SEED = 1000
 """Samples are judged on seeds FIRST_SEED, FIRST_SEED + 1, ...; settings are chosen on others."""
 
@@ -100,12 +105,22 @@ class Protocol:
             f"{told['weights'][:12] or 'none'}, resize {told['resize']}"
             for told in self.judged_in().values()
         ]
-        return [*lines, f"reference: {self.references}"] if self.references else lines
+        lines += [f"reference: {self.references}"] if self.references else []
+        n = len(self.held_out)
+        return [
+            *lines,
+            f"distances: {n:,} samples against {n:,} held-out and {n:,} training data, in "
+            f"{_name(self.features)}, means of {self.draws}; compare rows of equal numbers only",
+        ]
 
     def floor(self) -> dict[str, float]:
         """Real data judged as a model is: training data against held-out data."""
-        draws = map(self._train_draw, range(self.draws))
-        return _mean([self._to_held_out(self._data(x)) for x in draws])
+        found = []
+        with self._progress() as advance:
+            for draw in range(self.draws):
+                found.append(self._to_held_out(self._data(self._train_draw(draw))))
+                advance(1)
+        return _mean(found)
 
     def judge(self, model: Model, steps: int, guidance: float | None = None) -> dict[str, float]:
         """What was asked for of the model's samples, and its speed.
@@ -124,23 +139,34 @@ class Protocol:
             "cond": {key: value[part] for key, value in conditions_of(self.held_out).items()},
         }
         found, seconds = [], []
-        for draw in range(self.draws):
-            began = time.perf_counter()
-            x = model.sample(part.stop - part.start, seed=FIRST_SEED + draw, **chosen).cpu()
-            x = self._same_length(self.world.together(x))
-            seconds.append(time.perf_counter() - began)
-            own = _Judged(x, self.features, self.world)
-            train = self._data(self._train_draw(draw))
-            row = self._to_held_out(own)
-            if "fd" in self.metrics:
-                row["fd_train"] = frechet_distance(own.moments, train.moments)
-            if "swd" in self.metrics:
-                row["swd_train"] = sliced_wasserstein(x, train.x)
-            if "nn" in self.metrics:
-                median = float(nearest_distance(x, self._real(self.train)).quantile(0.5))
-                row["nn"] = median / self._nearest
-            found.append(row)
+        with self._progress() as advance:
+            for draw in range(self.draws):
+                began = time.perf_counter()
+                x = model.sample(part.stop - part.start, seed=FIRST_SEED + draw, **chosen).cpu()
+                x = self._same_length(self.world.together(x))
+                seconds.append(time.perf_counter() - began)
+                found.append(self._judged(x, self._data(self._train_draw(draw))))
+                advance(1)
         return {**_mean(found), "images_per_second": n / float(np.median(seconds))}
+
+    def _judged(self, x: Tensor, train: _Judged) -> dict[str, float]:
+        """Everything but the speed, of one sample of the model and one of the training data."""
+        own = _Judged(x, self.features, self.world)
+        row = self._to_held_out(own)
+        if "fd" in self.metrics:
+            row["fd_train"] = _frechet(own, train)
+        if "swd" in self.metrics:
+            row["swd_train"] = sliced_wasserstein(x, train.x)
+        if "nn" in self.metrics:
+            median = float(nearest_distance(x, self._real(self.train)).quantile(0.5))
+            row["nn"] = median / self._nearest
+        return row
+
+    def _progress(self) -> AbstractContextManager[Callable[[int], None]]:
+        """A bar on the first process's terminal, where this takes longer than SOON."""
+        if not self.world.first:
+            return nullcontext(lambda count: None)
+        return bar("evaluating", "draws", self.draws, after=SOON)
 
     @cached_property
     def _nearest(self) -> float:
@@ -182,7 +208,7 @@ class Protocol:
     def _to_held_out(self, own: _Judged) -> dict[str, float]:
         held_out, row = self._held_out, {}
         if "fd" in self.metrics:
-            row["fd"] = frechet_distance(own.moments, held_out.moments)
+            row["fd"] = _frechet(own, held_out)
         if "swd" in self.metrics:
             row["swd"] = sliced_wasserstein(own.x, held_out.x)
         if "kid" in self.metrics:
@@ -228,6 +254,24 @@ class _Judged:
         moments = StreamingMoments(self.features.shape[1])
         moments.update(self.features)
         return moments.moments()
+
+
+def _frechet(a: _Judged, b: _Judged) -> float:
+    """The Frechet distance, from features where they are computed here and span few dimensions."""
+    if a.references is None and b.references is None:
+        n, d = a.features.shape
+        if min(n, len(b.features)) < d:
+            return frechet_distance_of_samples(a.features, b.features)
+    return frechet_distance(a.moments, b.moments)
+
+
+def _name(features: Features) -> str:
+    """What features are called in a note."""
+    if isinstance(features, NamedFeatures):
+        return f"features {features.name}"
+    if features is flatten:
+        return "features pixels"
+    return f"features {getattr(features, '__name__', type(features).__name__)}"
 
 
 FEATURES: dict[str, Callable[[], Features]] = {

@@ -181,7 +181,8 @@ class Model:
     ) -> Tensor:
         sampling, data = self.contract.sampling, self.contract.data
         mask = cond["mask"] if data.masked else None
-        noise = self.noise(pairs, mask)
+        further = sampling.kind == "renoise" or gamma is not None
+        noise = self.noise(pairs, mask, calls=len(grid) if further else 1)
         wide = solvers.widest(self.device)
         x = noise(0).to(self.device, wide) * sampling.start.std
         times = torch.tensor(grid, dtype=torch.float64)
@@ -199,18 +200,25 @@ class Model:
         out = (out if data.range is None else out.clamp(*data.range)).float()
         return out if mask is None else out.masked_fill(mask == 0, 0.0)
 
-    def noise(self, pairs: Sequence[tuple[int, int]], mask: Tensor | None = None) -> SampleNoise:
+    def noise(
+        self,
+        pairs: Sequence[tuple[int, int]],
+        mask: Tensor | None = None,
+        *,
+        calls: int | None = None,
+    ) -> SampleNoise:
         """The noise of the samples of these seeds and indices.
 
         Args:
             pairs: seed and index of each.
             mask: which positions of each are real, where samples differ in length.
+            calls: how many steps will ask for noise, where that is known.
         """
         shape = self.contract.data.shape
         if mask is None:
-            return SampleNoise(pairs, [size for size in shape if size is not None])
+            return SampleNoise(pairs, [size for size in shape if size is not None], calls=calls)
         real = [own or there for own, there in zip(shape[1:], mask.shape[2:], strict=True)]
-        return SampleNoise(pairs, (shape[0] or 1, *real), lengths_of(mask))
+        return SampleNoise(pairs, (shape[0] or 1, *real), lengths_of(mask), calls)
 
     def _given_times(self, times: Sequence[float]) -> list[float]:
         start = self.contract.sampling.start.t

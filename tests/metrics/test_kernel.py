@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
-from fewstep.core import UsageError
-from fewstep.metrics import features, kid, kid_subsets
+from fewstep.core import UsageError, entropy
+from fewstep.metrics import features, kernel, kid, kid_subsets
 
 
 def randn(*shape, seed=0):
@@ -77,3 +78,20 @@ def test_refusals():
         kid_subsets(a, a, subset_size=6)
     with pytest.raises(UsageError, match="subsets=0"):
         kid_subsets(a, a, subsets=0, subset_size=3)
+
+
+@pytest.mark.parametrize(("spread", "offset"), [(1.0, 0.0), (1.0, 30.0), (1.05, 0.3)])
+def test_subsets_in_many_dimensions_are_those_of_double_precision(monkeypatch, spread, offset):
+    a, b = randn(300, 400) + offset, spread * randn(280, 400, seed=1) + offset
+    got = kid_subsets(a, b, subsets=5, subset_size=100)
+    monkeypatch.setattr(kernel, "WIDE", 10**9)
+    expected = kid_subsets(a, b, subsets=5, subset_size=100)
+    assert got != expected
+    assert got.mean == pytest.approx(expected.mean, rel=1e-6)
+    assert got.std == pytest.approx(expected.std, rel=1e-6)
+    rng = np.random.default_rng(entropy(0, "kid"))
+    draws = []
+    for _ in range(5):
+        parts = [x[rng.choice(len(x), 100, replace=False)] for x in (a, b)]
+        draws.append(kid(*parts))
+    assert expected.mean == pytest.approx(np.mean(draws), rel=1e-9)

@@ -18,6 +18,7 @@ from fewstep.metrics.frechet import (
     Moments,
     StreamingMoments,
     frechet_distance,
+    frechet_distance_of_samples,
     moments_of,
     reduce_moments,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "digits_features",
     "flatten",
     "frechet_distance",
+    "frechet_distance_of_samples",
     "kid",
     "kid_subsets",
     "load_reference",

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core import UsageError
-from fewstep.metrics.features import blocks, row_pair
-from fewstep.metrics.neighbours import pairwise
+from fewstep.metrics.balls import Balls, frame, meetings
+from fewstep.metrics.features import row_pair
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,15 @@ def precision_recall(
     """
     real, fake = row_pair(real, fake, ("real", "fake"))
     _check_k(k, {"real": real, "fake": fake})
+    both = frame(real, fake)
+    precise, recalled = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for _, there, back in meetings(Balls(fake, k, both), Balls(real, k, both)):
+        precise.append(there.any(1))
+        if back is not None:
+            recalled |= back.any(1)
     return PrecisionRecall(
-        precision=float((_balls_around(fake, real, k) > 0).double().mean()),
-        recall=float((_balls_around(real, fake, k) > 0).double().mean()),
+        precision=float(torch.cat(precise).double().mean()),
+        recall=float(recalled.double().mean()),
     )
 
 
@@ -73,11 +79,12 @@ def density_coverage(
     """
     real, fake = row_pair(real, fake, ("real", "fake"), minimum=1)
     _check_k(k, {"real": real})
-    nearest = torch.cat([pairwise(p, fake).amin(1) for p in blocks(real, len(fake))])
-    return DensityCoverage(
-        density=float(_balls_around(fake, real, k).double().mean()) / k,
-        coverage=float((nearest <= _radii(real, k)).double().mean()),
-    )
+    both = frame(real, fake)
+    count, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for _, there, _ in meetings(Balls(fake, k, both), Balls(real, k, both), both=False):
+        count += int(there.sum())
+        covered |= there.any(0)
+    return DensityCoverage(density=count / len(fake) / k, coverage=float(covered.double().mean()))
 
 
 def _check_k(k: int, sets: dict[str, Tensor]) -> None:
@@ -85,15 +92,3 @@ def _check_k(k: int, sets: dict[str, Tensor]) -> None:
     if not 1 <= k <= largest:
         sizes = " and ".join(f"{len(x)} {name}" for name, x in sets.items())
         raise UsageError(f"k={k} with {sizes} samples; give one from 1 to {largest}")
-
-
-def _radii(points: Tensor, k: int) -> Float[Tensor, " n"]:
-    # k + 1: the nearest of a point is itself, at exactly 0.
-    parts = [pairwise(p, points).kthvalue(k + 1).values for p in blocks(points, len(points))]
-    return torch.cat(parts)
-
-
-def _balls_around(x: Tensor, points: Tensor, k: int) -> Int[Tensor, " n"]:
-    """Of each of ``x``, in how many balls of ``points`` it lies."""
-    radii = _radii(points, k)
-    return torch.cat([(pairwise(p, points) <= radii).sum(1) for p in blocks(x, len(points))])

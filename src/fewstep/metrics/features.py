@@ -11,6 +11,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from fewstep.core import UsageError
+from fewstep.metrics.products import finite, scatter
 
 Features = Callable[[Tensor], Tensor]
 """Maps data ``(b, *event)`` to features ``(b, f)``."""
@@ -31,7 +32,7 @@ def rows(x: Float[Tensor, " n *event"], name: str, minimum: int = 2) -> Float[Te
         raise UsageError(f"{name} has {len(x)} samples; at least {minimum} are needed")
     x = x.detach().flatten(1)
     x = x.to("cpu" if x.device.type == "mps" else x.device).double()
-    if not x.isfinite().all():
+    if not finite(x):
         bad = int((~x.isfinite()).any(1).sum())
         raise UsageError(f"{name} has {bad} of {len(x)} samples with values that are not finite")
     return x
@@ -57,6 +58,17 @@ def row_pair(
 def blocks(x: Float[Tensor, " n d"], columns: int) -> Iterator[Float[Tensor, " m d"]]:
     """Consecutive parts of ``x`` whose ``(m, columns)`` matrices have at most ``BLOCK`` entries."""
     yield from x.split(max(1, BLOCK // columns))
+
+
+def own_products(x: Float[Tensor, " n d"]) -> Iterator[tuple[slice, Float[Tensor, " m n"]]]:
+    """Consecutive rows of ``x @ x.T``, of at most ``BLOCK`` entries, and which they are.
+
+    One triangle of the product is enough where all of it may be held at once.
+    """
+    whole, end = scatter(x.T) if len(x) ** 2 <= BLOCK else None, 0
+    for part in blocks(x, len(x)):
+        rows = slice(end, end := end + len(part))
+        yield rows, part @ x.T if whole is None else whole[rows]
 
 
 def flatten(x: Float[Tensor, " b *event"]) -> Float[Tensor, " b f"]:

@@ -11,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core import UsageError
-from fewstep.metrics.features import Features, rows
+from fewstep.metrics.features import Features, flatten, row_pair, rows
+from fewstep.metrics.products import finite, scatter
+from fewstep.metrics.roots import trace_of_root, trace_of_root_between
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class StreamingMoments:
         self._same_dim(x.shape[1])
         mean = x.mean(0)
         centred = x - mean
-        self._add(len(x), mean.cpu(), (centred.T @ centred).cpu())
+        self._add(len(x), mean.cpu(), scatter(centred).cpu())
 
     def merge(self, other: StreamingMoments) -> None:
         """Add everything ``other`` has seen, as one of several workers.
@@ -80,8 +82,8 @@ class StreamingMoments:
     def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.n + n
         delta = mean - self.mean
-        self.scatter = self.scatter + scatter + torch.outer(delta, delta) * (self.n * n / total)
-        self.mean = self.mean + delta * (n / total)
+        self.scatter.add_(scatter).addr_(delta, delta, alpha=self.n * n / total)
+        self.mean.add_(delta, alpha=n / total)
         self.n = total
 
 
@@ -138,8 +140,24 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise UsageError(f"moments of {len(a.mean)} and of {len(b.mean)} dimensions")
-    if not all(m.isfinite().all() for m in (a.mean, a.cov, b.mean, b.cov)):
+    if not all(finite(m) for m in (a.mean, a.cov, b.mean, b.cov)):
         raise UsageError("moments are not finite")
-    # Product of two positive semidefinite matrices: eigenvalues are real and >= 0 but for rounding.
-    root = torch.linalg.eigvals(a.cov @ b.cov).real.clamp(min=0).sqrt().sum()
+    root = trace_of_root(a.cov, b.cov)
     return float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * root)
+
+
+def frechet_distance_of_samples(a: Float[Tensor, " n ..."], b: Float[Tensor, " m ..."]) -> float:
+    """``frechet_distance`` of the moments of two sets of features.
+
+    Where either set has fewer samples than dimensions, no covariance is computed: the cost is that
+    of a matrix of ``n`` rows and ``m`` columns, not of one of a row and a column a dimension.
+
+    Raises:
+        UsageError: fewer than 2 samples, values that are not finite, or dimensions that differ.
+    """
+    a, b = row_pair(a, b)
+    if min(len(a), len(b)) >= a.shape[1]:
+        return frechet_distance(*(moments_of([x], flatten) for x in (a, b)))
+    spread = sum(x.var(0).sum() for x in (a, b))
+    root = trace_of_root_between(a, b)
+    return float((a.mean(0) - b.mean(0)).square().sum() + spread - 2 * root)

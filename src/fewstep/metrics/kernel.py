@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core import UsageError, entropy
-from fewstep.metrics.features import blocks, row_pair
+from fewstep.metrics.features import blocks, own_products, row_pair
+from fewstep.metrics.products import single
+
+WIDE = 256
+"""From so many dimensions on, products dominate the time, and subsets take them in float32."""
+CACHED = 2**16
+"""Kernel values at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ def kid(a: Float[Tensor, " n ..."], b: Float[Tensor, " m ..."]) -> float:
     Raises:
         UsageError: fewer than 2 samples, values that are not finite, or dimensions that differ.
     """
-    return _mmd(*row_pair(a, b))
+    return _mmd(*_centred(*row_pair(a, b)))
 
 
 def kid_subsets(
@@ -46,7 +53,9 @@ def kid_subsets(
 ) -> KidEstimate:
     """``kid`` of ``subsets`` pairs of random subsets: the mean and the spread papers report.
 
-    Each subset is drawn without replacement, from a generator that depends on ``seed`` only.
+    Each subset is drawn without replacement, from a generator that depends on ``seed`` only. In
+    many dimensions the products of centred samples are in float32, whose rounding their mean over
+    all pairs leaves out.
 
     Raises:
         UsageError: as ``kid``, no subsets, or a subset larger than a set or smaller than 2.
@@ -60,33 +69,73 @@ def kid_subsets(
             f"give one from 2 to {min(len(a), len(b))}"
         )
     rng = np.random.default_rng(entropy(seed, "kid"))
+    near_a, near_b = _centred(a, b, single() if a.shape[1] >= WIDE else torch.float64)
     values = [
         _mmd(
-            a[rng.choice(len(a), subset_size, replace=False)],
-            b[rng.choice(len(b), subset_size, replace=False)],
+            near_a.part(rng.choice(len(a), subset_size, replace=False)),
+            near_b.part(rng.choice(len(b), subset_size, replace=False)),
         )
         for _ in range(subsets)
     ]
     return KidEstimate(float(np.mean(values)), float(np.std(values)))
 
 
-def _mmd(a: Tensor, b: Tensor) -> float:
-    n, m = len(a), len(b)
-    within_a = (_kernel_sum(a, a) - _diagonal_sum(a)) / (n * (n - 1))
-    within_b = (_kernel_sum(b, b) - _diagonal_sum(b)) / (m * (m - 1))
-    return float(within_a + within_b - 2 * _kernel_sum(a, b) / (n * m))
+@dataclass(frozen=True)
+class _Centred:
+    """A set about a centre c: x.y is (x - c).(y - c) + x.c + y.c - c.c.
+
+    Only the first term costs a matrix product, and only it may be rounded to single precision. It
+    is the small one, so that the rounding is of what differs between samples.
+
+    Args:
+        x: ``(n, d)``, centred.
+        along: ``(n,)`` in float64, product of the samples with the centre less half of c.c.
+    """
+
+    x: Tensor
+    along: Tensor
+
+    def part(self, which: np.ndarray) -> _Centred:
+        return _Centred(self.x[which], self.along[which])
 
 
-def _kernel(dot: Tensor, dim: int) -> Tensor:
-    return (dot / dim + 1) ** 3
+def _centred(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tuple[_Centred, _Centred]:
+    centre = (a.mean(0) + b.mean(0)) / 2
+    along = centre @ centre / 2
+    one, other = (_Centred((x - centre).to(dtype), x @ centre - along) for x in (a, b))
+    return one, other
 
 
-def _diagonal_sum(x: Tensor) -> Tensor:
-    return _kernel(x.square().sum(1), x.shape[1]).sum()
+def _mmd(a: _Centred, b: _Centred) -> float:
+    n, m = len(a.x), len(b.x)
+    within = _within_sum(a) / (n * (n - 1)) + _within_sum(b) / (m * (m - 1))
+    return float(within - 2 * _between_sum(a, b) / (n * m))
 
 
-def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
-    total = a.new_zeros(())
-    for part in blocks(a, len(b)):
-        total += _kernel(part @ b.T, a.shape[1]).sum()
+def _within_sum(a: _Centred) -> Tensor:
+    """Over all pairs of different samples, both ways round."""
+    total, dim = a.along.new_zeros(()), a.x.shape[1]
+    for rows, product in own_products(a.x):
+        total += _kernel_sum(product, a.along[rows], a.along, dim)
+        own = a.along[rows]
+        total -= _kernel_sum(product.diagonal(rows.start)[:, None], 2 * own, own.new_zeros(1), dim)
+    return total
+
+
+def _between_sum(a: _Centred, b: _Centred) -> Tensor:
+    total, end = a.along.new_zeros(()), 0
+    for part in blocks(a.x, len(b.x)):
+        along = a.along[end : (end := end + len(part))]
+        total += _kernel_sum(part @ b.x.T, along, b.along, b.x.shape[1])
+    return total
+
+
+def _kernel_sum(product: Tensor, along_a: Tensor, along_b: Tensor, dim: int) -> Tensor:
+    total, right = along_a.new_zeros(()), along_b / dim
+    left = along_a[:, None] / dim + 1
+    # A few rows at a time stay in the cache.
+    rows = max(1, CACHED // product.shape[1])
+    for part, add in zip(product.split(rows), left.split(rows), strict=True):
+        value = part.double().div(dim).add_(add).add_(right)
+        total += (value * value).mul_(value).sum()
     return total

@@ -13,7 +13,9 @@ CANDIDATES = 8
 """Of a sample's nearest neighbours in single precision, the nearest in double is taken."""
 
 
-def pairwise(a: Float[Tensor, " n d"], b: Float[Tensor, " m d"]) -> Float[Tensor, " n m"]:
+def pairwise(
+    a: Float[Tensor, " *batch n d"], b: Float[Tensor, " *batch m d"]
+) -> Float[Tensor, " *batch n m"]:
     """Euclidean distances, from differences and not from dot products: a copy is at exactly 0."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
