@@ -117,6 +117,35 @@ def test_derivative_equals_a_finite_difference():
     torch.testing.assert_close(found, ((ahead - behind) / (2 * h)).square().mean().detach())
 
 
+@pytest.mark.parametrize("penalty", [None, l2])
+@pytest.mark.parametrize("teacher", [True, False])
+def test_what_a_mask_leaves_out_counts_for_nothing(penalty, teacher):
+    def found(batch: Batch, given: Draws):
+        student = GaussianConsistency(0.2)
+        objective = ContinuousConsistency(
+            student,
+            GaussianDenoiser() if teacher else None,
+            times=KarrasUniform(),
+            penalty=penalty,
+            weight=lambda t: 1 / t,
+        )
+        loss = objective.loss(batch, given)
+        loss.total().backward()
+        return torch.stack([loss.total().detach(), loss.logs["derivative"], student.wrong.grad])
+
+    batch, given = draws(d=5)
+    # Two lengths, so that no mean over all elements is the mean of the samples' means.
+    mask = torch.ones(64, 5)
+    mask[::2, 2:] = 0
+    other = Batch(batch.x0 + 3 * (1 - mask), mask=mask)
+    torch.testing.assert_close(found(Batch(batch.x0, mask=mask), given), found(other, given))
+    short, long = (
+        found(Batch(batch.x0[rows, :n]), Draws(given.t[rows], given.noise[rows, :n]))
+        for rows, n in ((slice(0, None, 2), 2), (slice(1, None, 2), 5))
+    )
+    torch.testing.assert_close(found(other, given), (short + long) / 2)
+
+
 def test_gradient_reaches_the_student_only():
     teacher = Denoiser(ResidualMLP((3,), width=8, blocks=1), EDM(sigma_data=0.5))
     student = Denoiser(ResidualMLP((3,), width=8, blocks=1), ConsistencyBoundary(sigma_data=0.5))
