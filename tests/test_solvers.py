@@ -16,6 +16,7 @@ from fewstep.paths import (
     VariancePreserving,
 )
 from fewstep.solvers import (
+    STEPS,
     Churn,
     ancestral_std,
     ddim,
@@ -487,6 +488,35 @@ class Narrow(nn.Module):
         self.seen += [x, c_noise]
         assert cond is not None
         return self.gain * x + cond["label"].reshape(-1, 1)
+
+
+@pytest.mark.parametrize("path", [VarianceExploding(0.01, 5.0), Linear(0.01, 0.99)], ids=path_id)
+def test_every_call_is_told_the_conditions(path):
+    # Also those of second stages, and that of a last step to clean data.
+    cond, x = {"label": torch.tensor([1.0, 2.0])}, normal(2, 3)
+    times = to_zero(karras(4, 0.05, 0.9))
+    few = times[:-1]
+    samplers = [
+        *(lambda d, step=step: ode(d, x, times, cond, step=step) for step in STEPS.values()),
+        lambda d: dpmpp_2m(d, x, times, cond),
+        lambda d: stochastic_ddim(d, x, times, lambda i: x, cond),
+        lambda d: one_step(d, x, few, cond),
+        lambda d: multistep(d, x, few, lambda i: x, cond),
+        lambda d: deterministic(d, x, few, cond),
+        lambda d: gamma_sampling(d, x, few, lambda i: x, cond, gamma=0.5),
+    ]
+    if isinstance(path, VarianceExploding):
+        churn = Churn(0.5)
+        samplers.append(lambda d: ode(d, x, times, cond, churn=churn, noise=lambda i: x))
+    for sample in samplers:
+        watched = Watched(GaussianDenoiser(path))
+        sample(watched)
+        assert len(watched.seen) >= 1
+        assert all(seen[3] is cond for seen in watched.seen)
+    for step in STEPS.values():
+        watched = Watched(GaussianDenoiser(path))
+        step(watched, x, full(0.9, x), full(0.0, x), cond)
+        assert all(seen[3] is cond for seen in watched.seen)
 
 
 @pytest.mark.parametrize("start", [torch.float32, D])
