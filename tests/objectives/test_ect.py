@@ -77,7 +77,8 @@ def loss_of(objective, x0, t, r, noise):
 
 def mlp(dropout: float = 0.0, **kwargs) -> Denoiser:
     net = shaken(ResidualMLP((2,), width=16, blocks=1, dropout=dropout))
-    return Denoiser(net, EDM(sigma_data=0.5, path=VarianceExploding(0.0, 80.0), **kwargs))
+    given = {"sigma_data": 0.5, "path": VarianceExploding(0.0, 80.0), **kwargs}
+    return Denoiser(net, EDM(**given))
 
 
 # At the exact solution, and from a wrong one.
@@ -280,12 +281,12 @@ def test_dropped_labels_reach_both():
 
 
 def test_delivery_moves_the_boundary(tmp_path):
-    student = mlp(time_scale=250.0)
+    student = mlp(time_scale=250.0, sigma_data=0.8)
     path = student.path
     objective = EasyConsistency(student, SameNoise(path), curriculum=CURRICULUM)
     delivered = objective.deliver(student)
     scalings = ConsistencyBoundary(
-        sigma_data=0.5, time_scale=250.0, path=VarianceExploding(0.003, 80.0)
+        sigma_data=0.8, time_scale=250.0, path=VarianceExploding(0.003, 80.0)
     )
     assert delivered.preconditioning == scalings
     assert delivered.net is student.net

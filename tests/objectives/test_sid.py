@@ -15,7 +15,7 @@ from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided, Judge, LowRa
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.matching import Compared, FewSteps, Made
 from fewstep.objectives.sid import HIGHEST, SiD
-from fewstep.objectives.terms import karras_weight, unweighted
+from fewstep.objectives.terms import unweighted
 from fewstep.paths import Linear, VarianceExploding
 from fewstep.times import KarrasUniform, LogNormal, Uniform
 from fewstep.training.trainer import Trainer, training
@@ -282,26 +282,6 @@ def test_masked_data_does_not_count():
 
 
 # The critic.
-
-
-@each_path
-def test_the_critics_weight_is_of_the_noise_level(path):
-    # The noise level is the time on one path alone.
-    batch, draws = given(path, 2)
-    draws = draws._replace(t=path.time(torch.linspace(0.2, 3.0, len(draws.t), dtype=D)))
-    student, fake = Affine(path, 0.4, -0.2), Offset(GaussianDenoiser(path, DATA), 0.2)
-    rows = []
-    for weight in (unweighted, karras_weight(0.5)):
-        objective = sid(student, fake=fake, weight=weight)
-        for i in range(len(batch)):
-            one = Compared(
-                Made(draws.made.noise[:, i : i + 1], draws.made.call),
-                draws.t[i : i + 1],
-                draws.noise[i : i + 1],
-            )
-            rows.append(objective.critic_loss(Batch(batch.x0[i : i + 1]), one).total().detach())
-    plain, weighted = torch.stack(rows).chunk(2)
-    torch.testing.assert_close(weighted / plain, path.ratio(draws.t) ** -2 + 4)
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.2, -0.2])
