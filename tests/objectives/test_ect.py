@@ -277,6 +277,17 @@ def test_dropped_labels_reach_both():
     assert [seen[3]["label"].tolist() for seen in student.seen] == [[7, 1, 7]] * 2
 
 
+def test_the_earlier_time_by_every_constant():
+    # t (1 - (1 + k sigmoid(-b t)) / q^(stage + 1)), at constants that are none of the defaults.
+    t = torch.tensor([0.1, 0.5, 2.0], dtype=D)
+    r = Curriculum(every=5, q=4.0, k=3.0, b=0.5, start=3)(t, 8)
+    wanted = [v * (1 - (1 + 3 / (1 + math.exp(0.5 * v))) / 64) for v in t.tolist()]
+    assert r.tolist() == pytest.approx(wanted, rel=1e-12)
+    limited = Curriculum(every=5, q=4.0, k=3.0, b=0.5, limit=0.9, least=0.09)(t, 10**6)
+    wanted = [max(0.09, v * (1 - 0.1 * (1 + 3 / (1 + math.exp(0.5 * v))))) for v in t.tolist()]
+    assert limited.tolist() == pytest.approx(wanted, rel=1e-12)
+
+
 # What is delivered.
 
 
