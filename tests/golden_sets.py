@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from fewstep.core import Batch, Cond, expand
@@ -35,11 +36,38 @@ from fewstep.objectives.terms import (
     unweighted,
 )
 from fewstep.paths import Event, Path, Time, VarianceExploding
+from fewstep.times.laws import Law
+
+LARGE = 100_000
+"""Draws of a law that a sample is compared with."""
 
 LATENT = "the latent consistency model's; PCM's script has a copy that nothing calls"
 NO_SUCH_SOLVER = "a solver of many calls a step; the library's are those of its methods' teachers"
 NO_WEIGHT = "no published run weighs CTM's loss by time, and fewstep's has no such weight"
+OTHER_SCHEDULER = "a sampler that other topics have; of this one DPM-Solver++(2M) is compared"
 EXCEPTED = {
+    **{
+        ("diffusers_sched", f"{kind}Scheduler.{call}"): OTHER_SCHEDULER
+        for kind in (
+            "CMStochasticIterative",
+            "DDIM",
+            "EDMEuler",
+            "EulerDiscrete",
+            "FlowMatchEulerDiscrete",
+            "HeunDiscrete",
+            "LCM",
+            "TCD",
+        )
+        for call in (
+            "set_timesteps",
+            "step",
+            "alphas_cumprod",
+            "sigma_to_t",
+            "get_scalings_for_boundary_condition",
+            "get_scalings_for_boundary_condition_discrete",
+        )
+    },
+    ("diffusers_sched", "dpm3m_9"): "of third order, which no sampler here is",
     ("ctm", "w_sq-t-inverse"): NO_WEIGHT,
     ("ctm", "w_uniform_g"): NO_WEIGHT,
     ("flow_matching", "ode_heun3"): NO_SUCH_SOLVER,
@@ -70,10 +98,6 @@ class Entry:
     def excepted(self, topic: str) -> str | None:
         """Why this output is not compared, if it is not."""
         settings = self.settings
-        if settings.get("statistical"):
-            return "statistical: the set gives no tolerance"
-        if settings.get("accumulated"):
-            return "accumulated over other outputs: the set names the one to use instead"
         keys = [(topic, name) for name in (settings["call"], settings["case"], self.name)]
         return next((EXCEPTED[key] for key in keys if key in EXCEPTED), None)
 
@@ -89,6 +113,15 @@ class Entry:
             return None
         worst = error.max().item()
         return f"{self.name}: off by up to {worst:.3g} where at most {bound.max().item():.3g} is"
+
+    def unlikely(self, law: Law, path: Path) -> str | None:
+        """How this array, a sample without a tolerance, is none of ``law`` (Kolmogorov-Smirnov)."""
+        assert self.settings["statistical"], self.name
+        own = law.draw(path, LARGE, torch.Generator().manual_seed(0))
+        found = stats.ks_2samp(self.array.numpy(), own.numpy())
+        if found.pvalue > 1e-3:
+            return None
+        return f"{self.name}: of {law} with probability {found.pvalue:.3g}"
 
 
 @dataclass(frozen=True)
@@ -145,6 +178,13 @@ class Topic:
         if failure is not None:
             self.failures.append(failure)
 
+    def compare_law(self, entry: Entry, law: Law, path: Path) -> None:
+        """Record that ``entry`` was compared to the law of which it is a sample."""
+        self.compared.add(entry.name)
+        failure = entry.unlikely(law, path)
+        if failure is not None:
+            self.failures.append(failure)
+
     def missed(self) -> list[str]:
         """Outputs that are neither compared nor excepted."""
         return [
@@ -155,7 +195,8 @@ class Topic:
 
 
 Produce = Callable[[Case], Iterator[tuple[Any, ...]]]
-"""A case to ``(output, value)`` or ``(output, value, view)``: see :meth:`Topic.compare`."""
+"""A case to ``(output, value)`` or ``(output, value, view)``, see :meth:`Topic.compare`, or to
+``(output, law, path)``, see :meth:`Topic.compare_law`."""
 
 
 def check(name: str, calls: Mapping[str, Produce], record_property: Callable[..., None]) -> None:
@@ -163,8 +204,9 @@ def check(name: str, calls: Mapping[str, Produce], record_property: Callable[...
     topic = Topic(name)
     for case in topic.cases():
         try:
-            for output, *value_and_view in calls[case["call"]](case):
-                topic.compare(case.outputs[output], *value_and_view)
+            for output, value, *more in calls[case["call"]](case):
+                compare = topic.compare_law if isinstance(value, Law) else topic.compare
+                compare(case.outputs[output], value, *more)
         except Exception:
             topic.failures.append(f"{case['case']}: {traceback.format_exc(limit=-3)}")
     line = f"golden {name}: {len(topic.compared)} of {len(topic.outputs)} arrays compared"
@@ -336,6 +378,21 @@ def each_loss(objective: Any, x0: Tensor, draws: Any) -> Tensor:
         one = slice(i, i + 1)
         drawn = type(draws)(*(None if d is None else d[one] for d in draws))
         losses.append(objective.loss(Batch(x0[one]), drawn).total())
+    return torch.stack(losses)
+
+
+def each_element(objective: Any, x0: Tensor, draws: Any) -> Tensor:
+    """The public loss of each element alone, shaped as the data: all others are masked."""
+    only = torch.eye(x0[0].numel(), dtype=x0.dtype).reshape(-1, 1, *x0.shape[1:])
+    losses = []
+    for i in range(len(x0)):
+        one = slice(i, i + 1)
+        drawn = type(draws)(*(None if d is None else d[one] for d in draws))
+
+        def loss(mask: Tensor, one: slice = one, drawn: Any = drawn) -> Tensor:
+            return objective.loss(Batch(x0[one], mask=mask), drawn).total()
+
+        losses.append(torch.func.vmap(loss)(only).reshape(x0[0].shape))
     return torch.stack(losses)
 
 

@@ -175,20 +175,39 @@ def shown(case: Case, x: Tensor) -> Tensor:
     return (F.interpolate(x, size=case["resize"], mode=mode, align_corners=corners) + 1) / 2
 
 
+def compared(case: Case, ctm: ConsistencyTrajectory, draws: Draws) -> tuple[Tensor, Tensor]:
+    """The estimate and the target that the public loss compares."""
+    seen = []
+
+    def kept(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
+        seen.append((a, b))
+        return l2(a, b, mask)
+
+    ctm.distance = kept
+    ctm.loss(Batch(case.inputs["x_t"]), draws)
+    (pair,) = seen
+    return pair
+
+
+def drawn(trajectory: Tensor, s: Tensor, x: Tensor) -> Draws:
+    """Without noise, so that x is the noised sample."""
+    zeros = torch.zeros_like(x)
+    return Draws(trajectory, s, zeros, trajectory[0], zeros, torch.tensor(False))
+
+
 def estimate(case: Case) -> Values:
-    t = grid(case)[case.inputs["indices"]]
-    yield "estimate", objective(case).arrive(case.inputs["x_t"], t, case.inputs["s"], {})
+    t, s, x = grid(case)[case.inputs["indices"]], case.inputs["s"], case.inputs["x_t"]
+    found, _ = compared(case, objective(case), drawn(torch.stack([t, s]), s, x))
+    yield "estimate", found
 
 
 def target(case: Case) -> Values:
     assert case["t_dt_index_offset"] == case["num_step"]
-    ctm, s = objective(case), case.inputs["s"]
+    ctm = objective(case)
     assert ctm.solver is STEPS[case["solver"]]
-    x, points = case.inputs["x_t"], trajectory(case)
-    with torch.no_grad():
-        for t, u in pairwise(points):
-            x = ctm.solver(ctm.teacher, x, t, u, {})
-    yield "target", ctm.arrive(x, points[-1], s, {})
+    draws = drawn(trajectory(case), case.inputs["s"], case.inputs["x_t"])
+    _, found = compared(case, ctm, draws)
+    yield "target", found
 
 
 def loss(case: Case) -> Values:
@@ -196,11 +215,9 @@ def loss(case: Case) -> Values:
     assert case["loss_norm"] == "mean_sq_after_resize224"
     assert case["resize"] == 224
     ctm, x, s, points = objective(case), case.inputs["x_t"], case.inputs["s"], trajectory(case)
-    zeros, no = torch.zeros_like(x), torch.tensor(False)
 
     def consistency(rows: slice) -> Tensor:
-        t = points[:, rows]
-        draws = Draws(t, s[rows], zeros[rows], t[0], zeros[rows], no)
+        draws = drawn(points[:, rows], s[rows], x[rows])
         return ctm.loss(Batch(x[rows]), draws).terms["consistency"]
 
     yield "loss", torch.stack([consistency(slice(i, i + 1)) for i in range(len(x))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,10 @@ from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.dmd import DMD
 from fewstep.objectives.matching import Compared, FewSteps, Made
-from fewstep.objectives.terms import karras_weight, matching_gradient
+from fewstep.objectives.terms import karras_weight
 from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasIndex, karras
-from golden_dmd2_gan import GAN_CALLS
+from golden_dmd2_gan import GAN_CALLS, gan
 from golden_sets import Case, check, closed_form, networks, noise_levels
 
 Values = Iterator[tuple[str, Tensor]]
@@ -101,7 +102,9 @@ def distribution_matching(case: Case) -> Values:
     loss.backward()
     (noisy, real), (same, learnt) = seen[teacher], seen[fake]
     assert noisy.equal(same)
-    gradient = matching_gradient(x, real, learnt)
+    # The loss is half the mean square of what it takes for the gradient, so that is its own
+    # gradient, times the number of elements.
+    gradient = x.grad * x.numel()
     yield "noisy_latents", noisy
     yield "pred_real_image", real
     yield "pred_fake_image", learnt
@@ -125,7 +128,42 @@ def fake_loss(case: Case) -> Values:
     yield from ((output, found[output]) for output in case.outputs)
 
 
+def accumulated(case: Case) -> Values:
+    """The gradients of the fake's loss and of the generator's by the judge, clean and noised.
+
+    They were added up: the official code was asked for all three without forgetting the first.
+    """
+    kinds = ("fake loss", "gen_cls_loss(gan_diff0)", "gen_cls_loss(gan_diff1)")
+    assert case["grad_of"].startswith(" + ".join(kinds))
+    inputs = case.inputs
+
+    def drawn(which: str) -> dict[str, Tensor]:
+        return {name: inputs[f"{which}_{name}"] for name in ("timesteps", "noise")}
+
+    own = replace(case, inputs={**inputs, **drawn("fake")})
+    objective = dmd(own)
+    batch, draws = given(own, objective.critic_times)
+    losses = [(objective.fake, objective.critic_loss(batch, draws).terms["denoising"])]
+    for more, settings in (
+        ({}, {"diffusion_gan": False, "sigma_index": 0}),
+        (drawn("gan"), {"diffusion_gan": True}),
+    ):
+        settings |= {"head": "w*mean(tanh(rep))+b", **case.settings}
+        image = {**inputs, "image": inputs["latents"], **more}
+        judged, batch, draws = gan(replace(case, settings=settings, inputs=image))
+        fake = judged.critic["fake"].requires_grad_(True)
+        losses.append((fake, judged.loss(batch, draws).terms["adversarial"]))
+    for output in case.outputs:
+        name = output.removeprefix("grad_")
+        grads = (
+            torch.autograd.grad(loss, fake.net.get_parameter(name), retain_graph=True)[0]
+            for fake, loss in losses
+        )
+        yield output, torch.stack([*grads]).sum(0)
+
+
 CALLS = {
+    "EDMGuidance: accumulated .grad": accumulated,
     "get_sigmas_karras": noise_levels_ascending,
     "EDMGuidance.__init__": drawn_steps,
     "EDMGuidance.compute_distribution_matching_loss": distribution_matching,

@@ -1,15 +1,14 @@
 """Preconditionings, losses and samplers of NVlabs/edm.
 
 Its losses are elementwise, ours a mean over the event, where EDM's training takes the sum. So the
-public loss is checked against the event's mean, and the elements against the objective's own
-weight and student. What was computed in float32 there is computed in float64 here.
+public loss is checked against the event's mean, and against each element with all others masked.
+What was computed in float32 there is computed in float64 here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from unittest.mock import patch
 
 import torch
@@ -19,10 +18,20 @@ from fewstep.core import expand, per_sample
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, NoisePrediction, ScoreMatching
 from fewstep.objectives.denoising import Denoising, Draws
 from fewstep.objectives.terms import SnrWeight, karras_weight, snr_weight
-from fewstep.paths import Coefficients, Event, Path, Time, VarianceExploding, VariancePreserving
+from fewstep.paths import Event, Path, Time, Trig, VarianceExploding, VariancePreserving
 from fewstep.solvers import STEPS, Churn, Step, euler, ode
 from fewstep.times import LogNormal, LogUniform, Uniform, karras, log_snr, to_zero, uniform
-from golden_sets import Case, check, closed_form, each_loss, gradients, networks, stand_in
+from golden_paths import Retimed
+from golden_sets import (
+    Case,
+    check,
+    closed_form,
+    each_element,
+    each_loss,
+    gradients,
+    networks,
+    stand_in,
+)
 
 Values = Iterator[tuple]
 
@@ -74,9 +83,7 @@ def scored(case: Case, student: Denoiser, law, weight: SnrWeight, t: Tensor) -> 
     objective = Denoising(student, times=law, weight=weight)
     x0, draws = case.inputs["images"], Draws(t, case.inputs["eps"])
     yield "loss", each_loss(objective, x0, draws), per_sample
-    path = objective.student.path
-    error = objective.student(path.perturb(x0, draws.noise, t), t) - x0
-    yield "loss", expand(objective.weight(path.snr(t)), x0) * error**2
+    yield "loss", each_element(objective, x0, draws)
     yield from gradients(case, objective, x0, draws)
 
 
@@ -145,7 +152,7 @@ def edm_sampler(case: Case) -> Values:
 def ablation_sampler(case: Case) -> Values:
     """Noise levels by ``discretization``, read as times of the path of schedule and scaling."""
     levels, vp = ablation_levels(case)
-    path: Path = Scheduled(0.0, math.inf, case["schedule"], case["scaling"], vp)
+    path = scheduled(case, vp)
     match case["schedule"], case["scaling"]:
         case "linear", "none":
             path = ANY_LEVEL
@@ -195,34 +202,27 @@ def iddpm_levels(m: int, c_1: float, c_2: float) -> Tensor:
     return torch.cat([(growth - 1).sqrt(), torch.zeros(1, dtype=torch.float64)])
 
 
-@dataclass(frozen=True)
-class Scheduled(Path):
-    """The ablation sampler's other combinations: sigma / alpha by schedule, alpha by scaling."""
+def scheduled(case: Case, vp: VariancePreserving) -> Path:
+    """sigma / alpha by the case's schedule; alpha is 1, or keeps alpha^2 + sigma^2 = 1."""
+    schedule, scaled = case["schedule"], case["scaling"] == "vp"
 
-    schedule: str
-    scaling: str
-    vp: VariancePreserving
+    def level(t: Time) -> tuple[Time, Time]:
+        if schedule == "linear":
+            return t, torch.ones_like(t)
+        if schedule == "ve":
+            return t.sqrt(), 0.5 / t.sqrt()
+        alpha, sigma, d_alpha, d_sigma = vp.coefficients(t)
+        return sigma / alpha, (d_sigma * alpha - sigma * d_alpha) / alpha**2
 
-    def coefficients(self, t: Time) -> Coefficients:
-        level, d_level = self.level(t)
-        if self.scaling == "none":
-            return Coefficients(torch.ones_like(t), level, torch.zeros_like(t), d_level)
-        alpha = (1 + level**2).rsqrt()
-        d_alpha = -level * d_level * alpha**3
-        return Coefficients(alpha, alpha * level, d_alpha, alpha * d_level + d_alpha * level)
+    def clock(t: Time) -> tuple[Time, Time]:
+        ratio, rate = level(t)
+        return (ratio.atan(), rate / (1 + ratio**2)) if scaled else (ratio, rate)
 
-    def level(self, t: Time) -> tuple[Time, Time]:
-        match self.schedule:
-            case "linear":
-                return t, torch.ones_like(t)
-            case "ve":
-                return t.sqrt(), 0.5 / t.sqrt()
-        level = self.vp.ratio(t)
-        beta = self.vp.beta_min + self.vp.beta_d * t
-        return level, 0.5 * beta * (level + 1 / level)
+    def back(own: Time) -> Time:
+        ratio = own.tan() if scaled else own
+        return {"linear": ratio, "ve": ratio**2, "vp": vp.time(ratio)}[schedule]
 
-    def time(self, ratio: Time) -> Time:
-        return {"linear": ratio, "ve": ratio**2, "vp": self.vp.time(ratio)}[self.schedule]
+    return Retimed(0.0, math.inf, Trig(sigma_data=1.0) if scaled else ANY_LEVEL, clock, back)
 
 
 def second_order(alpha: float) -> Step:

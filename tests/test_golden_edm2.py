@@ -1,8 +1,8 @@
 """Averages, primitives, loss, schedule and sampler of NVlabs/edm2.
 
 Its loss is elementwise, ours a mean over the event, where its training takes the sum: as in
-``test_golden_edm``, the public loss is checked against the event's mean, and the elements against
-the objective's own weight, uncertainty and student. Its averages are counted in images.
+``test_golden_edm``, the public loss is checked against the event's mean, and against each element
+with all others masked. Its averages are counted in images.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import expand, per_sample
+from fewstep.core import per_sample
 from fewstep.models import EDM, AbstractDenoiser, Autoguided, Denoiser
 from fewstep.models.nets.magnitude import mp_cat, mp_silu, mp_sum, normalise
 from fewstep.objectives.denoising import Denoising, Draws
-from fewstep.objectives.terms import follow, karras_weight
+from fewstep.objectives.terms import karras_weight
 from fewstep.paths import VarianceExploding
 from fewstep.solvers import STEPS, Churn, ode
 from fewstep.times import LogNormal, karras, to_zero
+from fewstep.training.averages import Averages, Rule
 from fewstep.training.posthoc import (
     PowerFunction,
     edm2_learning_rate,
@@ -31,7 +32,16 @@ from fewstep.training.posthoc import (
     power_rate,
     std_to_exponent,
 )
-from golden_sets import Case, check, closed_form, each_loss, gradients, networks, stand_in
+from golden_sets import (
+    Case,
+    check,
+    closed_form,
+    each_element,
+    each_loss,
+    gradients,
+    networks,
+    stand_in,
+)
 from test_golden_edm import times_by
 
 Values = Iterator[tuple]
@@ -77,17 +87,20 @@ def tracked(case: Case) -> Values:
     """By the rule that counts updates, and by the rates that count images."""
     assert re.match(r"i\b", case["weight_at_step"])
     assert case["cur_nimg_at_step"] == f"{case['batch_size']}*i"
-    for by_images in (False, True):
-        found = torch.empty(case["steps"], len(case["stds"]), dtype=torch.float64)
-        for column, std in enumerate(case["stds"]):
-            rule, average, weight = PowerFunction(std), Weight(case["init"]), Weight(case["init"])
-            for i in range(case["steps"]):
-                nn.init.constant_(weight.value, i + 1)
-                images = case["batch_size"] * (i + 1)
-                rate = float(power_rate(std, images, case["batch_size"])) if by_images else rule(i)
-                follow(average, weight, rate)
-                found[i, column] = average.value.detach()
-        yield "ema_track", found
+
+    def by_images(std: float) -> Rule:
+        batch = case["batch_size"]
+        return lambda updates: float(power_rate(std, batch * (updates + 1), batch))
+
+    for kind in (PowerFunction, by_images):
+        weight = Weight(case["init"])
+        averages = Averages(weight, {str(std): kind(std) for std in case["stds"]})
+        found = []
+        for i in range(case["steps"]):
+            nn.init.constant_(weight.value, i + 1)
+            averages.update(weight)
+            found.append([float(averages.copies[str(std)].value) for std in case["stds"]])
+        yield "ema_track", torch.tensor(found, dtype=torch.float64)
 
 
 # Primitives.
@@ -147,10 +160,7 @@ def loss(case: Case) -> Values:
     objective = Denoising(student, times=law, weight=weight, uncertainty=head)
     x0, draws = case.inputs["images"], Draws(t, case.inputs["eps"])
     yield "loss", each_loss(objective, x0, draws), per_sample
-    path = student.path
-    error = student(path.perturb(x0, draws.noise, t), t) - x0
-    u = head(path.ratio(t).log() / 4)
-    yield "loss", expand(weight(path.snr(t)) / u.exp(), x0) * error**2 + expand(u, x0)
+    yield "loss", each_element(objective, x0, draws)
     yield from gradients(case, objective, x0, draws)
 
 

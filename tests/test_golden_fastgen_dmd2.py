@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,9 @@ from fewstep.objectives.dmd2 import DMD2, Draws
 from fewstep.objectives.matching import FewSteps, Made
 from fewstep.objectives.terms import Draws as Noised
 from fewstep.objectives.terms import snr_weight, unweighted
-from fewstep.paths import VarianceExploding
-from fewstep.times import KarrasIndex
+from fewstep.paths import Path, VarianceExploding
+from fewstep.times import KarrasIndex, KarrasUniform, LogNormal, TruncatedLogStudent, Uniform
+from fewstep.times.laws import Law
 from golden_dmd2_gan import Known, MeanOfTanh, Values, alone
 from golden_fdistill import FDISTILL_CALLS
 from golden_sets import Case, check, closed_form
@@ -183,7 +186,20 @@ def default_times(case: Case) -> Values:
     yield "t_list", torch.tensor([*times, 0.0], dtype=torch.float64)
 
 
+def drawn_times(case: Case) -> Iterator[tuple[str, Law, Path]]:
+    """A sample of the law that the library has under another name."""
+    ends, scale = (case["min_t"], case["max_t"]), (case["train_p_mean"], case["train_p_std"])
+    law = {
+        "uniform": lambda: Uniform(*ends),
+        "lognormal": lambda: LogNormal(*scale),
+        "polynomial": lambda: KarrasUniform(*ends),
+        "log_t": lambda: TruncatedLogStudent(*ends, *scale, case["log_t_df"]),
+    }[case["time_dist_type"]]()
+    yield "t", law, VarianceExploding(*ends)
+
+
 CALLS = {
+    "EDMNoiseSchedule.sample_t": drawn_times,
     "DMD2Model._student_update_step": student_update,
     "DMD2Model._fake_score_discriminator_update_step": critic_update,
     "variational_score_distillation_loss": variational_score_distillation,

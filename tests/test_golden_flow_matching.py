@@ -6,56 +6,35 @@ Its time runs from noise (0) to data (1): a time is 1 - ours, a derivative by it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewstep.models import Denoiser, Flow
-from fewstep.paths import (
-    Coefficients,
-    CosineVariancePreserving,
-    Linear,
-    Path,
-    Time,
-    VariancePreserving,
-)
+from fewstep.paths import CosineVariancePreserving, Linear, Path, Time, Trig, VariancePreserving
 from fewstep.solvers import STEPS, ode
+from golden_paths import Retimed
 from golden_sets import Case, StandIn, check, networks, stand_in
 
 Values = Iterator[tuple[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class LinearVariancePreserving(Path):
-    """A path of the user's own: sqrt(1 - sigma^2), with alpha linear in time."""
+def linear_variance_preserving() -> Path:
+    """sqrt(1 - sigma^2), with alpha linear in time: the circle, at the angle whose cosine it is."""
 
-    t_min: float = 0.0
-    t_max: float = 1.0
+    def clock(t: Time) -> tuple[Time, Time]:
+        return (1 - t).acos(), (1 - (1 - t) ** 2).rsqrt()
 
-    def coefficients(self, t: Time) -> Coefficients:
-        alpha = 1 - t
-        sigma = (1 - alpha**2).sqrt()
-        return Coefficients(alpha, sigma, -torch.ones_like(t), alpha / sigma)
-
-    def time(self, ratio: Time) -> Time:
-        return 1 - (1 + ratio**2).rsqrt()
+    return Retimed(0.0, 1.0, Trig(sigma_data=1.0), clock, lambda own: 1 - own.cos())
 
 
-@dataclass(frozen=True)
-class Polynomial(Path):
-    """Another: (1 - t)^n x0 + (1 - (1 - t)^n) noise."""
+def polynomial(power: float) -> Path:
+    """(1 - t)^n x0 + (1 - (1 - t)^n) noise: the straight path, at the time 1 - (1 - t)^n."""
 
-    t_min: float = 0.0
-    t_max: float = 1.0
-    power: float = 1.0
+    def clock(t: Time) -> tuple[Time, Time]:
+        return 1 - (1 - t) ** power, power * (1 - t) ** (power - 1)
 
-    def coefficients(self, t: Time) -> Coefficients:
-        alpha, slope = (1 - t) ** self.power, self.power * (1 - t) ** (self.power - 1)
-        return Coefficients(alpha, 1 - alpha, -slope, slope)
-
-    def time(self, ratio: Time) -> Time:
-        return 1 - (1 / (1 + ratio)) ** (1 / self.power)
+    return Retimed(0.0, 1.0, Linear(), clock, lambda own: 1 - (1 - own) ** (1 / power))
 
 
 def path_of(case: Case) -> Path:
@@ -64,11 +43,11 @@ def path_of(case: Case) -> Path:
         beta_min = case["beta_min"]
         return VariancePreserving(beta_min=beta_min, beta_d=case["beta_max"] - beta_min)
     if name.startswith("poly"):
-        return Polynomial(power=case["n"])
+        return polynomial(case["n"])
     kinds = {
         "condot": Linear,
         "cosine": CosineVariancePreserving,
-        "linvp": LinearVariancePreserving,
+        "linvp": linear_variance_preserving,
     }
     return kinds[name]()
 

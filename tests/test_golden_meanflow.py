@@ -116,6 +116,31 @@ def conditions(case: Case) -> dict[str, Tensor]:
     return cond
 
 
+def instantaneous_loss(
+    case: Case, student: AbstractDenoiser, draws: Draws, shift: Tensor
+) -> Tensor:
+    """The public loss without its derivative: u against the sample's own velocity.
+
+    That is noise - x0 there on any path, and here on the straight one; on noise levels, where x_t
+    is the same, it is ours of noise - x0 and of samples x0 + t x0.
+    """
+    x0, cond = case.inputs["real_data"], conditions(case)
+    noise = draws.noise
+    if isinstance(student.path, VarianceExploding):
+        x0, noise = x0 + expand(draws.t, x0) * x0, noise - x0
+
+    losses = []
+    for i in range(len(x0)):
+        row = slice(i, i + 1)
+        objective = MeanFlow(
+            Shifted(student, shift[row]), times=TwoTimes(), weight=lambda error: 1 / x0[0].numel()
+        )
+        drawn = Draws(draws.t[row], draws.r[row], noise[row], torch.zeros_like(draws.ramp[row]))
+        one = Batch(x0[row], {key: value[row] for key, value in cond.items()})
+        losses.append(objective.loss(one, drawn).total())
+    return torch.stack(losses)
+
+
 def meanflow_loss(case: Case) -> Values:
     path, x0, noise = path_of(case), case.inputs["real_data"], case.inputs["z"]
     t, r = case.inputs["t"], case.inputs["r"]
@@ -179,7 +204,7 @@ def meanflow_loss(case: Case) -> Values:
     u, v = recorded.u.detach(), recorded.velocity
     yield "jvp", recorded.du_dt
     yield "dxt_dt", v
-    yield "v_loss", ((u - (noise - x0)) ** 2).flatten(1).mean(1)
+    yield "v_loss", instantaneous_loss(case, student, draws, r - draws.r)
     x_t = path.perturb(x0, noise, t)
     yield "x0_approx", path.x0_from_velocity(x_t, u, t)
     # The gradient by u is 2 w (u - target) / b.

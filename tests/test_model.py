@@ -400,7 +400,10 @@ def test_labels():
 
     assert seen(n=5) == [0, 1, 2, 0, 1]
     assert seen(n=5, batch=2) == [0, 1, 2, 0, 1]
-    assert seen(seeds=[9, 7]) == [0, 1]  # a seed's picture is the same wherever it stands
+    # A sample's picture is the same wherever it stands: its place in the call says nothing.
+    assert seen(seeds=[7, 2, 9, 5]) == [1, 2, 0, 2]
+    assert seen(n=3, first=5) == [2, 0, 1]
+    assert seen(n=3, first=5, batch=2) == [2, 0, 1]
     assert seen(n=3, label=2) == [2, 2, 2]
     assert seen(n=2, label=[1, 3]) == [1, 3]  # 3 is "no label"
     assert seen(n=2, label=torch.tensor([2, 0])) == [2, 0]

@@ -16,6 +16,7 @@ from fewstep.paths import (
     VariancePreserving,
 )
 from fewstep.solvers import (
+    STEPS,
     Churn,
     ancestral_std,
     ddim,
@@ -102,6 +103,26 @@ def test_order_of_dpmpp_2m(path, t_max, t_min):
 
     found = measured_order(dpmpp_2m, grid, Gaussian(0.3, 0.5), path, t_max, t_min)
     assert found == pytest.approx(2, abs=0.15)
+
+
+@each_path
+def test_dpmpp_2m_extrapolates_to_the_middle_of_its_step(path):
+    # Answers that are linear in the log ratio have their value at the middle of a step.
+    levels = torch.tensor([6.0, 2.0, 0.3, 0.1], dtype=D)
+    times, x = path.time(levels), normal(2, 3)
+
+    class LinearInTheLogRatio(GaussianDenoiser):
+        def forward(self, x, t, s=None, cond=None):
+            return expand(self.path.ratio(t).log(), x) + torch.zeros_like(x)
+
+    out, at = x, levels.log()
+    for i in range(3):
+        t, s = full(float(times[i]), x), full(float(times[i + 1]), x)
+        # The first step has no answer before it.
+        middle = at[0] if i == 0 else at[i] + (at[i + 1] - at[i]) / 2
+        out = path.transport(out, torch.full_like(x, float(middle)), t, s)
+    found = dpmpp_2m(LinearInTheLogRatio(path, DATA), x, times)
+    torch.testing.assert_close(found, out, rtol=1e-7, atol=1e-8)
 
 
 @each_path
@@ -379,6 +400,36 @@ def test_ancestral_noise_on_ve():
     assert float(down) == pytest.approx(math.sqrt(1.2**2 - float(up) ** 2))
 
 
+@each_path
+def test_ancestral_noise_is_the_posterior_s(path):
+    # Bayes: x_s given x0 has the precision 1/sigma_s^2, and x_t is x_s times alpha, and noise.
+    t, s = (path.time(torch.tensor(levels, dtype=D)) for levels in ([8.0, 1.2], [0.5, 0.9]))
+    alpha_t, sigma_t, _, _ = path.coefficients(t)
+    alpha_s, sigma_s, _, _ = path.coefficients(s)
+    alpha = alpha_t / alpha_s
+    variance = 1 / (1 / sigma_s**2 + alpha**2 / (sigma_t**2 - (alpha * sigma_s) ** 2))
+    down, up = ancestral_std(path, t, s)
+    torch.testing.assert_close(up, variance.sqrt())
+    torch.testing.assert_close(down**2 + up**2, sigma_s**2)
+    less, half = ancestral_std(path, t, s, 0.5)
+    torch.testing.assert_close(half, up / 2)
+    torch.testing.assert_close(less**2 + half**2, sigma_s**2)
+
+
+def test_ancestral_noise_of_ddpm():
+    # Ho et al. 2020, eq. 7: (1 - abar_{t-1}) / (1 - abar_t) beta_t, and the mean's two gains.
+    path = DiscreteVariancePreserving(scaled_linear=False, beta_start=1e-4, beta_end=0.02)
+    beta = torch.linspace(1e-4, 0.02, 1000, dtype=D)
+    abar = (1 - beta).cumprod(0)
+    i = torch.tensor([1, 300, 999])
+    down, up = ancestral_std(path, i.double(), i.double() - 1)
+    variance = (1 - abar[i - 1]) / (1 - abar[i]) * beta[i]
+    torch.testing.assert_close(up, variance.sqrt(), rtol=1e-9, atol=0)
+    # The gain of x_t is down/sigma_t here, and sqrt(1 - beta)(1 - abar_{t-1})/(1 - abar_t) there.
+    gain = (1 - beta[i]).sqrt() * (1 - abar[i - 1]) / (1 - abar[i])
+    torch.testing.assert_close(down / (1 - abar[i]).sqrt(), gain, rtol=1e-9, atol=0)
+
+
 # Churn.
 
 
@@ -437,6 +488,35 @@ class Narrow(nn.Module):
         self.seen += [x, c_noise]
         assert cond is not None
         return self.gain * x + cond["label"].reshape(-1, 1)
+
+
+@pytest.mark.parametrize("path", [VarianceExploding(0.01, 5.0), Linear(0.01, 0.99)], ids=path_id)
+def test_every_call_is_told_the_conditions(path):
+    # Also those of second stages, and that of a last step to clean data.
+    cond, x = {"label": torch.tensor([1.0, 2.0])}, normal(2, 3)
+    times = to_zero(karras(4, 0.05, 0.9))
+    few = times[:-1]
+    samplers = [
+        *(lambda d, step=step: ode(d, x, times, cond, step=step) for step in STEPS.values()),
+        lambda d: dpmpp_2m(d, x, times, cond),
+        lambda d: stochastic_ddim(d, x, times, lambda i: x, cond),
+        lambda d: one_step(d, x, few, cond),
+        lambda d: multistep(d, x, few, lambda i: x, cond),
+        lambda d: deterministic(d, x, few, cond),
+        lambda d: gamma_sampling(d, x, few, lambda i: x, cond, gamma=0.5),
+    ]
+    if isinstance(path, VarianceExploding):
+        churn = Churn(0.5)
+        samplers.append(lambda d: ode(d, x, times, cond, churn=churn, noise=lambda i: x))
+    for sample in samplers:
+        watched = Watched(GaussianDenoiser(path))
+        sample(watched)
+        assert len(watched.seen) >= 1
+        assert all(seen[3] is cond for seen in watched.seen)
+    for step in STEPS.values():
+        watched = Watched(GaussianDenoiser(path))
+        step(watched, x, full(0.9, x), full(0.0, x), cond)
+        assert all(seen[3] is cond for seen in watched.seen)
 
 
 @pytest.mark.parametrize("start", [torch.float32, D])

@@ -34,6 +34,7 @@ from fewstep.times import (
     log_snr,
     shift,
     shifted_flow,
+    strided,
     to_zero,
     uniform,
 )
@@ -147,6 +148,21 @@ def test_shifted_lists_of_wan(by, wanted):
     torch.testing.assert_close(grid, torch.tensor(wanted, dtype=D), rtol=0, atol=5.1e-5)
 
 
+def test_a_shifted_grid_keeps_its_range():
+    grid = shifted_flow(4, 3.0, 0.1, 0.7)
+    # 3 t / (1 + 2 t) of 0.7, 0.5, 0.3 and 0.1.
+    wanted = [2.1 / 2.4, 1.5 / 2, 0.9 / 1.6, 0.3 / 1.2]
+    assert grid.tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_strided_times_of_other_tables():
+    assert strided(4, 100).tolist() == [99, 74, 49, 24, 0]
+    assert strided(3, 50).tolist() == [47, 31, 15, 0]
+    assert strided(50, 100).tolist() == [*range(99, 0, -2), 0]
+    with pytest.raises(UsageError, match="100 entries has at most 50 steps, got 51"):
+        strided(51, 100)
+
+
 def test_shifts_multiply_and_invert():
     t = torch.linspace(0, 1, 11, dtype=D)
     torch.testing.assert_close(shift(shift(t, 2.0), 3.0), shift(t, 6.0), rtol=1e-14, atol=0)
@@ -191,6 +207,7 @@ LAWS = [
     ),
     (KarrasUniform(), cdf_of_karras(7, 0.002, 80)),
     (KarrasUniform(0.1, 2.0, 3.0), cdf_of_karras(3, 0.1, 2.0)),
+    (ShiftedFlow(3.0), lambda level: level / (3 + level)),
 ]
 
 
@@ -286,6 +303,31 @@ def test_student_times_invert_the_integral(law, monkeypatch):
     t = law.levels(1001, rng())
     assert (float(t[0]), float(t[-1])) == pytest.approx((law.low, law.high), rel=1e-14)
     np.testing.assert_allclose(cdf_of_student(law)(t.numpy()), part.numpy(), atol=1e-5)
+
+
+def test_every_point_of_a_range_of_indices_is_as_likely():
+    law = KarrasIndex(2, 6, points=9)
+    grid = law.grid()
+    assert (float(grid[0]), float(grid[-1])) == (0.002, 80.0)
+    index = torch.searchsorted(grid, law.levels(N, rng(1)))
+    counts = index.bincount(minlength=9).numpy()
+    assert counts[[0, 1, 7, 8]].sum() == 0
+    assert stats.chisquare(counts[2:7]).pvalue > 0.01
+
+
+@pytest.mark.parametrize("b", [1, 6, 7])
+def test_half_of_a_batch_is_high(b):
+    path = VarianceExploding(0.01, 50.0)
+    t = HalfHigh().draw(path, b, rng())
+    assert t.shape == (b,)
+    # The least of the upper 70 % in t^(1/7).
+    ends = [end ** (1 / 7) for end in (0.01, 50.0)]
+    least = (ends[0] + 0.3 * (ends[1] - ends[0])) ** 7
+    draws = torch.cat([HalfHigh().draw(path, b, rng(seed))[None] for seed in range(200)])
+    high = draws[:, b // 2 :]
+    assert bool((high >= least).all())
+    assert float(high.max()) > 40
+    assert b == 1 or bool((draws[:, : b // 2] < least).any())
 
 
 def test_quantiles_of_edm_times():

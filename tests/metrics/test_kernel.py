@@ -66,6 +66,16 @@ def test_subsets():
     assert whole.std == pytest.approx(0, abs=1e-9)
 
 
+def test_the_spread_of_subsets_is_theirs_not_an_estimate():
+    # Divided by their number: of two values, half their difference; of one, nothing.
+    a, b = randn(30, 4), randn(30, 4, seed=1) + 0.5
+    one, two = (kid_subsets(a, b, subsets=n, subset_size=10) for n in (1, 2))
+    first, second = one.mean, 2 * two.mean - one.mean
+    assert abs(first - second) > 1e-3
+    assert two.std == pytest.approx(abs(first - second) / 2, rel=1e-9)
+    assert one.std == 0
+
+
 def test_refusals():
     a = randn(5, 3)
     with pytest.raises(UsageError, match="a has 1 samples"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
 from fewstep.models.nets import ResidualMLP
@@ -11,6 +12,7 @@ from fewstep.objectives.consistency import Consistency, Fixed, TeacherStep
 from fewstep.objectives.consistency import Draws as DiscreteDraws
 from fewstep.objectives.consistency_continuous import ContinuousConsistency, Draws
 from fewstep.objectives.distances import l2
+from fewstep.objectives.terms import LabelDrop
 from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasUniform
 
@@ -115,6 +117,96 @@ def test_derivative_equals_a_finite_difference():
     v = path.velocity(x_t, teacher(x_t, t), t)
     ahead, behind = student(x_t + h * v, t + h), student(x_t - h * v, t - h)
     torch.testing.assert_close(found, ((ahead - behind) / (2 * h)).square().mean().detach())
+
+
+@pytest.mark.parametrize("penalty", [None, l2])
+def test_the_weight_is_of_each_samples_time(penalty):
+    def objective(weight=torch.ones_like):
+        return ContinuousConsistency(
+            GaussianConsistency(0.2), times=KarrasUniform(), penalty=penalty, weight=weight
+        )
+
+    batch, given = draws(6)
+    alone = torch.stack(
+        [
+            objective()
+            .loss(Batch(batch.x0[i : i + 1]), Draws(*(d[i : i + 1] for d in given[:2])))
+            .total()
+            .detach()
+            for i in range(6)
+        ]
+    )
+    assert alone.std() > 0
+    found = objective(lambda t: 1 / t**2).loss(batch, given).total().detach()
+    torch.testing.assert_close(found, (alone / given.t**2).mean())
+
+
+class Labelled(AbstractDenoiser):
+    """Keeps the labels that it is told."""
+
+    path, cond_keys, two_time = VarianceExploding(), ("label",), False
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.seen = nn.Parameter(torch.tensor(0.5)), []
+
+    def forward(self, x, t, s=None, cond=None):
+        self.seen.append(cond["label"].tolist())
+        return self.gain * x
+
+
+def test_labels_are_dropped_for_student_and_teacher():
+    student, teacher = Labelled(), Labelled()
+    drop = LabelDrop(0.5, {"label": 7})
+    objective = ContinuousConsistency(student, teacher, times=KarrasUniform(), drop=drop)
+    label = torch.arange(64) % 7
+    batch = Batch(draws()[0].x0, {"label": label})
+    given = objective.draw(batch, 0, Rng(0, 0, "student"))
+    assert given.dropped is not None
+    assert 16 < int(given.dropped.sum()) < 48
+    objective.loss(batch, given)
+    told = label.masked_fill(given.dropped, 7).tolist()
+    assert student.seen
+    assert all(seen == told for seen in student.seen + teacher.seen)
+
+
+@pytest.mark.parametrize("method", ["cd", "ct"])
+def test_the_contract(method):
+    teacher = GaussianDenoiser() if method == "cd" else None
+    objective = ContinuousConsistency(GaussianConsistency(), teacher, times=KarrasUniform())
+    contract = objective.contract(DataSpec(shape=(3,)))
+    assert contract.method == method
+    assert (contract.sampling.kind, contract.sampling.any_times) == ("renoise", True)
+    assert (contract.sampling.start.t, contract.sampling.start.std) == (80.0, 80.0)
+
+
+@pytest.mark.parametrize("penalty", [None, l2])
+@pytest.mark.parametrize("teacher", [True, False])
+def test_what_a_mask_leaves_out_counts_for_nothing(penalty, teacher):
+    def found(batch: Batch, given: Draws):
+        student = GaussianConsistency(0.2)
+        objective = ContinuousConsistency(
+            student,
+            GaussianDenoiser() if teacher else None,
+            times=KarrasUniform(),
+            penalty=penalty,
+            weight=lambda t: 1 / t,
+        )
+        loss = objective.loss(batch, given)
+        loss.total().backward()
+        return torch.stack([loss.total().detach(), loss.logs["derivative"], student.wrong.grad])
+
+    batch, given = draws(d=5)
+    # Two lengths, so that no mean over all elements is the mean of the samples' means.
+    mask = torch.ones(64, 5)
+    mask[::2, 2:] = 0
+    other = Batch(batch.x0 + 3 * (1 - mask), mask=mask)
+    torch.testing.assert_close(found(Batch(batch.x0, mask=mask), given), found(other, given))
+    short, long = (
+        found(Batch(batch.x0[rows, :n]), Draws(given.t[rows], given.noise[rows, :n]))
+        for rows, n in ((slice(0, None, 2), 2), (slice(1, None, 2), 5))
+    )
+    torch.testing.assert_close(found(other, given), (short + long) / 2)
 
 
 def test_gradient_reaches_the_student_only():

@@ -77,7 +77,8 @@ def loss_of(objective, x0, t, r, noise):
 
 def mlp(dropout: float = 0.0, **kwargs) -> Denoiser:
     net = shaken(ResidualMLP((2,), width=16, blocks=1, dropout=dropout))
-    return Denoiser(net, EDM(sigma_data=0.5, path=VarianceExploding(0.0, 80.0), **kwargs))
+    given = {"sigma_data": 0.5, "path": VarianceExploding(0.0, 80.0), **kwargs}
+    return Denoiser(net, EDM(**given))
 
 
 # At the exact solution, and from a wrong one.
@@ -276,16 +277,27 @@ def test_dropped_labels_reach_both():
     assert [seen[3]["label"].tolist() for seen in student.seen] == [[7, 1, 7]] * 2
 
 
+def test_the_earlier_time_by_every_constant():
+    # t (1 - (1 + k sigmoid(-b t)) / q^(stage + 1)), at constants that are none of the defaults.
+    t = torch.tensor([0.1, 0.5, 2.0], dtype=D)
+    r = Curriculum(every=5, q=4.0, k=3.0, b=0.5, start=3)(t, 8)
+    wanted = [v * (1 - (1 + 3 / (1 + math.exp(0.5 * v))) / 64) for v in t.tolist()]
+    assert r.tolist() == pytest.approx(wanted, rel=1e-12)
+    limited = Curriculum(every=5, q=4.0, k=3.0, b=0.5, limit=0.9, least=0.09)(t, 10**6)
+    wanted = [max(0.09, v * (1 - 0.1 * (1 + 3 / (1 + math.exp(0.5 * v))))) for v in t.tolist()]
+    assert limited.tolist() == pytest.approx(wanted, rel=1e-12)
+
+
 # What is delivered.
 
 
 def test_delivery_moves_the_boundary(tmp_path):
-    student = mlp(time_scale=250.0)
+    student = mlp(time_scale=250.0, sigma_data=0.8)
     path = student.path
     objective = EasyConsistency(student, SameNoise(path), curriculum=CURRICULUM)
     delivered = objective.deliver(student)
     scalings = ConsistencyBoundary(
-        sigma_data=0.5, time_scale=250.0, path=VarianceExploding(0.003, 80.0)
+        sigma_data=0.8, time_scale=250.0, path=VarianceExploding(0.003, 80.0)
     )
     assert delivered.preconditioning == scalings
     assert delivered.net is student.net

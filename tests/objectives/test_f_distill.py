@@ -226,6 +226,16 @@ def test_ratio_of_heads_and_positions():
     assert factors().ratio([heads[0].bfloat16()]).dtype == torch.float32
 
 
+@pytest.mark.parametrize("path", [Linear(0.2, 0.9), VarianceExploding(20.0, 80.0)], ids=path_id)
+def test_bins_are_of_equal_width_between_the_ends_of_the_path(path):
+    found = factors(path=path, bins=2)
+    edge = (path.t_min + path.t_max) / 2
+    t = torch.tensor([path.t_min, edge - 1e-6, edge + 1e-6, path.t_max], dtype=D)
+    # Each bin has a mean of its own, by which its ratios are divided.
+    h = found(torch.tensor([1.0, 3.0, 10.0, 70.0], dtype=D), t)
+    assert h.tolist() == pytest.approx([0.5, 1.5, 0.25, 1.75])
+
+
 def test_ratios_have_mean_one_in_each_bin():
     r = normal(12, seed=3).exp()
     width = (VE.t_max - VE.t_min) / 4

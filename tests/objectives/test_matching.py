@@ -1,5 +1,7 @@
 """What methods of distribution matching share: laws and calls of one path, statistics of masks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from fewstep.objectives.terms import unweighted
 from fewstep.paths import Linear, Path, VarianceExploding
 from fewstep.times import LogNormal, Uniform
 from fewstep.training.trainer import Trainer
-from oracles import normal
+from oracles import normal, path_id
 from tiny import settings
 
 VE = VarianceExploding()
@@ -100,6 +102,38 @@ def test_calls_descend():
     for times in ((), (1.0, 2.0), (1.0, 1.0), (1.0, 0.0)):
         with pytest.raises(UsageError, match="one or more descending times above 0"):
             FewSteps(times)
+
+
+# Weights.
+
+
+@pytest.mark.parametrize("path", [VE, Linear(0.01, 1.0)], ids=path_id)
+@pytest.mark.parametrize("name", ["dmd", "dmd2", "diff-instruct", "sid", "f-distill"])
+def test_the_critics_weight_is_of_the_signal_to_noise_ratio(name, path):
+    # Which is 1/t^2 on noise levels alone.
+    objective = METHODS[name](path, FewSteps((path.t_max,)))
+    batch = Batch(normal(6, 2).float())
+    draws = objective.draw_critic(batch, 0, Rng(0, 0, "critic"))
+    losses = []
+    for weight in (unweighted, lambda snr: snr + 3 * snr.sqrt()):
+        objective.weight = weight
+        for i in range(len(batch)):
+            one = rows(draws, slice(i, i + 1), len(batch))
+            losses.append(objective.critic_loss(Batch(batch.x0[i : i + 1]), one).total().detach())
+    plain, weighted = torch.stack(losses).chunk(2)
+    t = draws.t if hasattr(draws, "t") else draws.noised.t
+    snr = path.snr(t)
+    wanted = (snr + 3 * snr.sqrt()).to(plain.dtype)
+    torch.testing.assert_close(weighted / plain, wanted, rtol=1e-5, atol=0)
+
+
+def rows(draws: Any, part: slice, b: int) -> Any:
+    """Some rows of draws; noise of generators has the calls before the batch."""
+    if isinstance(draws, tuple):
+        return type(draws)(*(rows(each, part, b) for each in draws))
+    if draws is None or draws.ndim == 0:
+        return draws
+    return draws[part] if len(draws) == b else draws[:, part]
 
 
 # Masks.

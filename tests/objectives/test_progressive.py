@@ -499,6 +499,17 @@ def test_a_skipped_step_delays_the_hand_over():
     assert stages == [(4, 4), (4, 4), (4, 4), (2, 4), (2, 2)]
 
 
+def test_a_skipped_step_delays_what_may_be_sampled():
+    # The step that is skipped is the last of its stage: the next one still learns four steps.
+    objective = ProgressiveDistillation(*networks(), schedule=Halving(4, 3))
+    served = []
+    for step in (0, 1, 3, 4):
+        objective.after_step(step)
+        (count,) = objective.contract(DataSpec(shape=(2,))).sampling.times
+        served.append((count, int(objective.intervals)))
+    assert served == [(4, 4), (4, 4), (4, 2), (2, 2)]
+
+
 # Samples.
 
 

@@ -119,6 +119,24 @@ def test_a_constant_error_is_seen_at_the_boundary_only():
     assert float(student.offset.grad) == pytest.approx(0.2 * 2 * 0.5 / gap)
 
 
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_each_term_is_the_mean_over_its_own_samples(count):
+    objective = tcm(mlp(0), mlp(1), distance=l2, boundary_weight=0.2)
+    x0, noise = normal(2, 8, 2)
+    t = torch.linspace(2.0, 70.0, 8, dtype=D)
+    t[:count] = 1.0
+    draws = draws_at(t, noise, 1.0, 70)
+    rows = [
+        objective.loss(Batch(x0[i : i + 1]), Draws(*(d[i : i + 1] for d in draws[:4]))).terms
+        for i in range(8)
+    ]
+    whole = objective.loss(Batch(x0), draws).terms
+    for name, own in (("boundary", rows[:count]), ("consistency", rows[count:])):
+        wanted = torch.stack([terms[name].detach() for terms in own])
+        assert len(own) == 1 or wanted.std() > 0
+        torch.testing.assert_close(whole[name].detach(), wanted.mean())
+
+
 # Which of the two is asked.
 
 

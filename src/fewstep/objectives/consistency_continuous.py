@@ -99,7 +99,7 @@ class ContinuousConsistency(Objective):
         weight = expand(self.weight(t), each)
         return Loss(
             {"consistency": (weight * each).mean()},
-            {"derivative": derivative.detach().square().mean()},
+            {"derivative": per_sample(derivative.detach() ** 2, batch.mask).mean()},
         )
 
     def phases(self) -> Sequence[Phase]:

@@ -181,6 +181,8 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                     world,
                     config.keep_every,
                 )
+                # A signal may have come since, and after the last step nobody would ask again.
+                signum = world.largest(caught[0] if caught else 0) if last else signum
                 if signum:
                     raise Interrupted(signum, saved)
 
