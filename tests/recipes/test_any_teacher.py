@@ -39,7 +39,8 @@ from fewstep.paths import (
     VariancePreserving,
 )
 from fewstep.recipes import METHODS, recipe
-from fewstep.recipes.start import Start, read
+from fewstep.recipes.start import Start
+from fewstep.teachers import read
 from fewstep.times import LogNormal
 from fewstep.training.train import train
 from oracles import normal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,12 @@ from fewstep.data.catalogue import CATALOGUE, Entry
 from fewstep.errors import UsageError
 from fewstep.model import load
 from fewstep.models import ConsistencyBoundary, Denoiser
+from fewstep.models.fresh import fresh_network
 from fewstep.objectives.consistency import Consistency
 from fewstep.objectives.distances import l2
 from fewstep.pairs import make
 from fewstep.recipes import NAMES, TrainConfig, recipe
 from fewstep.recipes.options import NONE
-from fewstep.recipes.start import network
 from fewstep.times import KarrasIndex, KarrasUniform, LogNormal
 from fewstep.training.config import Run
 from fewstep.training.train import contract, train
@@ -71,7 +71,10 @@ def parameters(name: str, **more: object) -> int:
     whole = recipe(name, **more)
     data = images(name, SHAPES[whole.data.data])
     with torch.device("meta"):
-        net = network(whole, data if whole.data.labels else data.unlabelled())
+        spec = (data if whole.data.labels else data.unlabelled()).spec
+        sizes = {f.name: getattr(whole.network, f.name) for f in fields(whole.network)}
+        kind, augment = sizes.pop("network"), whole.augment.augment > 0
+        net = fresh_network(kind, sizes, spec, augment=augment, seed=0)
     return sum(p.numel() for p in net.parameters())
 
 

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import copy
-import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from inspect import signature
 
 import torch
-from torch import nn
 
-from fewstep.conditions import Image, Vector
-from fewstep.conditions import Sequence as Tokens
-from fewstep.contract import DataSpec
 from fewstep.data import Dataset, EDMAugment, Flip, spec_of
 from fewstep.data.catalogue import training_data
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
-from fewstep.model import Model, find, load
+from fewstep.model import Model, find
 from fewstep.models import (
     EDM,
     AbstractDenoiser,
@@ -29,12 +22,11 @@ from fewstep.models import (
     ConsistencyBoundary,
     Denoiser,
     FeatureDiscriminator,
-    Guided,
     Judge,
     LowRank,
     grown,
 )
-from fewstep.models.nets import NETWORKS
+from fewstep.models.fresh import fresh_network, seeded, with_dropout
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.models.preconditioning import Preconditioning
 from fewstep.objectives.base import Objective
@@ -45,16 +37,11 @@ from fewstep.recipes.options import NONE
 from fewstep.recipes.recipe import Recipe
 from fewstep.recipes.records import upgraded
 from fewstep.recipes.report import report, watch
+from fewstep.teachers import guided, levels, read, teacher_of
 from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Augment, Run, TrainConfig
 from fewstep.training.posthoc import PowerFunction
-
-AUGMENT_LABELS = 9
-EDM_LEVELS = VarianceExploding()
-
-LARGEST_ERROR = 1e4
-"""Factor from a network's error to its answer's above which a reading says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +89,8 @@ class Start:
 
     @property
     def levels(self) -> VarianceExploding:
-        """The noise levels that the source knows, as a path; EDM's where it knows more."""
-        path = self.source.path
-        if isinstance(path, VarianceExploding):
-            return path
-        ends = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
-        low, high = path.ratio(ends).tolist()
-        return VarianceExploding(max(low, EDM_LEVELS.t_min), min(high, EDM_LEVELS.t_max))
+        """The noise levels that the source knows, as a path."""
+        return levels(self.source)
 
     def student(
         self,
@@ -257,12 +239,15 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
     data = training_data(
         recipe.data.data, resolution=recipe.data.resolution, labels=recipe.data.labels
     )
-    model, trained_by = None, recipe.place.trained_by(method)
+    spec, model, trained_by = spec_of(data), None, recipe.place.trained_by(method)
     if options.teacher != NONE:
-        model = teacher_of(data, options.teacher, trained_by, method.after)
+        model = teacher_of(spec, options.teacher, trained_by, method.after)
         source = read(model, options.teacher)
     elif method.scratch:
-        source = Denoiser(network(recipe, data), EDM(sigma_data=options.sigma_data))
+        sizes = {f.name: getattr(recipe.network, f.name) for f in fields(recipe.network)}
+        kind, augments = sizes.pop("network"), recipe.augment.augment > 0
+        net = fresh_network(kind, sizes, spec, augment=augments, seed=recipe.train.seed)
+        source = Denoiser(net, EDM(sigma_data=options.sigma_data))
     else:
         raise UsageError(
             f"{recipe.name} needs a teacher; train one with: fewstep train {trained_by}"
@@ -275,7 +260,7 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
             f"{recipe.name} distils no teacher that could be guided; leave out --guidance"
         )
     guidable = model is None or method.after or model.contract.sampling.guidance
-    nulls = spec_of(data).nulls
+    nulls = spec.nulls
     drops = guidable and nulls and options.condition_drop
     start = Start(
         recipe=recipe,
@@ -286,144 +271,6 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         drop=ConditionDrop(options.condition_drop, nulls) if drops else None,
     )
     return start.with_pairs(str(recipe.arguments().get("pairs", "")))
-
-
-def teacher_of(data: Dataset, name: str, trained_by: str, method: str | None = None) -> Model:
-    """A diffusion model, or one of a ``method``, of the same kind of data, on the CPU.
-
-    Raises:
-        UsageError: there is none of that name, or it is a model of another kind or of other data.
-    """
-    model = load(name, device="cpu")
-    made, spec = model.contract.data, spec_of(data)
-    if not made.agrees(spec):
-        raise UsageError(
-            f"the teacher {name} generates {made.summary()}, the data is {spec.summary()}; choose "
-            "the teacher's resolution and conditions, or train one with: fewstep train "
-            f"{trained_by}"
-        )
-    if method is not None and model.contract.method != method:
-        raise UsageError(
-            f"{name} is a {model.contract.method} model; this starts from one of {method}, "
-            f"e.g. of: fewstep train {trained_by}"
-        )
-    if method is None and model.contract.sampling.kind != "ode":
-        raise UsageError(
-            f"{name} is a {model.contract.method} model; a teacher is a diffusion model, "
-            "e.g. of the recipe edm"
-        )
-    return model
-
-
-def read(model: Model, name: str) -> Denoiser:
-    """A model as a source of weights, in whatever parametrisation; its network is shared.
-
-    A consistency model is read as the EDM model that it began as. Noise prediction says nothing
-    where no signal is left, so its path ends at EDM's highest noise level there.
-
-    Raises:
-        UsageError: it consists of several networks.
-    """
-    source = model.denoiser
-    if not isinstance(source, Denoiser):
-        raise UsageError(
-            f"{name} is a {type(source).__name__} of several networks; start from one of them"
-        )
-    scalings = source.preconditioning
-    if isinstance(scalings, ConsistencyBoundary):
-        path = replace(scalings.path, t_min=EDM_LEVELS.t_min)
-        scalings = EDM(sigma_data=scalings.sigma_data, time_scale=scalings.time_scale, path=path)
-    end = torch.tensor([scalings.path.t_max], dtype=torch.float64)
-    if not scalings.coefficients(end).c_out.abs() < LARGEST_ERROR:
-        highest = scalings.path.time(torch.tensor([EDM_LEVELS.t_max], dtype=torch.float64))
-        path = replace(scalings.path, t_max=float(highest))
-        scalings = replace(scalings, path=path)
-    return source if scalings is source.preconditioning else Denoiser(source.net, scalings)
-
-
-def guided(model: Model, source: Denoiser, scale: float) -> AbstractDenoiser:
-    """The teacher under classifier-free guidance; 1 is none."""
-    if scale == 1.0:
-        return source
-    allowed = model.contract.sampling.guidance
-    if allowed is None or not allowed.min <= scale <= allowed.max:
-        raise UsageError(
-            f"guidance={scale} cannot be had of this teacher, which allows {allowed or 'none'}; "
-            "guidance needs labels, dropped for a share of the samples"
-        )
-    dropped = model.contract.data.nulls if allowed.keys is None else allowed.keys
-    nulls = {k: v for k, v in model.contract.data.nulls.items() if k in dropped}
-    return Guided(source, nulls, scale)
-
-
-def network(recipe: Recipe[MethodOptions], data: Dataset) -> nn.Module:
-    """A new network for the data, with weights that are a function of the seed.
-
-    Raises:
-        UsageError: an option that this network has not, or a size that it cannot have.
-    """
-    options = recipe.network
-    kind = NETWORKS[options.network]
-    known = signature(kind).parameters
-    given = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "network"}
-    given = {name: value for name, value in given.items() if value not in (None, False)}
-    for name, value in given.items():
-        if name not in known:
-            raise UsageError(
-                f"the network {options.network} has no --{name.replace('_', '-')}; leave it out"
-            )
-        if not isinstance(value, bool) and min(_numbers(value), default=1) <= 0:
-            raise UsageError(f"--{name.replace('_', '-')} must be above 0, got {value}")
-    if recipe.augment.augment:
-        if "augment" not in known:
-            raise UsageError(
-                f"the network {options.network} reads no augmentation labels; take --augment 0"
-            )
-        given["augment"] = AUGMENT_LABELS
-    if "dropout" in known:
-        given["dropout"] = 0.0
-    spec = spec_of(data)
-    inputs = _inputs(spec)
-    for option, names in inputs.items():
-        if option not in known:
-            conditions = ", ".join(names) if isinstance(names, dict) else "mask"
-            able = [name for name, one in NETWORKS.items() if option in signature(one).parameters]
-            raise UsageError(
-                f"the network {options.network} cannot read {conditions}; take --network "
-                f"{' or '.join(able)}"
-            )
-    with seeded(recipe.train.seed):
-        return kind(shape=spec.shape, classes=spec.labels, **given, **inputs)
-
-
-def _inputs(spec: DataSpec) -> dict[str, dict[str, object] | bool]:
-    """The options by which a network reads the conditions of data, besides its classes."""
-    found = spec.conditions.items()
-    inputs: dict[str, dict[str, object] | bool] = {
-        "vectors": {n: math.prod(c.shape) for n, c in found if isinstance(c, Vector)},
-        "sequences": {n: (c.length, math.prod(c.shape)) for n, c in found if isinstance(c, Tokens)},
-        "images": {n: c.shape[0] for n, c in found if isinstance(c, Image)},
-        "masked": spec.masked,
-    }
-    return {option: value for option, value in inputs.items() if value}
-
-
-def _numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def with_dropout(net: nn.Module, p: float) -> nn.Module:
-    """A trainable copy with that dropout; distillation has a target for every input and wants 0."""
-    if not 0 <= p < 1:
-        raise UsageError(f"dropout must lie in [0, 1), got {p}")
-    student = copy.deepcopy(net).requires_grad_(True)
-    for module in student.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p
-    options = getattr(student, "options", {})
-    if isinstance(options, dict) and "dropout" in options:
-        options["dropout"] = p
-    return student
 
 
 def averages(recipe: Recipe[MethodOptions]) -> dict[str, Rule]:
@@ -444,11 +291,3 @@ def augmentation(recipe: Recipe[MethodOptions]) -> Augment | None:
     if options.augment:
         return EDMAugment(options.augment)
     return Flip() if options.flip else None
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Weights that are made here are a function of the seed, and nothing after them is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
