@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path as File
 
@@ -22,7 +23,7 @@ from fewstep.doctor.conditions import guidance
 from fewstep.doctor.forward import derivatives
 from fewstep.doctor.probe import prepare, with_answers
 from fewstep.doctor.readings import parametrisation
-from fewstep.model import Model, load
+from fewstep.model import Model, find, load
 from fewstep.models import (
     EDM,
     ConsistencyBoundary,
@@ -715,3 +716,20 @@ def test_the_page_shows_what_the_command_prints_and_its_python_runs():
             assert f"\n{finding}\n" in page
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     exec(compile(code, "doctor", "exec"), {})
+
+
+def test_training_says_what_is_wrong_with_its_teacher(tmp_path, capsys):
+    """The quick look comes before the first step; a healthy teacher is not worth a line."""
+    few = ("--train.steps", 1, "--train.batch", 8, "--train.sample-every", 0)
+    config = find("digits-edm") / "config.json"
+    sick = tmp_path / "sick"
+    shutil.copytree(config.parent, sick)
+    content = json.loads(config.read_text())
+    content["denoiser"]["preconditioning"]["sigma_data"] = 0.1
+    (sick / "config.json").write_text(json.dumps(content))
+    for teacher, wrong in (("digits-edm", False), (sick, True)):
+        out = tmp_path / f"run-{wrong}"
+        args = ("digits-ect", "--teacher", teacher, *few, "--out", out, "--dry-run")
+        outcome = fewstep(capsys, "train", *args)
+        assert outcome.code == 0, outcome.err
+        assert ("teacher: stop" in outcome.err or "teacher: warn" in outcome.err) == wrong

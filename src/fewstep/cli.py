@@ -17,7 +17,7 @@ from fewstep.choosing import compare, search
 from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.files import TEMPORARY
 from fewstep.preparing import pairs, prepare
-from fewstep.recipes import NAMES, Recipe, rebuild, recipe
+from fewstep.recipes import NAMES, Recipe, Run, rebuild, recipe
 from fewstep.recipes.options import NONE
 from fewstep.verbs import average, bench, doctor, evaluate, sample
 
@@ -196,10 +196,26 @@ def _train(args: list[str]) -> None:
     run = chosen.recipe.build()
     from fewstep.training.train import dry, train
 
+    _examine(run)
     if chosen.dry_run:
         print(dry(run))
         return
     train(run, chosen.out, fresh=chosen.fresh)
+
+
+def _examine(run: Run) -> None:
+    """Say what a quick look at a diffusion teacher finds worth saying."""
+    from fewstep.doctor import quick
+
+    if run.teacher is None or run.teacher.contract.sampling.kind != "ode":
+        return
+    try:
+        examination = quick(run.teacher, run.data)
+    except UsageError as error:
+        print(f"teacher: not examined: {error}", file=sys.stderr)
+        return
+    for finding in (*examination.of("stop"), *examination.of("warn")):
+        print(f"teacher: {finding}", file=sys.stderr)
 
 
 def _data(args: list[str]) -> None:

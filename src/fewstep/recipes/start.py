@@ -225,6 +225,7 @@ class Start:
             note="" if self.model is None else f"teacher: {find(recipe.start.teacher)}",
             augment=augmentation(recipe),
             sampling_times=self.sampling_times(objective.student.path) if free else {},
+            teacher=self.model,
             upgrade=upgraded,
         )
 

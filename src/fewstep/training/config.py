@@ -166,6 +166,7 @@ class Run:
         augment: what happens to each batch; its numbers come from seed and position.
         sampling_times: for a number of calls, the times at which users generate, in the path's own
             unit; descending, the first is where sampling starts.
+        teacher: the model that the student starts from or learns from, if there is one.
         upgrade: (recipe, arguments) of a run of an older version to the arguments as this version
             names them, so that its folder can be resumed.
     """
@@ -181,6 +182,7 @@ class Run:
     note: str = ""
     augment: Augment | None = None
     sampling_times: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    teacher: Model | None = None
     upgrade: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, given: given
 
 
