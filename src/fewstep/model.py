@@ -27,7 +27,7 @@ from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.noise import SampleNoise as SampleNoise
 from fewstep.paths import VarianceExploding
 from fewstep.times import karras, uniform
-from fewstep.weights import load_weights
+from fewstep.weights import freeze, load_weights, separate, tied
 
 FORMAT = 2
 """Of what is written; config.json of format 1 can be read too."""
@@ -45,7 +45,7 @@ class Model:
     """
 
     def __init__(self, denoiser: AbstractDenoiser, contract: Contract) -> None:
-        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.denoiser = freeze(denoiser.eval())
         self.contract = contract
 
     def __repr__(self) -> str:
@@ -321,14 +321,17 @@ class Model:
             card: text of the README; by default a short one.
             dtype: of the stored weights, e.g. ``torch.float16``; buffers keep theirs.
         """
-        state = {k: v.detach().cpu().contiguous() for k, v in self.denoiser.state_dict().items()}
+        whole = self.denoiser.state_dict()
+        ties = tied(whole)
+        state = separate({name: value for name, value in whole.items() if name not in ties})
         if dtype is not None:
-            names = {name for name, _ in self.denoiser.named_parameters()}
+            names = {name for name, p in self.denoiser.named_parameters() if p.is_floating_point()}
             state = {k: v.to(dtype) if k in names else v for k, v in state.items()}
         weights = dump_tensors(state, {"format": "pt"})
         with whole_folder(Path(path)) as folder:
             (folder / "model.safetensors").write_bytes(weights)
-            config = json.dumps(self.config(weights), indent=2)
+            shared = {"tied": ties} if ties else {}
+            config = json.dumps({**self.config(weights), **shared}, indent=2)
             (folder / "config.json").write_text(config + "\n", encoding="utf-8")
             (folder / "README.md").write_text(card or self._card(), encoding="utf-8")
         return Path(path)
@@ -378,8 +381,15 @@ def load(
     # Custom networks come built; the library's own are built without memory until shapes agree.
     with torch.device("meta" if network is None else "cpu"):
         denoiser = build_denoiser(config.get("denoiser"), network)
-    load_weights(denoiser, weights, folder, config.get("sha256"))
+    load_weights(denoiser, weights, folder, config.get("sha256"), _ties(config, folder))
     return Model(denoiser, contract).to(usable_device(device))
+
+
+def _ties(config: dict[str, Any], folder: Path) -> dict[str, str]:
+    ties = config.get("tied", {})
+    if not isinstance(ties, dict) or not all(isinstance(name, str) for name in ties.values()):
+        raise UsageError(f"{folder}/config.json: tied must hold names by name, got {ties!r}")
+    return ties
 
 
 def find(model: str | Path, average: str | None = None) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, local, null_like, per_sample
 from fewstep.models import AbstractDenoiser, Denoiser
 from fewstep.paths import Event, Time, Trig
+from fewstep.weights import averageable, freeze, write
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -169,17 +170,19 @@ def clipped(g: Event) -> Event:
 
 def frozen_copy(module: M) -> M:
     """A copy that no optimiser reaches, in the same mode (train or eval)."""
-    return copy.deepcopy(module).requires_grad_(False)
+    return freeze(copy.deepcopy(module))
 
 
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """Target <- rate * target + (1 - rate) * source for parameters; buffers are copied."""
-    followers = [local(p) for p in target.parameters()]
-    sources = [local(p) for p in source.parameters()]
+    """Target <- rate * target + (1 - rate) * source; buffers and integers are copied."""
+    pairs = [*zip(target.parameters(), source.parameters(), strict=True)]
+    followers = [local(old) for old, _ in pairs if averageable(old)]
+    sources = [local(new) for old, new in pairs if averageable(old)]
     torch._foreach_lerp_(followers, sources, 1 - rate)  # pyright: ignore[reportPrivateImportUsage]
-    for old, new in zip(target.buffers(), source.buffers(), strict=True):
-        old.copy_(new)
+    rest = [(old, new) for old, new in pairs if not averageable(old)]
+    for old, new in (*rest, *zip(target.buffers(), source.buffers(), strict=True)):
+        write(old, new)
 
 
 def on_path_of(student: AbstractDenoiser, teacher: AbstractDenoiser) -> AbstractDenoiser:

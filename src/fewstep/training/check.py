@@ -6,15 +6,17 @@ import copy
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from fewstep.core import UsageError
 from fewstep.data import Dataset
 from fewstep.derivatives import finite_difference, jvp
-from fewstep.models import LowRank
+from fewstep.models import AbstractDenoiser, LowRank
 from fewstep.models.discriminator import Heads
 from fewstep.objectives.base import Objective
 from fewstep.processes import World
 from fewstep.training.config import TrainConfig
+from fewstep.weights import averageable, learnable
 
 TOLERANCE = 1e-3
 """Largest error of a derivative, relative to its norm; in float64 a right one is within 1e-6."""
@@ -63,13 +65,42 @@ def _check_batches(objective: Objective, config: TrainConfig, world: World) -> N
         )
 
 
+def chosen_in(module: nn.Module) -> list[bool]:
+    """Which parameters of a phase's module learn: what its user froze stays as it is.
+
+    Each denoiser is looked at alone, because copies of loaded models are frozen as a whole and
+    learn beside heads that are new.
+    """
+    learns: set[int] = set()
+
+    def inside(part: nn.Module) -> None:
+        whole = isinstance(part, AbstractDenoiser)
+        if whole or not any(isinstance(m, AbstractDenoiser) for m in part.modules()):
+            learns.update(map(id, learnable(part)))
+            return
+        own = [p for p in part.parameters(recurse=False) if averageable(p)]
+        given = [p for p in own if p.requires_grad]
+        learns.update(map(id, given or own))
+        for child in part.children():
+            inside(child)
+
+    inside(module)
+    return [id(p) in learns for p in module.parameters()]
+
+
 def _check_weights(objective: Objective) -> None:
     """Every phase trains some weights, and none that must stay as they are."""
-    trained = {p.name: {id(w) for w in p.module.parameters()} for p in objective.phases()}
+    trained = {
+        phase.name: {
+            id(w) for w, learns in zip(phase.module.parameters(), flags, strict=True) if learns
+        }
+        for phase, flags in ((p, chosen_in(p.module)) for p in objective.phases())
+    }
     for name, weights in trained.items():
         if not weights:
             raise UsageError(
-                f"{type(objective).__name__} has nothing to learn as its {name}: no weights"
+                f"{type(objective).__name__} has nothing to learn as its {name}: no weights, or "
+                "only frozen ones; turn some on with requires_grad_(True)"
             )
         for held in objective.frozen:
             if not weights.isdisjoint(id(w) for w in objective.get_submodule(held).parameters()):
@@ -146,7 +177,7 @@ def check_derivative(objective: Objective, data: Dataset) -> None:
     """
     student = copy.deepcopy(objective.student).cpu().double()
     rng = torch.Generator().manual_seed(0)
-    for parameter in student.parameters():
+    for parameter in filter(averageable, student.parameters()):
         if not parameter.any():
             # Layers that begin at zero would hide what is behind them.
             parameter.normal_(0, 0.1, generator=rng)

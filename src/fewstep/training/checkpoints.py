@@ -25,6 +25,7 @@ from fewstep.core import UsageError, local
 from fewstep.files import drop, tidy, whole_folder
 from fewstep.processes import ALONE, World
 from fewstep.training.distribution import rows
+from fewstep.weights import separate, tied, write
 
 State = tuple[Mapping[str, Tensor], dict[str, Any]]
 """Tensors by dotted name, and JSON values."""
@@ -96,11 +97,13 @@ def _save_together(
 
 
 def _write(folder: Path, name: str, tensors: Mapping[str, Tensor], world: World) -> None:
-    own = {
-        key: local(value.detach()).cpu().contiguous()
-        for key, value in tensors.items()
-        if world.first or local(value) is not value
-    }
+    own = separate(
+        {
+            key: local(value.detach())
+            for key, value in tensors.items()
+            if world.first or local(value) is not value
+        }
+    )
     try:
         save_file(own, folder / name)
     except SafetensorError as error:
@@ -170,6 +173,19 @@ class _Stored(Mapping[str, Tensor]):
         return len(self.pieces)
 
 
+def once(module: nn.Module, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The tensors of a module by name, each under the first of its names.
+
+    Args:
+        module: it may be sharded.
+        but: beginnings of names to leave out.
+    """
+    state: dict[str, Tensor] = module.state_dict(keep_vars=True)
+    state = {k: v for k, v in state.items() if not (but and k.startswith(but))}
+    ties = tied(state)
+    return {name: value for name, value in state.items() if name not in ties}
+
+
 @torch.no_grad()
 def load_into(
     module: nn.Module,
@@ -180,17 +196,18 @@ def load_into(
 ) -> None:
     """Copy the tensors named ``prefix*`` into ``module``, strictly; of a shard, its rows.
 
-    Names of ``module`` that begin with one of ``but`` are left as they are.
+    Names of ``module`` that begin with one of ``but`` are left as they are, and so are those of
+    tensors that have another name too.
     """
     names = {k.removeprefix(prefix): k for k in tensors if k.startswith(prefix)}
-    wanted = {k: v for k, v in module.state_dict().items() if not (but and k.startswith(but))}
+    wanted = once(module, but)
     odd = sorted({*names} ^ {*wanted})
     for name in wanted.keys() & names.keys():
         value = tensors[names[name]]
         if value.shape != wanted[name].shape:
             odd.append(name)
         elif not odd:
-            local(wanted[name]).copy_(rows(value, wanted[name]))
+            write(local(wanted[name]), rows(value, wanted[name]))
     if odd:
         raise UsageError(f"{source} is of another network: {prefix}{{{', '.join(odd[:8])}}} differ")
 
