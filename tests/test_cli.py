@@ -39,7 +39,7 @@ FIRST = 5
 def small_pictures() -> Iterator[None]:
     """Pictures of a run show 4 samples instead of 64."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("fewstep.training.train.PICTURED", 4)
+        patched.setattr("fewstep.training.drawing.PICTURED", 4)
         yield
 
 

@@ -189,13 +189,12 @@ def _train(args: list[str]) -> None:
     chosen = tyro.cli(
         kind, default=default, prog=prog, args=rest, description=first.method.options.__doc__
     )
-    run = chosen.recipe.build()
     from fewstep.training.train import dry, train
 
     if chosen.dry_run:
-        print(dry(run))
+        print(dry(chosen.recipe.build(), chosen.out))
         return
-    train(run, chosen.out, fresh=chosen.fresh)
+    train(chosen.recipe, chosen.out, fresh=chosen.fresh)
 
 
 def _data(args: list[str]) -> None:

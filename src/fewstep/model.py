@@ -351,6 +351,7 @@ def load(
     network: nn.Module | None = None,
     device: str | torch.device | None = None,
     average: str | None = None,
+    step: int | None = None,
 ) -> Model:
     """A model from a model folder, a run folder (its newest model) or a bundled name.
 
@@ -359,11 +360,12 @@ def load(
         network: the user's own network, for a model that was saved with one.
         device: where to put it; an accelerator if there is one.
         average: another of the run's averages than its first.
+        step: the run's model as it was at this step, of which a checkpoint is kept.
 
     Raises:
         UsageError: nothing is there, or what is there does not fit; the message says which keys.
     """
-    folder = find(model, average)
+    folder = find(model, average, step)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weights = (folder / "model.safetensors").read_bytes()
@@ -392,9 +394,11 @@ def _ties(config: dict[str, Any], folder: Path) -> dict[str, str]:
     return ties
 
 
-def find(model: str | Path, average: str | None = None) -> Path:
+def find(model: str | Path, average: str | None = None, step: int | None = None) -> Path:
     """The model folder that a MODEL argument means."""
     path = Path(model)
+    if step is not None:
+        return _at_step(path, average, step)
     if path.exists():
         if average is not None:
             return _average(path, average)
@@ -409,6 +413,18 @@ def find(model: str | Path, average: str | None = None) -> Path:
     raise UsageError(
         f"no model {str(model)!r}: not a folder, and not bundled; {nearest(str(model), BUNDLED)}"
     )
+
+
+def _at_step(run: Path, average: str | None, step: int) -> Path:
+    if average is not None:
+        raise UsageError("checkpoints keep the run's first average only; give --step or --average")
+    known = sorted(int(p.parts[-3]) for p in run.glob("checkpoints/[0-9]*/model/config.json"))
+    if step not in known:
+        raise UsageError(
+            f"{run} keeps no model of step {step}; it has {known or 'none'}; --train.keep and "
+            "--train.keep-every say which checkpoints are kept"
+        )
+    return run / "checkpoints" / f"{step:09d}" / "model"
 
 
 def _average(run: Path, name: str) -> Path:

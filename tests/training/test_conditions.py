@@ -20,6 +20,7 @@ from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.terms import ConditionDrop, karras_weight
 from fewstep.search import distance_to
 from fewstep.times import LogNormal
+from fewstep.training import drawing
 from fewstep.training import train as training
 from fewstep.training.conditions import check_conditions, pictured
 from fewstep.training.config import Run, TrainConfig
@@ -134,7 +135,7 @@ def test_a_signal_is_seen_while_pictures_are_drawn(tmp_path, monkeypatch):
     model = train(dataclasses.replace(a_run), tmp_path / "run")
     monkeypatch.setattr(training.Model, "sample", sample)
     cond = pictured(a_run.data, 64)
-    assert training._drawn(model, 64, cond, signal_caught) is None
+    assert drawing.drawn(model, 64, None, cond, signal_caught) is None
     assert seen == [16]
 
 

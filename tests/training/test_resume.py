@@ -55,7 +55,7 @@ from fewstep.objectives.sid import SiD
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
 from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, Trig, VarianceExploding
-from fewstep.recipes.methods import METHODS
+from fewstep.recipes import recipe
 from fewstep.recipes.start import Start
 from fewstep.times import (
     KarrasUniform,
@@ -214,17 +214,16 @@ def of_family(name: str, **options) -> Callable[[], Objective]:
     def build() -> Objective:
         source, teacher = (Denoiser(network(seed), EDM(sigma_data=0.5)) for seed in range(2))
         torch.nn.init.normal_(teacher.net.last_weight)  # else both would answer the same
+        made = recipe(f"toy-{name}", **options, train=settings(steps=STEPS))
         start = Start(
+            recipe=made,
             data=toy("two-modes", 64),
             source=source,
             teacher=teacher,
             model=None,
             drop=None,
-            middle=0.5,
-            train=settings(steps=STEPS),
-            averages={},
         )
-        return METHODS[name].build(start, **options)
+        return made.options.objective(start)
 
     return build
 
@@ -267,7 +266,7 @@ OBJECTIVES = {
     "adversarial ctm": of_family("ctm", points=5, solver_steps=3, rate=0.9, adversarial=1.0),
     "adversarial pcm": of_family("pcm", phases=2, points=5, adversarial=0.1),
     "meanflow": of_family("meanflow"),
-    "imm": of_family("imm"),
+    "imm": of_family("imm", group=4),
     "shortcut": of_family("shortcut", rate=0.9),
     "flowmap": of_family("flowmap"),
     "dmd2": lambda: matched("fake"),
@@ -389,7 +388,7 @@ def test_interrupted_in_the_last_step(tmp_path):
     train(run_of("cd", "adam"), whole)
     with pytest.raises(Interrupted):
         train(run_of("cd", "adam", STEPS, signal.SIGTERM), parts)
-    assert not (parts / "model").exists()
+    assert json.loads((parts / "run.json").read_text())["delivered"] is None
     train(run_of("cd", "adam"), parts)
     same_end(whole, parts)
 

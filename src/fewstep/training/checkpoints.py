@@ -32,7 +32,13 @@ State = tuple[Mapping[str, Tensor], dict[str, Any]]
 
 
 def save(
-    folder: Path, step: int, state: State, keep: int, world: World = ALONE, keep_every: int = 0
+    folder: Path,
+    step: int,
+    state: State,
+    keep: int,
+    world: World = ALONE,
+    keep_every: int = 0,
+    beside: Callable[[Path], object] = lambda fresh: None,
 ) -> Path:
     """Write the state of ``step``; then drop all but the ``keep`` newest.
 
@@ -43,6 +49,7 @@ def save(
         keep: at least 1.
         world: all of it must call this.
         keep_every: also keep multiples of it; 0 for none.
+        beside: the first process calls it with the new folder, to write more into it.
 
     Raises:
         OSError: one of the processes could not write, e.g. because the disk is full.
@@ -52,9 +59,10 @@ def save(
     if world.size == 1:
         with whole_folder(target) as fresh:
             _write(fresh, _name(0), tensors, world)
+            beside(fresh)
             _write_manifest(fresh, values, step, world)
     else:
-        _save_together(target, tensors, values, step, world)
+        _save_together(target, tensors, values, step, world, beside)
     if world.first:
         tidy(folder)
         for old in _complete(folder)[:-keep]:
@@ -64,7 +72,12 @@ def save(
 
 
 def _save_together(
-    target: Path, tensors: Mapping[str, Tensor], values: dict[str, Any], step: int, world: World
+    target: Path,
+    tensors: Mapping[str, Tensor],
+    values: dict[str, Any],
+    step: int,
+    world: World,
+    beside: Callable[[Path], object],
 ) -> None:
     """The first process makes the folder and names it; a failure of one is told to all."""
     made: list[Path] = []
@@ -87,6 +100,7 @@ def _save_together(
 
         def finish() -> None:
             if world.first:
+                beside(fresh)
                 _write_manifest(fresh, values, step, world)
                 stack.close()
 
