@@ -18,13 +18,14 @@ from fewstep.files import TEMPORARY
 from fewstep.preparing import pairs, prepare
 from fewstep.recipes import NAMES, Recipe, rebuild, recipe
 from fewstep.recipes.options import NONE
-from fewstep.verbs import average, bench, doctor, evaluate, sample
+from fewstep.verbs import average, bench, doctor, evaluate, sample, status
 
 USAGE = """\
 fewstep: generative models that need one to four network calls
 
   fewstep recipes                               what can be trained
   fewstep train RECIPE [--train.steps N ...]    train or distil; the same command resumes
+  fewstep status RUN                            how far a run is, and its last picture
   fewstep sample MODEL -n 64 --out grid.png     draw
   fewstep evaluate MODEL --steps 1,2            distances to data, and speed
   fewstep doctor MODEL                          whether a teacher may be distilled, and what to do
@@ -110,6 +111,7 @@ def _dispatch(args: list[str]) -> None:
         "train": _train,
         "sample": lambda rest: _call("fewstep sample", sample, rest),
         "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
+        "status": lambda rest: _call("fewstep status", status, rest),
         "doctor": lambda rest: _call("fewstep doctor", doctor, rest),
         "average": lambda rest: _call("fewstep average", average, rest),
         "compare": lambda rest: _call("fewstep compare", compare, rest),

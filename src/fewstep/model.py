@@ -16,7 +16,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from fewstep import solvers
-from fewstep.conditions import lengths_of
+from fewstep.conditions import lengths_of, undeclared
 from fewstep.contract import Contract
 from fewstep.core import Cond
 from fewstep.devices import usable_device
@@ -274,13 +274,10 @@ class Model:
         # What a network reads beside the data's conditions, such as its augmentation.
         reads = {*self.denoiser.cond_keys, *getattr(self.denoiser, "optional_keys", ())}
         further = {
-            key: torch.as_tensor(given.pop(key)) for key in [*given] if key in reads - {*data.keys}
+            key: undeclared(key, given.pop(key), len(own))
+            for key in [*given]
+            if key in reads - {*data.keys}
         }
-        for key, value in further.items():
-            if value.ndim == 0 or len(value) != len(own):
-                raise UsageError(
-                    f"{key} must have {len(own)} rows, one a sample, got {tuple(value.shape)}"
-                )
         return {**data.defaults(own, [*given]), **data.convert(given, len(own)), **further}
 
     def guided(self, guidance: float | None, cond: Cond) -> AbstractDenoiser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 from torch import nn
 
 from fewstep.contract import Contract
+from fewstep.core import UsageError
 from fewstep.data import spec_of
+from fewstep.model import find
+from fewstep.status import unfinished
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder, notes
 from fewstep.training.memory import estimate, table
@@ -41,6 +45,10 @@ def header(run: Run, trainer: Trainer) -> str:
     frozen = count - sum(p.numel() for p in _learning(trainer))
     if frozen:
         lines.append(f"{frozen:,} of the parameters are frozen and stay as they are")
+    teacher = run.arguments.get("teacher")
+    with suppress(UsageError):
+        if isinstance(teacher, str) and (word := unfinished(find(teacher))) is not None:
+            lines.append(f"the teacher {word}")
     return "\n".join([*lines, *([run.note] if run.note else []), *notes(run.data)])
 
 
