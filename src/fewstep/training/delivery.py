@@ -77,6 +77,7 @@ class Best:
                 )
             )
         self.value: float | None = None
+        self.told = False
         for row in _rows(folder) if self.metric else []:
             if row["step"] <= start:
                 given = {k.removeprefix("eval/"): v for k, v in row.items() if "eval/" in k}
@@ -95,9 +96,14 @@ class Best:
         return better
 
     def unknown(self, numbers: Mapping[str, float]) -> str | None:
-        """What to say where no evaluation has the metric."""
-        if not self.metric or self.metric.split("/")[0] in {n.split("/")[0] for n in numbers}:
+        """What to say, once, where no evaluation has the metric."""
+        if (
+            self.told
+            or not self.metric
+            or self.metric.split("/")[0] in {n.split("/")[0] for n in numbers}
+        ):
             return None
+        self.told = True
         return (
             f"--train.keep-best {self.metric}: no such number among {', '.join(numbers)}; no best "
             "model is kept"

@@ -69,7 +69,7 @@ def space_line(run: Run, trainer: Trainer, folder: Path) -> str:
 def shortage(run: Run, trainer: Trainer, folder: Path) -> str | None:
     """What to say at the start where a run will not fit on the disk."""
     needed = space(run, trainer).total
-    there = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    there = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
     if needed <= _free(folder) + there:
         return None
     return (
