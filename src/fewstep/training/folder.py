@@ -170,12 +170,19 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def notes(data: Any) -> tuple[str, ...]:
     """What data says of itself in the header and in run.json, e.g. images that it passes over."""
-    return tuple(str(note) for note in getattr(data, "notes", ()))
+    return tuple(str(note) for note in _said_by(data, "notes") or ())
 
 
 def _data_fingerprint(data: Any) -> str | None:
-    made = getattr(data, "fingerprint", None)
+    made = _said_by(data, "fingerprint")
     return made() if callable(made) else None
+
+
+def _said_by(data: Any, name: str) -> Any:
+    """An attribute of data, or of the data that it wraps, as pairs do."""
+    while not hasattr(data, name) and hasattr(getattr(data, "data", None), "batch"):
+        data = data.data
+    return getattr(data, name, None)
 
 
 def _sources(arguments: Mapping[str, Any]) -> dict[str, dict[str, str]]:
