@@ -126,12 +126,13 @@ def status(run: str | Path) -> Status:
     )
 
 
-def unfinished(folder: Path) -> str | None:
+def unfinished(folder: str | Path) -> str | None:
     """What to say of the model of a run that is not at its end; None of any other model.
 
     Args:
         folder: a model folder.
     """
+    folder = Path(folder)
     run = folder.resolve().parent
     if folder.name != "model" or not (run / "run.json").is_file():
         return None

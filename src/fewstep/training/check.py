@@ -6,17 +6,17 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from fewstep.core import UsageError
 from fewstep.data import Dataset
 from fewstep.derivatives import finite_difference, jvp
-from fewstep.models import AbstractDenoiser, LowRank
+from fewstep.models import LowRank
 from fewstep.models.discriminator import Heads
 from fewstep.objectives.base import Objective
 from fewstep.processes import World
 from fewstep.training.config import TrainConfig
-from fewstep.weights import averageable, learnable
+from fewstep.training.trained import chosen_in
+from fewstep.weights import averageable
 
 TOLERANCE = 1e-3
 """Largest error of a derivative, relative to its norm; in float64 a right one is within 1e-6."""
@@ -63,29 +63,6 @@ def _check_batches(objective: Objective, config: TrainConfig, world: World) -> N
             f"{type(objective).__name__} needs microbatches of at least {needs.batch_least} "
             f"samples, got --train.batch {config.batch}"
         )
-
-
-def chosen_in(module: nn.Module) -> list[bool]:
-    """Which parameters of a phase's module learn: what its user froze stays as it is.
-
-    Each denoiser is looked at alone, because copies of loaded models are frozen as a whole and
-    learn beside heads that are new.
-    """
-    learns: set[int] = set()
-
-    def inside(part: nn.Module) -> None:
-        whole = isinstance(part, AbstractDenoiser)
-        if whole or not any(isinstance(m, AbstractDenoiser) for m in part.modules()):
-            learns.update(map(id, learnable(part)))
-            return
-        own = [p for p in part.parameters(recurse=False) if averageable(p)]
-        given = [p for p in own if p.requires_grad]
-        learns.update(map(id, given or own))
-        for child in part.children():
-            inside(child)
-
-    inside(module)
-    return [id(p) in learns for p in module.parameters()]
 
 
 def _check_weights(objective: Objective) -> None:

@@ -175,7 +175,7 @@ def notes(data: Any) -> tuple[str, ...]:
 
 def _data_fingerprint(data: Any) -> str | None:
     made = _said_by(data, "fingerprint")
-    return made() if callable(made) else None
+    return str(made() or "") or None if callable(made) else None
 
 
 def _said_by(data: Any, name: str) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import compress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from fewstep.objectives.base import Objective, Phase
 from fewstep.objectives.terms import frozen_copy
 from fewstep.processes import ALONE, World
 from fewstep.training.averages import Averages, Rule
-from fewstep.training.check import check, chosen_in
+from fewstep.training.check import check
 from fewstep.training.checkpoints import State, fingerprint, load_into, once
 from fewstep.training.config import Augment, TrainConfig
 from fewstep.training.derivative import derivative_for
@@ -35,7 +33,7 @@ from fewstep.training.feed import Feed
 from fewstep.training.guards import LossScale, Spikes
 from fewstep.training.offload import Offload
 from fewstep.training.optimizers import load_optimizer, optimizer_of
-from fewstep.weights import averageable
+from fewstep.training.trained import chosen_in, trained_by, training
 
 PATIENCE = 10
 """Updates of a phase in a row with a non-finite gradient after which a run stops."""
@@ -101,21 +99,14 @@ class Trainer:
             for network in trained:
                 if isinstance(network, Network):  # heads of a judge have no blocks
                     self.again += checkpoint_blocks(network)
-        self.trained = self._trained(chosen)
+        self.trained = trained_by(objective, chosen)
         self.strategy = self._strategy()
-        self.trained = self._trained(chosen)  # sharding makes them anew
+        self.trained = trained_by(objective, chosen)  # sharding makes them anew
         if config.compile:
             for network in trained:
                 network.compile()
         self.optimizers = self._optimizers()
         self.offload = Offload(objective, self.averages, device) if config.offload else None
-
-    def _trained(self, chosen: Mapping[str, list[bool]]) -> dict[str, list[nn.Parameter]]:
-        """What each phase trains, by its name."""
-        return {
-            phase.name: [*compress(phase.module.parameters(), chosen[phase.name])]
-            for phase in self.objective.phases()
-        }
 
     def _strategy(self) -> Strategy:
         if self.world.size == 1:
@@ -318,23 +309,6 @@ class Trainer:
         self.optimizers = self._optimizers()
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, tensors, f"optimizer.{name}.")
-
-
-@contextmanager
-def training(
-    objective: Objective, module: nn.Module, parameters: Sequence[nn.Parameter] | None = None
-) -> Iterator[None]:
-    """Gradients for ``module`` and for nothing else: the one place that decides it.
-
-    Args:
-        objective: the method.
-        module: of the phase.
-        parameters: those of the module that learn; by default all that can.
-    """
-    objective.requires_grad_(False)
-    for parameter in filter(averageable, module.parameters()) if parameters is None else parameters:
-        parameter.requires_grad_(True)
-    yield
 
 
 def _holds(module: nn.Module, student: nn.Module) -> bool:
