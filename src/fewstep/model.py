@@ -418,8 +418,9 @@ def _at_step(run: Path, average: str | None, step: int) -> Path:
     known = sorted(int(p.parts[-3]) for p in run.glob("checkpoints/[0-9]*/model/config.json"))
     if step not in known:
         raise UsageError(
-            f"{run} keeps no model of step {step}; it has {known or 'none'}; --train.keep and "
-            "--train.keep-every say which checkpoints are kept"
+            f"{run} keeps no model of training step {step}; it has {known or 'none'} (training "
+            "keeps those that --train.keep and --train.keep-every say; --steps is the number of "
+            "sampling steps)"
         )
     return run / "checkpoints" / f"{step:09d}" / "model"
 

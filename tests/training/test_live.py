@@ -70,7 +70,8 @@ def test_an_interrupted_run_is_sampled_and_evaluated(stopped, capsys, tmp_path):
 def test_a_step_that_is_not_kept(stopped, capsys):
     done = fewstep(capsys, "sample", stopped, "--step", 1)
     assert done.code == 2
-    assert "keeps no model of step 1; it has [2, 3]" in done.err
+    assert "keeps no model of training step 1; it has [2, 3]" in done.err
+    assert "--steps" in done.err
     with pytest.raises(UsageError, match="give --step or --average"):
         find(stopped, "ema", 2)
     with pytest.raises(UsageError, match="it has none"):
