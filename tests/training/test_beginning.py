@@ -245,6 +245,7 @@ def kept(out, network=Net):
     [
         ("fd", [{"fd/1": v} for v in (3.0, 1.0, 2.0, 1.0)], 2),
         ("fd/2", [{"fd/1": 4 - v, "fd/2": v} for v in (3.0, 2.0, 1.0, 2.0)], 3),
+        ("fd", [{"fd/1": v} for v in (float("nan"), 3.0, 1.0, 2.0)], 3),
         ("recall", [{"recall/1": v} for v in (0.1, 0.2, 0.4, 0.3)], 3),
     ],
 )
@@ -274,8 +275,9 @@ def test_a_best_without_evaluations_is_refused(every, tmp_path):
         train(run, tmp_path / "run")
 
 
-def test_an_unknown_metric_is_told(tmp_path, capsys):
-    train(evaluated([{"fd/1": 1.0, "swd/1": 2.0}] * 3, keep_best="kid"), tmp_path / "run")
+@pytest.mark.parametrize("metric", ["kid", "fd/3"])
+def test_an_unknown_metric_is_told(metric, tmp_path, capsys):
+    train(evaluated([{"fd/1": 1.0, "swd/1": 2.0}] * 3, keep_best=metric), tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("--train.keep-best kid: no such number among fd/1, swd/1") == 1
+    assert said.count(f"--train.keep-best {metric}: no such number among fd/1, swd/1") == 1
     assert not (tmp_path / "run/best").exists()

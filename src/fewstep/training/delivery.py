@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 
 from fewstep.contract import Contract
@@ -85,9 +86,8 @@ class Best:
 
     def improved(self, numbers: Mapping[str, float]) -> bool:
         """Whether an evaluation is the best so far, which it then is."""
-        names = (n for n in numbers if self.metric and n.split("/")[0] == self.metric.split("/")[0])
-        name = self.metric if self.metric in numbers else next(names, None)
-        if name is None:
+        name = self._name(numbers)
+        if name is None or not math.isfinite(numbers[name]):
             return False
         sign = -1 if name.split("/")[0] in HIGHER else 1
         better = self.value is None or sign * numbers[name] < sign * self.value
@@ -97,17 +97,19 @@ class Best:
 
     def unknown(self, numbers: Mapping[str, float]) -> str | None:
         """What to say, once, where no evaluation has the metric."""
-        if (
-            self.told
-            or not self.metric
-            or self.metric.split("/")[0] in {n.split("/")[0] for n in numbers}
-        ):
+        if self.told or not self.metric or self._name(numbers) is not None:
             return None
         self.told = True
         return (
             f"--train.keep-best {self.metric}: no such number among {', '.join(numbers)}; no best "
             "model is kept"
         )
+
+    def _name(self, numbers: Mapping[str, float]) -> str | None:
+        """The number that is meant: fd/2 for two calls, fd for the first number of calls."""
+        if not self.metric or self.metric in numbers:
+            return self.metric or None
+        return next((name for name in numbers if name.split("/")[0] == self.metric), None)
 
 
 def _rows(folder: RunFolder) -> list[dict[str, float]]:
