@@ -82,6 +82,21 @@ def test_what_is_turned_on_again_learns():
     assert learnable(network) == [network.a.weight]
 
 
+def test_frozen_weights_are_not_normalised(tmp_path):
+    class Sphere(nn.Linear):
+        def normalise_weights(self) -> None:
+            with torch.no_grad():
+                self.weight /= self.weight.norm()
+
+    network = made(Net)
+    network.a, network.b = Sphere(3, 8), Sphere(8, 2)
+    network.a.requires_grad_(False)
+    before = state(network)
+    train(run_of(network), tmp_path / "run")
+    assert moved(before, network) == {"b.weight", "b.bias"}
+    assert float(network.b.weight.norm()) == pytest.approx(1.0)
+
+
 def test_nothing_to_learn_is_refused():
     network = made(Fourier)
     network.a = network.b = network.table = None
