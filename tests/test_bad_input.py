@@ -303,7 +303,7 @@ def test_one_message(name, places, at_work, capsys):
 
 # What the parser of options says is framed, but short, and names what was given.
 FRAMED = {
-    "option": ("sample {toy} --step 3", "--step", "--steps"),
+    "option": ("sample {toy} --stepz 3", "--stepz", "--steps"),
     "option of training": ("train toy-edm --trian.steps 3", "--trian.steps", "--train.steps"),
     "another argument": ("train toy-edm toy-cd", "toy-cd"),
     "no number": ("sample {toy} -n two", "'two'"),

@@ -39,7 +39,7 @@ FIRST = 5
 def small_pictures() -> Iterator[None]:
     """Pictures of a run show 4 samples instead of 64."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("fewstep.training.train.PICTURED", 4)
+        patched.setattr("fewstep.training.drawing.PICTURED", 4)
         yield
 
 
@@ -173,7 +173,8 @@ def test_recipe(recipe, places, tmp_path, capsys):
     found = {name for name, content in tree(out).items() if content is not None}
     pictured = {f"samples/{step:09d}{of}.png" for step in (0, STEPS) for of in ("", "-online")}
     saved = {f"checkpoints/000000020/state.{kind}" for kind in ("json", "safetensors")}
-    model = {f"model/{name}" for name in ("model.safetensors", "config.json", "README.md")}
+    files = ("model.safetensors", "config.json", "README.md")
+    model = {f"{at}model/{name}" for at in ("", "checkpoints/000000020/") for name in files}
     report = {"metrics.json", "samples/comparison.png"} if recipe.startswith("digits") else set()
     assert found == {".lock", "run.json", "log.jsonl"} | pictured | saved | model | report
 

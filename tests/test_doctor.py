@@ -729,7 +729,7 @@ def test_training_says_what_is_wrong_with_its_teacher(tmp_path, capsys):
     (sick / "config.json").write_text(json.dumps(content))
     for teacher, wrong in (("digits-edm", False), (sick, True)):
         out = tmp_path / f"run-{wrong}"
-        args = ("digits-ect", "--teacher", teacher, *few, "--out", out, "--dry-run")
+        args = ("digits-ect", "--teacher", teacher, *few, "--out", out)
         outcome = fewstep(capsys, "train", *args)
         assert outcome.code == 0, outcome.err
         assert ("teacher: stop" in outcome.err or "teacher: warn" in outcome.err) == wrong

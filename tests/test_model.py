@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -560,3 +561,43 @@ def test_noise_belongs_to_the_sample():
         assert alone(0)[0].equal(step[1])
     assert not drawn[0].equal(drawn[1])
     assert not drawn[0][0].equal(drawn[0][1])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(3, 4),
+        torch.ones(3, 4, dtype=torch.float64),
+        np.ones((3, 4)),
+        [[1.0] * 4] * 3,
+        torch.ones(1, 4),
+        [[1.0] * 4],
+    ],
+    ids=["float32", "float64", "numpy", "list", "one row", "list of one row"],
+)
+def test_conditions_that_only_the_network_knows_are_converted(value):
+    model, net = custom(("obs",))
+    model.sample(3, cond={"obs": value})
+    (*_, cond) = net.seen[-1]
+    assert cond["obs"].dtype == torch.float32
+    assert cond["obs"].tolist() == [[1.0] * 4] * 3
+
+
+def test_conditions_that_only_the_network_knows_may_be_numbers_of_things():
+    model, net = custom(("obs",))
+    model.sample(3, cond={"obs": np.array([4, 5, 6])})
+    assert net.seen[-1][-1]["obs"].tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (torch.ones(2, 4), r"one row, or 3 with one a sample; got the shape \(2, 4\)"),
+        (1.0, r"one row, or 3 with one a sample; got the shape \(\)"),
+        ("five", "obs must be numbers, got 'five'"),
+    ],
+)
+def test_wrong_conditions_that_only_the_network_knows(value, says):
+    model, _ = custom(("obs",))
+    with pytest.raises(UsageError, match=says):
+        model.sample(3, cond={"obs": value})

@@ -17,15 +17,16 @@ from fewstep.choosing import compare, search
 from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.files import TEMPORARY
 from fewstep.preparing import pairs, prepare
-from fewstep.recipes import NAMES, Recipe, Run, rebuild, recipe
+from fewstep.recipes import NAMES, Recipe, rebuild, recipe
 from fewstep.recipes.options import NONE
-from fewstep.verbs import average, bench, doctor, evaluate, sample
+from fewstep.verbs import average, bench, doctor, evaluate, sample, status
 
 USAGE = """\
 fewstep: generative models that need one to four network calls
 
   fewstep recipes                               what can be trained
   fewstep train RECIPE [--train.steps N ...]    train or distil; the same command resumes
+  fewstep status RUN                            how far a run is, and its last picture
   fewstep sample MODEL -n 64 --out grid.png     draw
   fewstep evaluate MODEL --steps 1,2            distances to data, and speed
   fewstep doctor MODEL                          whether a teacher may be distilled, and what to do
@@ -111,6 +112,7 @@ def _dispatch(args: list[str]) -> None:
         "train": _train,
         "sample": lambda rest: _call("fewstep sample", sample, rest),
         "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
+        "status": lambda rest: _call("fewstep status", status, rest),
         "doctor": lambda rest: _call("fewstep doctor", doctor, rest),
         "average": lambda rest: _call("fewstep average", average, rest),
         "compare": lambda rest: _call("fewstep compare", compare, rest),
@@ -193,29 +195,12 @@ def _train(args: list[str]) -> None:
     chosen = tyro.cli(
         kind, default=default, prog=prog, args=rest, description=first.method.options.__doc__
     )
-    run = chosen.recipe.build()
     from fewstep.training.train import dry, train
 
-    _examine(run)
     if chosen.dry_run:
-        print(dry(run))
+        print(dry(chosen.recipe.build(), chosen.out))
         return
-    train(run, chosen.out, fresh=chosen.fresh)
-
-
-def _examine(run: Run) -> None:
-    """Say what a quick look at a diffusion teacher finds worth saying."""
-    from fewstep.doctor import quick
-
-    if run.teacher is None or run.teacher.contract.sampling.kind != "ode":
-        return
-    try:
-        examination = quick(run.teacher, run.data)
-    except UsageError as error:
-        print(f"teacher: not examined: {error}", file=sys.stderr)
-        return
-    for finding in (*examination.of("stop"), *examination.of("warn")):
-        print(f"teacher: {finding}", file=sys.stderr)
+    train(chosen.recipe, chosen.out, fresh=chosen.fresh)
 
 
 def _data(args: list[str]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,88 @@ LOCK = ".lock"
 """In a folder in which one process works at a time."""
 
 
+_BUSY = {errno.EACCES, errno.EAGAIN}
+"""What the system says of a lock that another process holds."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+"""What a file system without locks says."""
+
+_NO_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""What a file system says that cannot flush a file or a folder."""
+
+_warned: set[str] = set()
+
+
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
     """Work in a folder as the only process; the lock goes with it, however that ends.
+
+    Where the file system has no locks, this is said once and the work goes on.
 
     Raises:
         UsageError: ``busy``: another process does.
     """
     with (folder / LOCK).open("w") as handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(busy) from error
+        if not lock(handle):
+            raise UsageError(busy)
         yield
+
+
+def lock(handle: Any, byte: int = 0, length: int = 0, *, wait: bool = False) -> bool:
+    """Lock a part of a file for this process.
+
+    Args:
+        handle: an open file.
+        byte: where the part begins.
+        length: its length; 0 is all that follows.
+        wait: until another process lets go of it.
+
+    Returns:
+        Whether the work may go on: False where another process holds the lock.
+    """
+    module = _locks()
+    if module is None:
+        _warn(f"{handle.name}: this system has no file locks; start one process here at a time")
+        return True
+    try:
+        module.lockf(handle, module.LOCK_EX | (0 if wait else module.LOCK_NB), length, byte)
+    except OSError as error:
+        if error.errno in _BUSY:
+            return False
+        if error.errno not in _NO_LOCKS:
+            raise
+        _warn(
+            f"{Path(handle.name).parent}: this file system has no locks ({error.strerror}); start "
+            "one process here at a time"
+        )
+    return True
+
+
+def unlock(handle: Any, byte: int = 0, length: int = 0) -> None:
+    """Let go of what :func:`lock` locked."""
+    module = _locks()
+    if module is None:
+        return
+    try:
+        module.lockf(handle, module.LOCK_UN, length, byte)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _locks() -> Any:
+    """The module of locks; None where the system has none, as Windows."""
+    try:
+        return import_module("fcntl")
+    except ImportError:
+        return None
+
+
+def _warn(text: str) -> None:
+    """Say something once in a process."""
+    if text not in _warned:
+        _warned.add(text)
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -98,10 +169,22 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Ask the disk to keep a file or a folder's entries."""
-    handle = os.open(path, os.O_RDONLY)
+    """Ask the disk to keep a file or a folder's entries.
+
+    Where the file system cannot, this is said once, because a power cut may then lose files.
+    """
+    if os.name == "nt" and path.is_dir():
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
+        _warn(
+            f"this file system cannot flush what is written ({error.strerror}); a power cut may "
+            "lose the newest files"
+        )
     finally:
         os.close(handle)
 

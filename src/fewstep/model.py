@@ -27,8 +27,8 @@ from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.noise import SampleNoise as SampleNoise
 from fewstep.paths import VarianceExploding
 from fewstep.times import karras, uniform
-from fewstep.values import lengths_of
-from fewstep.weights import load_weights
+from fewstep.values import lengths_of, undeclared
+from fewstep.weights import freeze, load_weights, separate, tied
 
 FORMAT = 2
 """Of what is written; config.json of format 1 can be read too."""
@@ -45,7 +45,7 @@ class Model:
     """
 
     def __init__(self, denoiser: AbstractDenoiser, contract: Contract) -> None:
-        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.denoiser = freeze(denoiser.eval())
         self.contract = contract
 
     def __repr__(self) -> str:
@@ -282,13 +282,10 @@ class Model:
         # What a network reads beside the data's conditions, such as its augmentation.
         reads = {*self.denoiser.cond_keys, *getattr(self.denoiser, "optional_keys", ())}
         further = {
-            key: torch.as_tensor(given.pop(key)) for key in [*given] if key in reads - {*data.keys}
+            key: undeclared(key, given.pop(key), len(own))
+            for key in [*given]
+            if key in reads - {*data.keys}
         }
-        for key, value in further.items():
-            if value.ndim == 0 or len(value) != len(own):
-                raise UsageError(
-                    f"{key} must have {len(own)} rows, one a sample, got {tuple(value.shape)}"
-                )
         return {**data.defaults(own, [*given]), **data.convert(given, len(own)), **further}
 
     def guided(self, guidance: float | None, cond: Cond) -> AbstractDenoiser:
@@ -330,14 +327,17 @@ class Model:
             card: text of the README; by default a short one.
             dtype: of the stored weights, e.g. ``torch.float16``; buffers keep theirs.
         """
-        state = {k: v.detach().cpu().contiguous() for k, v in self.denoiser.state_dict().items()}
+        whole = self.denoiser.state_dict()
+        ties = tied(whole)
+        state = separate({name: value for name, value in whole.items() if name not in ties})
         if dtype is not None:
-            names = {name for name, _ in self.denoiser.named_parameters()}
+            names = {name for name, p in self.denoiser.named_parameters() if p.is_floating_point()}
             state = {k: v.to(dtype) if k in names else v for k, v in state.items()}
         weights = dump_tensors(state, {"format": "pt"})
         with whole_folder(Path(path)) as folder:
             (folder / "model.safetensors").write_bytes(weights)
-            config = json.dumps(self.config(weights), indent=2)
+            shared = {"tied": ties} if ties else {}
+            config = json.dumps({**self.config(weights), **shared}, indent=2)
             (folder / "config.json").write_text(config + "\n", encoding="utf-8")
             (folder / "README.md").write_text(card or self._card(), encoding="utf-8")
         return Path(path)
@@ -357,6 +357,7 @@ def load(
     network: nn.Module | None = None,
     device: str | torch.device | None = None,
     average: str | None = None,
+    step: int | None = None,
 ) -> Model:
     """A model from a model folder, a run folder (its newest model) or a bundled name.
 
@@ -365,11 +366,12 @@ def load(
         network: the user's own network, for a model that was saved with one.
         device: where to put it; an accelerator if there is one.
         average: another of the run's averages than its first.
+        step: the run's model as it was at this step, of which a checkpoint is kept.
 
     Raises:
         UsageError: nothing is there, or what is there does not fit; the message says which keys.
     """
-    folder = find(model, average)
+    folder = find(model, average, step)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weights = (folder / "model.safetensors").read_bytes()
@@ -387,13 +389,22 @@ def load(
     # Custom networks come built; the library's own are built without memory until shapes agree.
     with torch.device("meta" if network is None else "cpu"):
         denoiser = build_denoiser(config.get("denoiser"), network)
-    load_weights(denoiser, weights, folder, config.get("sha256"))
+    load_weights(denoiser, weights, folder, config.get("sha256"), _ties(config, folder))
     return Model(denoiser, contract).to(usable_device(device))
 
 
-def find(model: str | Path, average: str | None = None) -> Path:
+def _ties(config: dict[str, Any], folder: Path) -> dict[str, str]:
+    ties = config.get("tied", {})
+    if not isinstance(ties, dict) or not all(isinstance(name, str) for name in ties.values()):
+        raise UsageError(f"{folder}/config.json: tied must hold names by name, got {ties!r}")
+    return ties
+
+
+def find(model: str | Path, average: str | None = None, step: int | None = None) -> Path:
     """The model folder that a MODEL argument means."""
     path = Path(model)
+    if step is not None:
+        return _at_step(path, average, step)
     if path.exists():
         if average is not None:
             return _average(path, average)
@@ -408,6 +419,19 @@ def find(model: str | Path, average: str | None = None) -> Path:
     raise UsageError(
         f"no model {str(model)!r}: not a folder, and not bundled; {nearest(str(model), BUNDLED)}"
     )
+
+
+def _at_step(run: Path, average: str | None, step: int) -> Path:
+    if average is not None:
+        raise UsageError("checkpoints keep the run's first average only; give --step or --average")
+    known = sorted(int(p.parts[-3]) for p in run.glob("checkpoints/[0-9]*/model/config.json"))
+    if step not in known:
+        raise UsageError(
+            f"{run} keeps no model of training step {step}; it has {known or 'none'} (training "
+            "keeps those that --train.keep and --train.keep-every say; --steps is the number of "
+            "sampling steps)"
+        )
+    return run / "checkpoints" / f"{step:09d}" / "model"
 
 
 def _average(run: Path, name: str) -> Path:

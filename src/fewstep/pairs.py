@@ -8,7 +8,6 @@ folder and the locks in it, and the last to finish completes ``pairs.json``.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from fewstep import solvers
 from fewstep.bars import bar
 from fewstep.core import Cond, UsageError, widest
 from fewstep.data.pairs import OTHER, RECORD, About, Pairs, name_of, opened, packed, read_record
-from fewstep.files import LOCK, TEMPORARY, whole_file, write_json
+from fewstep.files import LOCK, TEMPORARY, lock, unlock, whole_file, write_json
 from fewstep.model import Model, SampleNoise
 from fewstep.models import AbstractDenoiser
 from fewstep.paths import Event, Time
@@ -169,15 +168,13 @@ def _compare(out: Path, before: About, about: About) -> None:
 @contextmanager
 def _held(handle: Any, byte: int, wait: bool = True) -> Iterator[None]:
     """Hold one byte of the lock, which goes with the process: 0 the record's, 1 + i shard i's."""
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
-    except BlockingIOError as error:
+    if not lock(handle, byte, 1, wait=wait):
         where = Path(handle.name).parent / name_of(byte - 1)
-        raise UsageError(f"another process is making {where}; wait for it, or stop it") from error
+        raise UsageError(f"another process is making {where}; wait for it, or stop it")
     try:
         yield
     finally:
-        fcntl.lockf(handle, fcntl.LOCK_UN, 1, byte)
+        unlock(handle, byte, 1)
 
 
 def _shards(

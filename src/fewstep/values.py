@@ -51,6 +51,27 @@ def array_of(name: str, value: Any) -> Tensor:
         raise UsageError(f"{name} must be numbers, got {_brief(value)} ({error})") from error
 
 
+def undeclared(name: str, value: Any, n: int) -> Tensor:
+    """A condition that only the network knows, ``(n, ...)``: floats as float32, integers as such.
+
+    Args:
+        name: for messages.
+        value: numbers with a row for each sample, or one row for all.
+        n: samples.
+
+    Raises:
+        UsageError: these are no numbers, or they have another number of rows.
+    """
+    given = array_of(name, value)
+    if given.ndim == 0 or len(given) not in {1, n}:
+        raise UsageError(
+            f"{name} must have one row, or {n} with one a sample; got the shape "
+            f"{tuple(given.shape)}"
+        )
+    given = given.to(torch.float32) if given.is_floating_point() else given
+    return given.expand(n, *given.shape[1:])
+
+
 def rows_of(name: str, value: Any, shape: Ordered[int], n: int) -> Tensor:
     """float32 ``(n, *shape)``, or ``(1, *shape)`` where one row is given for all."""
     given = array_of(name, value)

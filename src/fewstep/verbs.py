@@ -28,6 +28,7 @@ def sample(
     guidance: float | None = None,
     gamma: float | None = None,
     average: str | None = None,
+    step: int | None = None,
     device: str | None = None,
     columns: int | None = None,
 ) -> None:
@@ -51,6 +52,7 @@ def sample(
         guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
         gamma: share of fresh noise, from 0 to 1, of models that are sampled with one.
         average: another of the run's averages than its first.
+        step: the run's model as it was at this step, of which a checkpoint is kept.
         device: where to run; an accelerator if there is one.
         columns: of the grid.
     """
@@ -65,8 +67,9 @@ def sample(
 
     from fewstep.model import find, load
 
-    loaded = load(model, average=average, device=device)
-    print(f"model: {find(model, average)}", file=sys.stderr)
+    loaded = load(model, average=average, device=device, step=step)
+    print(f"model: {find(model, average, step)}", file=sys.stderr)
+    _say_unfinished(find(model, average, step))
     given = loaded.contract.data.parse(cond, label)
     long = numbers("--lengths", lengths, int) if lengths is not None else None
     x = loaded.sample(
@@ -86,6 +89,14 @@ def sample(
     calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None
     calls = calls or loaded.calls(len(at) if at else steps, guidance)
     print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}")
+
+
+def _say_unfinished(folder: Path) -> None:
+    """Say on stderr that a model is of a run which is still training or was interrupted."""
+    from fewstep.status import unfinished
+
+    if (told := unfinished(folder)) is not None:
+        print(told, file=sys.stderr)
 
 
 def _write_samples(
@@ -126,6 +137,7 @@ def evaluate(
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
     guidance: float | None = None,
     average: str | None = None,
+    step: int | None = None,
     device: str | None = None,
     out: Path | None = None,
 ) -> None:
@@ -146,6 +158,7 @@ def evaluate(
         n: for toys and images: samples and held-out data compared, at most.
         guidance: scale of classifier-free guidance.
         average: another of the run's averages than its first.
+        step: the run's model as it was at this step, of which a checkpoint is kept.
         device: where to run; an accelerator if there is one.
         out: a JSON file for the numbers.
     """
@@ -153,12 +166,14 @@ def evaluate(
     if n < 2:
         raise UsageError(f"-n must be at least 2, got {n}")
     from fewstep import evaluation
-    from fewstep.model import load
+    from fewstep.model import find, load
     from fewstep.processes import joined
     from fewstep.recipes.records import own_data
 
     with joined() as world:
-        loaded = load(model, average=average, device=device)
+        loaded = load(model, average=average, device=device, step=step)
+        if world.first:
+            _say_unfinished(find(model, average, step))
         data = data or own_data(model)
         protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
         protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
@@ -224,6 +239,21 @@ def doctor(
     print(dumps(examination.as_json(), indent=2) if json else examination.text())
     if not examination.distillable:
         raise SystemExit(1)
+
+
+def status(run: Annotated[Path, tyro.conf.arg(metavar="RUN")], /, *, json: bool = False) -> None:
+    """Say how far a run is: its step, loss, time left, checkpoints and last picture.
+
+    Args:
+        run: a run folder; it may be training meanwhile.
+        json: print everything as JSON.
+    """
+    from json import dumps
+
+    from fewstep.status import status as read
+
+    found = read(run)
+    print(dumps(found.as_json(), indent=2) if json else found.text())
 
 
 def average(

@@ -20,6 +20,7 @@ from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.terms import ConditionDrop, karras_weight
 from fewstep.search import distance_to
 from fewstep.times import LogNormal
+from fewstep.training import drawing
 from fewstep.training import train as training
 from fewstep.training.conditions import check_conditions, picture_conditions
 from fewstep.training.config import Run, TrainConfig
@@ -133,7 +134,7 @@ def test_a_signal_is_seen_while_pictures_are_drawn(monkeypatch):
 
     monkeypatch.setattr(training.Model, "sample", sample)
     cond = picture_conditions(a_run.data, 64)
-    assert training._samples(model, 64, cond, caught) is None
+    assert drawing.drawn(model, 64, None, cond, caught) is None
     assert sizes == [16, 16]
 
 

@@ -15,6 +15,7 @@ from fewstep.contract import DataSpec, Guidance
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, local, null_like, per_sample
 from fewstep.models import AbstractDenoiser, Denoiser
 from fewstep.paths import Event, Time, Trig
+from fewstep.weights import averageable, freeze, write
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -174,17 +175,19 @@ def clipped(g: Event) -> Event:
 
 def frozen_copy(module: M) -> M:
     """Copy a module out of any optimiser's reach, in the same mode (train or eval)."""
-    return copy.deepcopy(module).requires_grad_(False)
+    return freeze(copy.deepcopy(module))
 
 
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """Set parameters to rate * target + (1 - rate) * source, and copy buffers."""
-    followers = [local(p) for p in target.parameters()]
-    sources = [local(p) for p in source.parameters()]
+    """Set parameters to rate * target + (1 - rate) * source; copy buffers and integers."""
+    pairs = [*zip(target.parameters(), source.parameters(), strict=True)]
+    followers = [local(old) for old, _ in pairs if averageable(old)]
+    sources = [local(new) for old, new in pairs if averageable(old)]
     torch._foreach_lerp_(followers, sources, 1 - rate)  # pyright: ignore[reportPrivateImportUsage]
-    for old, new in zip(target.buffers(), source.buffers(), strict=True):
-        old.copy_(new)
+    rest = [(old, new) for old, new in pairs if not averageable(old)]
+    for old, new in (*rest, *zip(target.buffers(), source.buffers(), strict=True)):
+        write(old, new)
 
 
 def on_path_of(student: AbstractDenoiser, teacher: AbstractDenoiser) -> AbstractDenoiser:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fewstep.contract import Contract
+from fewstep.core import UsageError
 from fewstep.data import spec_of
+from fewstep.doctor import quick
+from fewstep.model import find
+from fewstep.status import unfinished
 from fewstep.training.config import Run
-from fewstep.training.folder import RunFolder
+from fewstep.training.folder import RunFolder, notes
 from fewstep.training.memory import estimate, table
+from fewstep.training.space import space_line
 from fewstep.training.trainer import Trainer
 
 
@@ -32,11 +43,63 @@ def header(run: Run, trainer: Trainer) -> str:
             f"{world.size} processes ({config.parallel}), each with {len(trainer.shards)} of the "
             f"{config.accumulation} microbatches"
         )
-    return "\n".join([*lines, *([run.note] if run.note else [])])
+    frozen = count - sum(p.numel() for p in _learning(trainer))
+    if frozen:
+        lines.append(f"{frozen:,} of the parameters are frozen and stay as they are")
+    teacher = run.arguments.get("teacher")
+    with suppress(UsageError):
+        if isinstance(teacher, str) and (word := unfinished(find(teacher))) is not None:
+            lines.append(f"the teacher {word}")
+    return "\n".join([*lines, *([run.note] if run.note else []), *notes(run.data)])
 
 
-def plan(run: Run, record: dict[str, Any], trainer: Trainer) -> str:
-    """What a dry run prints: the resolved recipe, the header, memory.
+def _learning(trainer: Trainer) -> list[nn.Parameter]:
+    """The parameters of the student that a phase trains."""
+    trained = {id(p) for parameters in trainer.trained.values() for p in parameters}
+    return [p for p in trainer.objective.student.parameters() if id(p) in trained]
+
+
+def cautions(run: Run, trainer: Trainer, before: Mapping[str, Any] | None) -> list[str]:
+    """What is to be known of the learning rate before the first step.
+
+    Args:
+        run: what will be trained.
+        trainer: at the step that training goes on from.
+        before: the content of run.json, where there was one.
+    """
+    config, said = run.config, []
+    done = trainer.step - trainer.stage_start
+    if config.warmup >= config.steps:
+        said.append(
+            f"the warm-up of {config.warmup:,} steps does not end within the run's "
+            f"{config.steps:,}: the learning rate ends at "
+            f"{config.learning_rate(config.steps - 1):.3g}, not {config.lr:g}; lower --train.warmup"
+        )
+    steps = (before or {}).get("run", {}).get("train", {}).get("steps")
+    if trainer.step and isinstance(steps, int) and steps != config.steps:
+        old, new = (replace(config, steps=n).learning_rate(done) for n in (steps, config.steps))
+        if abs(old - new) > 0.01 * config.lr:
+            said.append(
+                f"the {config.schedule} schedule was made for {steps:,} steps and is now for "
+                f"{config.steps:,}: at step {trainer.step:,} the learning rate jumps from "
+                f"{old:.3g} to {new:.3g}; --train.steps {steps} would keep it"
+            )
+    return said
+
+
+def teachers_faults(run: Run) -> list[str]:
+    """What a quick look at a diffusion teacher finds that needs to be mended."""
+    if run.teacher is None or run.teacher.contract.sampling.kind != "ode":
+        return []
+    try:
+        examination = quick(run.teacher, run.data)
+    except UsageError as error:
+        return [f"teacher: not examined: {error}"]
+    return [f"teacher: {one}" for one in (*examination.of("stop"), *examination.of("warn"))]
+
+
+def plan(run: Run, record: dict[str, Any], trainer: Trainer, out: Path) -> str:
+    """What a dry run prints: the resolved recipe, the header, memory, disk.
 
     Started with WORLD_SIZE in the environment, memory is that of one of so many processes.
     """
@@ -44,7 +107,8 @@ def plan(run: Run, record: dict[str, Any], trainer: Trainer) -> str:
     size = int(os.environ.get("WORLD_SIZE") or 1)
     parts = table(estimate(run, trainer, size), run.config.batch)
     of = f" of each of {size} processes ({run.config.parallel})" if size > 1 else ""
-    return f"{resolved}\n{header(run, trainer)}\nmemory{of}, estimated:\n{parts}"
+    lines = [resolved, header(run, trainer), *cautions(run, trainer, None)]
+    return "\n".join([*lines, f"memory{of}, estimated:", parts, space_line(run, trainer, out)])
 
 
 def card(run: Run, trainer: Trainer, folder: RunFolder, made: Contract) -> str:

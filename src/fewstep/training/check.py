@@ -15,6 +15,8 @@ from fewstep.models.discriminator import Heads
 from fewstep.objectives.base import Objective
 from fewstep.processes import World
 from fewstep.training.config import TrainConfig
+from fewstep.training.trained import chosen_in
+from fewstep.weights import averageable
 
 TOLERANCE = 1e-3
 """Largest error of a derivative, relative to its norm; in float64 a right one is within 1e-6."""
@@ -65,11 +67,17 @@ def _check_batches(objective: Objective, config: TrainConfig, world: World) -> N
 
 def _check_weights(objective: Objective) -> None:
     """Every phase trains some weights, and none that must stay as they are."""
-    trained = {p.name: {id(w) for w in p.module.parameters()} for p in objective.phases()}
+    trained = {
+        phase.name: {
+            id(w) for w, learns in zip(phase.module.parameters(), flags, strict=True) if learns
+        }
+        for phase, flags in ((p, chosen_in(p.module)) for p in objective.phases())
+    }
     for name, weights in trained.items():
         if not weights:
             raise UsageError(
-                f"{type(objective).__name__} has nothing to learn as its {name}: no weights"
+                f"{type(objective).__name__} has nothing to learn as its {name}: no weights, or "
+                "only frozen ones; turn some on with requires_grad_(True)"
             )
         for held in objective.frozen:
             if not weights.isdisjoint(id(w) for w in objective.get_submodule(held).parameters()):
@@ -146,7 +154,7 @@ def check_derivative(objective: Objective, data: Dataset) -> None:
     """
     student = copy.deepcopy(objective.student).cpu().double()
     rng = torch.Generator().manual_seed(0)
-    for parameter in student.parameters():
+    for parameter in filter(averageable, student.parameters()):
         if not parameter.any():
             # Layers that begin at zero would hide what is behind them.
             parameter.normal_(0, 0.1, generator=rng)

@@ -25,13 +25,20 @@ from fewstep.core import UsageError, local
 from fewstep.files import drop, tidy, whole_folder
 from fewstep.processes import ALONE, World
 from fewstep.training.distribution import rows
+from fewstep.weights import separate, tied, write
 
 State = tuple[Mapping[str, Tensor], dict[str, Any]]
 """Tensors by dotted name, and JSON values."""
 
 
 def save(
-    folder: Path, step: int, state: State, keep: int, world: World = ALONE, keep_every: int = 0
+    folder: Path,
+    step: int,
+    state: State,
+    keep: int,
+    world: World = ALONE,
+    keep_every: int = 0,
+    beside: Callable[[Path], object] = lambda fresh: None,
 ) -> Path:
     """Write the state of ``step``; then drop all but the ``keep`` newest.
 
@@ -42,6 +49,7 @@ def save(
         keep: at least 1.
         world: all of it must call this.
         keep_every: also keep multiples of it; 0 for none.
+        beside: the first process calls it with the new folder, to write more into it.
 
     Raises:
         OSError: one of the processes could not write, e.g. because the disk is full.
@@ -51,9 +59,10 @@ def save(
     if world.size == 1:
         with whole_folder(target) as fresh:
             _write(fresh, _name(0), tensors, world)
+            beside(fresh)
             _write_manifest(fresh, values, step, world)
     else:
-        _save_together(target, tensors, values, step, world)
+        _save_together(target, tensors, values, step, world, beside)
     if world.first:
         tidy(folder)
         for old in _complete(folder)[:-keep]:
@@ -63,7 +72,12 @@ def save(
 
 
 def _save_together(
-    target: Path, tensors: Mapping[str, Tensor], values: dict[str, Any], step: int, world: World
+    target: Path,
+    tensors: Mapping[str, Tensor],
+    values: dict[str, Any],
+    step: int,
+    world: World,
+    beside: Callable[[Path], object],
 ) -> None:
     """The first process makes the folder and names it; a failure of one is told to all."""
     made: list[Path] = []
@@ -86,6 +100,7 @@ def _save_together(
 
         def finish() -> None:
             if world.first:
+                beside(fresh)
                 _write_manifest(fresh, values, step, world)
                 stack.close()
 
@@ -96,11 +111,13 @@ def _save_together(
 
 
 def _write(folder: Path, name: str, tensors: Mapping[str, Tensor], world: World) -> None:
-    own = {
-        key: local(value.detach()).cpu().contiguous()
-        for key, value in tensors.items()
-        if world.first or local(value) is not value
-    }
+    own = separate(
+        {
+            key: local(value.detach())
+            for key, value in tensors.items()
+            if world.first or local(value) is not value
+        }
+    )
     try:
         save_file(own, folder / name)
     except SafetensorError as error:
@@ -170,6 +187,19 @@ class _Stored(Mapping[str, Tensor]):
         return len(self.pieces)
 
 
+def once(module: nn.Module, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The tensors of a module by name, each under the first of its names.
+
+    Args:
+        module: it may be sharded.
+        but: beginnings of names to leave out.
+    """
+    state: dict[str, Tensor] = module.state_dict(keep_vars=True)
+    state = {k: v for k, v in state.items() if not (but and k.startswith(but))}
+    ties = tied(state)
+    return {name: value for name, value in state.items() if name not in ties}
+
+
 @torch.no_grad()
 def load_into(
     module: nn.Module,
@@ -180,17 +210,18 @@ def load_into(
 ) -> None:
     """Copy the tensors named ``prefix*`` into ``module``, strictly; of a shard, its rows.
 
-    Names of ``module`` that begin with one of ``but`` are left as they are.
+    Names of ``module`` that begin with one of ``but`` are left as they are, and so are those of
+    tensors that have another name too.
     """
     names = {k.removeprefix(prefix): k for k in tensors if k.startswith(prefix)}
-    wanted = {k: v for k, v in module.state_dict().items() if not (but and k.startswith(but))}
+    wanted = once(module, but)
     odd = sorted({*names} ^ {*wanted})
     for name in wanted.keys() & names.keys():
         value = tensors[names[name]]
         if value.shape != wanted[name].shape:
             odd.append(name)
         elif not odd:
-            local(wanted[name]).copy_(rows(value, wanted[name]))
+            write(local(wanted[name]), rows(value, wanted[name]))
     if odd:
         raise UsageError(f"{source} is of another network: {prefix}{{{', '.join(odd[:8])}}} differ")
 

@@ -34,6 +34,8 @@ FREE = (
     "keep_every",
     "tensorboard",
     "wandb",
+    "keep_best",
+    "allow_changed_data",
     "workers",
     "parallel",
     "compile",
@@ -105,6 +107,10 @@ class TrainConfig:
     """Newest checkpoints kept."""
     keep_every: int = 0
     """Keep the checkpoints at its multiples for good; 0 for none."""
+    keep_best: str = ""
+    """A metric of the evaluations on the way, e.g. fd: the model with the best is kept in best/."""
+    allow_changed_data: bool = False
+    """Resume although the data is not what the run began with."""
     snapshot_every: int = 0
     """Steps between copies of power-function averages, from which any other is made; 0 for none."""
     tensorboard: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from fewstep.models import Denoiser, Judge, LowRank
 from fewstep.objectives.base import Loss, Phase
 from fewstep.training.again import again
 
+Parameters = Sequence[nn.Parameter]
 Score = Callable[[Batch, Any], Loss]
 
 
@@ -66,12 +67,17 @@ class Replicated(Strategy):
 
     DDP waits for every parameter in one backward pass, so it cannot serve a phase of several
     losses: that one's gradients are averaged at the end.
+
+    Args:
+        phases: of the objective.
+        trained: what each of them trains, by its name.
     """
 
-    def __init__(self, phases: Sequence[Phase]) -> None:
+    def __init__(self, phases: Sequence[Phase], trained: Mapping[str, Parameters]) -> None:
         self.wrapped: dict[str, nn.parallel.DistributedDataParallel] = {}
         for phase in (p for p in phases if not p.more):
-            phase.module.requires_grad_(True)  # DDP hooks what is trainable when it is made
+            for p in trained[phase.name]:
+                p.requires_grad_(True)  # DDP hooks what is trainable when it is made
             self.wrapped[phase.name] = nn.parallel.DistributedDataParallel(
                 _Shim(phase), broadcast_buffers=False
             )
@@ -198,8 +204,11 @@ def sharded_as(whole: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def checkpoint_blocks(network: nn.Module) -> None:
+def checkpoint_blocks(network: nn.Module) -> list[nn.Module]:
     """Let each unit of a network forget what is inside it, and compute it again when needed.
+
+    Returns:
+        The units; deleting their attribute ``forward`` undoes it.
 
     Raises:
         UsageError: the network names no units.
@@ -212,3 +221,4 @@ def checkpoint_blocks(network: nn.Module) -> None:
         )
     for unit in found:
         unit.forward = partial(again, unit.forward)
+    return found

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from fewstep.core import UsageError
 from fewstep.files import LOCK, TEMPORARY, locked, write_json
+from fewstep.model import find
 from fewstep.training.config import FREE, Run
 from fewstep.version import __version__
 
@@ -40,6 +41,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.averages = path / "averages"
+        self.best = path / "best"
         self.snapshots = path / "snapshots"
 
     def move_aside(self) -> Path | None:
@@ -57,6 +59,12 @@ class RunFolder:
             k += 1
         self.path.rename(aside)
         return aside
+
+    def before(self) -> dict[str, Any] | None:
+        """The record of the run that is here, if there is one."""
+        if not self.record.exists():
+            return None
+        return json.loads(self.record.read_text(encoding="utf-8"))
 
     @contextmanager
     def opened(self, record: dict[str, Any], upgrade: Upgrade) -> Iterator[None]:
@@ -84,15 +92,11 @@ class RunFolder:
 
     def identity(self) -> str | None:
         """What boards know the run by: one for each new run, the same when it is resumed."""
-        if not self.record.exists():
-            return None
-        return json.loads(self.record.read_text(encoding="utf-8")).get("id")
+        return (self.before() or {}).get("id")
 
     def delivered(self) -> int | None:
         """The step of the finished model and its report, if they are there."""
-        if not self.record.exists():
-            return None
-        return json.loads(self.record.read_text(encoding="utf-8")).get("delivered")
+        return (self.before() or {}).get("delivered")
 
     def deliver(self, step: int) -> None:
         """Record that the model and the report of ``step`` are complete."""
@@ -111,6 +115,7 @@ class RunFolder:
                 own = before["run"]
                 own["arguments"] = upgrade(own["recipe"], own["arguments"])
                 changed = _differences(before, record)
+                other_data = _other_data(before, record)
             except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
                 raise UsageError(
                     f"{self.record} is damaged ({error}); start anew with --fresh"
@@ -121,6 +126,12 @@ class RunFolder:
                     + "\n  ".join(changed)
                     + "\nrepeat them to resume it, choose another --out, or move it aside with "
                     "--fresh"
+                )
+            if other_data:
+                raise UsageError(
+                    f"{self.path}: the data is not what the run began with ({other_data}); give "
+                    "the same data, start anew with --fresh, or go on all the same with "
+                    "--train.allow-changed-data"
                 )
 
 
@@ -133,6 +144,8 @@ def describe(run: Run, device: torch.device, frozen: dict[str, str]) -> dict[str
             "train": json.loads(json.dumps(asdict(run.config))),
         },
         "frozen": frozen,
+        "data": {"fingerprint": _data_fingerprint(run.data), "notes": [*notes(run.data)]},
+        **_sources(run.arguments),
         "versions": {
             "fewstep": __version__,
             "torch": torch.__version__,
@@ -150,11 +163,69 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for part, prefix in (("arguments", ""), ("train", "train.")):
         old, new = old_run[part], new_run[part]
         names = {*old, *new} - (set(FREE) if part == "train" else set())
-        pairs += [(prefix + n, old.get(n), new.get(n)) for n in sorted(names)]
+        pairs += [
+            (prefix + n, old.get(n), new.get(n))
+            for n in sorted(names)
+            if part == "train" or not _same_source(n, before, now)
+        ]
     for name in sorted({*before["frozen"], *now["frozen"]}):
         digests = before["frozen"].get(name, ""), now["frozen"].get(name, "")
         pairs.append((f"weights of its {name}", digests[0][:12], digests[1][:12]))
     return [f"{name}: was {old!r}, now {new!r}" for name, old, new in pairs if old != new]
+
+
+def notes(data: Any) -> tuple[str, ...]:
+    """What data says of itself in the header and in run.json, e.g. images that it passes over."""
+    return tuple(str(note) for note in _said_by(data, "notes") or ())
+
+
+def _data_fingerprint(data: Any) -> str | None:
+    made = _said_by(data, "fingerprint")
+    return str(made() or "") or None if callable(made) else None
+
+
+def _said_by(data: Any, name: str) -> Any:
+    """An attribute of data, or of the data that it wraps, as pairs do."""
+    while not hasattr(data, name) and hasattr(getattr(data, "data", None), "batch"):
+        data = data.data
+    return getattr(data, name, None)
+
+
+def _sources(arguments: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Of arguments that name files, where these are; of those that name models, their sha256."""
+    places, models = {}, {}
+    for name, value in arguments.items():
+        if not isinstance(value, str) or not value:
+            continue
+        with suppress(OSError):  # a text too long for a path, for instance
+            if Path(value).exists():
+                places[name] = str(Path(value).resolve())
+        with suppress(UsageError, OSError, ValueError, KeyError):
+            config = json.loads((find(value) / "config.json").read_text(encoding="utf-8"))
+            models[name] = str(config["sha256"])
+    return {"places": places, "models": models}
+
+
+def _same_source(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether an argument means the same file, model or data as before, however it is spelled."""
+    old, new = (record["run"]["arguments"].get(name) for record in (before, now))
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    # Records of older versions do not say where it was.
+    place = before.get("places", {}).get(name) or str(Path(old).resolve())
+    if place == now["places"].get(name):
+        return True
+    models = (record.get("models", {}).get(name) for record in (before, now))
+    prints = (record.get("data", {}).get("fingerprint") for record in (before, now))
+    return any(a is not None and a == b for a, b in (models, *([prints] if name == "data" else [])))
+
+
+def _other_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """How the data differs from what the run began with, if it does and is not allowed to."""
+    old, new = (record.get("data", {}).get("fingerprint") for record in (before, now))
+    if None in (old, new) or old == new or now["run"]["train"].get("allow_changed_data"):
+        return None
+    return f"fingerprint: was {old[:12]}, now {new[:12]}"
 
 
 def _commit() -> str | None:

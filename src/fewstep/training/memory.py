@@ -101,7 +101,7 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
     )
     if held:
         held["process and libraries"] -= sum(weights.values()) + averages
-    own = {p.name: _bytes(p.module.parameters()) for p in objective.phases()}
+    own = {p.name: _bytes(trainer.trained[p.name]) for p in objective.phases()}
     held |= {f"weights: {name}": n // share for name, n in weights.items() if n}
     held |= {"averages": averages // share, "optimiser": 2 * sum(own.values()) // share}
     if sharded:
@@ -170,8 +170,10 @@ def most_resident() -> int:
         peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
         if peak is not None:
             return int(peak[1]) * 1024
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -184,8 +186,8 @@ def _watched(
     def forget(parameter: Tensor) -> None:
         parameter.grad = None
 
-    parameters = [*phase.module.parameters()]
-    with training(trainer.objective, phase.module), Watched() as watched:
+    parameters = trainer.trained[phase.name]
+    with training(trainer.objective, phase.module, parameters), Watched() as watched:
         hooks = [p.register_post_accumulate_grad_hook(forget) for p in parameters if stay]
         step = trainer.config.steps - 1  # by then all terms are there
         rng = Rng(trainer.config.seed, step, phase.name, 0, trainer.device)

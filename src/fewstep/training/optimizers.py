@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,15 +24,14 @@ def _lean(kind: type[torch.optim.Optimizer]) -> Any:
 ADAM, ADAMW, RADAM = map(_lean, (torch.optim.Adam, torch.optim.AdamW, torch.optim.RAdam))
 
 
-def optimizer_of(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The run's optimiser for a phase's module; fused where torch has a fused kernel."""
+def optimizer_of(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """The run's optimiser for what a phase trains; fused where torch has a fused kernel."""
     common: dict[str, Any] = {
         "lr": config.lr,
         "betas": config.betas,
         "eps": config.eps,
         "weight_decay": config.weight_decay,
     }
-    parameters = [*module.parameters()]
     if config.optimizer == "radam":
         return RADAM(parameters, **common)
     kind = ADAMW if config.optimizer == "adamw" else ADAM

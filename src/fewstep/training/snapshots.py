@@ -15,6 +15,7 @@ from fewstep.model import load
 from fewstep.training.folder import RunFolder
 from fewstep.training.posthoc import PowerFunction, posthoc_coefficients
 from fewstep.training.trainer import Trainer
+from fewstep.weights import copy_into
 
 
 def snapshot(trainer: Trainer, folder: RunFolder) -> None:
@@ -70,7 +71,6 @@ def reconstruct(run: Path, std: float, out: Path, step: int | None = None) -> in
             total[key] = total[key] + part if key in total else part
     model = load(run, device="cpu")
     with torch.no_grad():
-        for key, value in model.denoiser.state_dict().items():
-            value.copy_(total[key])
+        copy_into(model.denoiser.state_dict(), total)
     model.save(out)
     return len(files)

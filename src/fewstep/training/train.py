@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,38 +13,41 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fewstep.contract import Contract
 from fewstep.core import UsageError
-from fewstep.data import spec_of
 from fewstep.devices import usable_device
 from fewstep.errors import Interrupted
 from fewstep.model import Model
-from fewstep.pictures import picture
+from fewstep.models.spec import denoiser_spec
 from fewstep.processes import World, joined
-from fewstep.training import checkpoints
-from fewstep.training.announce import card, header, plan
+from fewstep.training import checkpoints, first
+from fewstep.training.announce import cautions, header, plan, teachers_faults
 from fewstep.training.check import check, check_derivative
-from fewstep.training.conditions import check_conditions, picture_conditions
+from fewstep.training.conditions import check_conditions
 from fewstep.training.config import Buildable, Run, TrainConfig
+from fewstep.training.delivery import (
+    Best,
+    contract,
+    main_average,
+    model_of,
+    own_model,
+    save_model,
+)
+from fewstep.training.drawing import Pictures, stopping
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
 from fewstep.training.snapshots import snapshot
+from fewstep.training.space import shortage
 from fewstep.training.trainer import Trainer
-
-PICTURED = 64
-"""Samples in a picture of a run."""
-
-FIRST = 16
-"""Samples in its first picture, of networks that have not learnt anything."""
 
 
 def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Model:
     """Train in ``out``, going on from its newest checkpoint if there is one.
 
-    Under torchrun (or with RANK and WORLD_SIZE set) all processes call this.
+    Under torchrun (or with RANK and WORLD_SIZE set) all processes call this. A run that was trained
+    before begins with its first weights again. torch's number of threads and its default
+    generator are afterwards what they were.
 
     Args:
         run: a run, or the recipe of one.
@@ -59,28 +62,36 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run was saved.
         Diverged: gradients stayed non-finite.
     """
-    run = run if isinstance(run, Run) else run.build()
-    config = run.config
-    contract(run)  # or refuse its sampling times, before anything is trained
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.tensorboard:
-        require_tensorboard()
-    if config.wandb:
-        require_wandb()
-    folder = RunFolder(Path(out))
-    with joined() as world, ExitStack() as stack:
+    with _as_it_was(), joined() as world, ExitStack() as stack:
+        given = isinstance(run, Run)
+        run = run if isinstance(run, Run) else run.build()
+        config = run.config
+        contract(run)  # or refuse its sampling times, before anything is trained
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        if config.tensorboard:
+            require_tensorboard()
+        if config.wandb:
+            require_wandb()
+        folder = RunFolder(Path(out))
         device = _device(config)
         check_conditions(run.objective, run.data)
         if device.type == "cuda" and world.size > 1:
             device = torch.device("cuda", world.local)
+        if device.type != "cpu":
+            stack.enter_context(_generator_as_it_was(device))
         if run.objective.capabilities.forward_mode and config.derivative == "forward":
             check_derivative(run.objective, run.data)
         if fresh and world.first and (aside := folder.move_aside()):
             _say(f"moved the old run to {aside}")
+        # What a recipe builds here nobody can train again.
+        again = first.begin(run.objective) if given else False
         trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)
+        if given:
+            stack.callback(first.end, run.objective)
         stack.callback(trainer.close)
-        record = describe(run, device, trainer.fingerprints)
+        denoiser_spec(run.objective.deliver(run.objective.student))  # or refuse what has no file
+        record = describe(run, device, trainer.fingerprints) if world.first else {}
         _open(folder, record, run, world, stack)
         resumed = world.agreed(checkpoints.newest(folder.checkpoints))
         if resumed is not None:
@@ -88,18 +99,24 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
         if trainer.step >= config.steps and world.agreed(folder.delivered()) == trainer.step:
             if world.first:
                 _say(f"{folder.path} is finished at step {trainer.step}; --fresh starts anew")
-            return _model(run, trainer, _main(trainer))
+            return own_model(run, trainer)
         if world.first:
+            before = folder.before()
             folder.write(record)
-            _say(header(run, trainer))
             where = f"resuming from {resumed}" if resumed else "starting"
-            _say(f"{where} in {folder.path}")
+            if again:
+                where = f"its networks were trained before, here they begin anew; {where}"
+            short = shortage(run, trainer, folder.path)
+            lines = [*cautions(run, trainer, before), *([short] if short else [])]
+            if not given and trainer.step == 0:
+                lines += teachers_faults(run)
+            _say("\n".join([header(run, trainer), *lines, f"{where} in {folder.path}"]))
         _loop(run, trainer, folder)
         return _deliver(run, trainer, folder)
 
 
-def dry(run: Run) -> str:
-    """What :func:`train` would do: the resolved recipe, the header, an estimate of the memory."""
+def dry(run: Run, out: str | Path = "runs") -> str:
+    """What :func:`train` would do: the recipe, the header, an estimate of memory and of disk."""
     device = _device(run.config)
     contract(run)
     check_conditions(run.objective, run.data)
@@ -107,7 +124,24 @@ def dry(run: Run) -> str:
     check(run.objective, run.data, run.config, world)
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
-    return plan(run, describe(run, device, trainer.fingerprints), trainer)
+    return plan(run, describe(run, device, trainer.fingerprints), trainer, Path(out))
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Leave torch's number of threads and its default generator as they are."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _generator_as_it_was(device: torch.device) -> Any:
+    """A context that leaves the default generator of an accelerator as it is."""
+    index = torch.accelerator.current_device_index() if device.index is None else device.index
+    return torch.random.fork_rng([index], device_type=device.type)
 
 
 def _device(config: TrainConfig) -> torch.device:
@@ -137,11 +171,13 @@ def _open(
 
 def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
     config, world, health = run.config, trainer.world, Health()
+    best = Best(run, folder, trainer.step)
     with ExitStack() as stack:
         logger = stack.enter_context(Logger(folder, trainer.step, run)) if world.first else None
         caught = stack.enter_context(_signals())
+        pictures = Pictures(run, trainer, folder, caught)
         if trainer.step == 0 and config.sample_every:
-            _pictures(run, trainer, folder, caught)
+            pictures.draw()
         while trainer.step < config.steps:
             trainer.advance()
             step = trainer.step
@@ -159,97 +195,80 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                     for word in health.told(row):
                         _say(f"step {step}: {word}")
             if due(config.sample_every):
-                _pictures(run, trainer, folder, caught)
-            if (
-                run.watch is not None
-                and config.evaluate_every
-                and step % config.evaluate_every == 0
-            ):
-                training = trainer.objective.student.training
-                model = _model(run, trainer, _main(trainer))
-                if logger is not None:
-                    logger.note(step, run.watch(model))
-                trainer.objective.student.train(training)
+                pictures.draw()
+            if config.evaluate_every and step % config.evaluate_every == 0:
+                _evaluate(run, trainer, folder, logger, best, caught)
             if config.snapshot_every and due(config.snapshot_every):
                 snapshot(trainer, folder)
             if signum or due(config.save_every):
-                saved = checkpoints.save(
-                    folder.checkpoints,
-                    step,
-                    trainer.state(),
-                    config.keep,
-                    world,
-                    config.keep_every,
-                )
+                saved = _save(run, trainer, folder)
                 # A signal may have come since, and after the last step nobody would ask again.
                 signum = world.largest(caught[0] if caught else 0) if last else signum
                 if signum:
                     raise Interrupted(signum, saved)
 
 
-def _main(trainer: Trainer) -> str | None:
-    """The average that is delivered as the run's model; None is the student itself."""
-    return next(iter(trainer.averages.copies), None)
+def _evaluate(
+    run: Run,
+    trainer: Trainer,
+    folder: RunFolder,
+    logger: Logger | None,
+    best: Best,
+    caught: list[int],
+) -> None:
+    """Numbers of the run's model for the log; they are left out when a signal has come."""
+    if run.watch is None:
+        return
+    training = trainer.objective.student.training
+    model = model_of(run, trainer, main_average(trainer))
+    if logger is not None:
+        with stopping(model.denoiser, caught):
+            numbers = run.watch(model)
+            logger.note(trainer.step, numbers)
+            if (problem := best.unknown(numbers)) is not None:
+                _say(problem)
+            if best.improved(numbers):
+                model.save(folder.best)
+                _say(
+                    f"step {trainer.step}: the best {best.metric} so far; its model: {folder.best}"
+                )
+    trainer.objective.student.train(training)
 
 
-def _model(run: Run, trainer: Trainer, average: str | None) -> Model:
-    """What an average, or the student itself, delivers; all processes call this."""
-    return Model(run.objective.deliver(trainer.student(average)), contract(run))
-
-
-def contract(run: Run) -> Contract:
-    """The contract of the model that a run delivers.
-
-    Raises:
-        UsageError: the method does not allow the run's sampling times.
-    """
-    return run.objective.contract(spec_of(run.data)).with_times(run.sampling_times)
+def _save(run: Run, trainer: Trainer, folder: RunFolder) -> Path:
+    """Write a checkpoint with its model, and the same model as the run's."""
+    config, training = run.config, trainer.objective.student.training
+    model = model_of(run, trainer, main_average(trainer))
+    saved = checkpoints.save(
+        folder.checkpoints,
+        trainer.step,
+        trainer.state(),
+        config.keep,
+        trainer.world,
+        config.keep_every,
+        lambda place: model.save(place / "model"),
+    )
+    if trainer.world.first:
+        save_model(run, trainer, folder, model)
+    trainer.objective.student.train(training)
+    return saved
 
 
 def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:
     """Models of all averages, the report, and the record that they are there."""
-    first = trainer.world.first
+    first_process = trainer.world.first
     for name in [*trainer.averages.copies][1:]:
-        model = _model(run, trainer, name)
-        if first:
+        model = model_of(run, trainer, name)
+        if first_process:
             model.save(folder.averages / name)
-    model = _model(run, trainer, _main(trainer))
-    if first:
-        model.save(folder.model, card=card(run, trainer, folder, contract(run)))
+    model = own_model(run, trainer)
+    if first_process:
+        save_model(run, trainer, folder, model)
         if run.finish is not None:
             run.finish(folder.path, model)
         folder.deliver(trainer.step)
         _say(f"model: {folder.model}")
     return model
-
-
-def _pictures(run: Run, trainer: Trainer, folder: RunFolder, caught: Sequence[int]) -> None:
-    """Samples of the main average and of the student itself, from the same seed each time.
-
-    They are left out when a signal has come, which the loop answers.
-    """
-    main = _main(trainer)
-    n = PICTURED if trainer.step else FIRST
-    cond = picture_conditions(run.data, n) if trainer.world.first else {}
-    for average, suffix in ((main, ""), *(((None, "-online"),) if main else ())):
-        training = trainer.objective.student.training
-        model = _model(run, trainer, average)
-        if trainer.world.first:
-            x = _samples(model, n, cond, caught)
-            if x is not None:
-                picture(x, folder.samples / f"{trainer.step:09d}{suffix}.png")
-        trainer.objective.student.train(training)
-
-
-def _samples(model: Model, n: int, cond: dict[str, Tensor], caught: Sequence[int]) -> Tensor | None:
-    """Samples, or None where a signal came before they were complete."""
-    parts = []
-    for first in range(0, n, FIRST):
-        if caught:
-            return None
-        own = {key: value[first : first + FIRST] for key, value in cond.items()}
-        parts.append(model.sample(min(FIRST, n - first), seed=0, first=first, cond=own))
-    return torch.cat(parts)
 
 
 @contextmanager
@@ -266,8 +285,9 @@ def _signals() -> Iterator[list[int]]:
         signal.signal(signum, before[signum])
 
     def each(do: Callable[[int], Any]) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            do(signum)
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):  # Windows has no SIGUSR1
+                do(getattr(signal, name))
 
     try:
         each(lambda s: before.__setitem__(s, signal.signal(s, note)))

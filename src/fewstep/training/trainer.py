@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from fewstep.objectives.terms import frozen_copy
 from fewstep.processes import ALONE, World
 from fewstep.training.averages import Averages, Rule
 from fewstep.training.check import check
-from fewstep.training.checkpoints import State, fingerprint, load_into
+from fewstep.training.checkpoints import State, fingerprint, load_into, once
 from fewstep.training.config import Augment, TrainConfig
 from fewstep.training.derivative import derivative_for
 from fewstep.training.distribution import (
@@ -34,6 +33,7 @@ from fewstep.training.feed import Feed
 from fewstep.training.guards import LossScale, Spikes
 from fewstep.training.offload import Offload
 from fewstep.training.optimizers import load_optimizer, optimizer_of
+from fewstep.training.trained import chosen_in, trained_by, training
 
 PATIENCE = 10
 """Updates of a phase in a row with a non-finite gradient after which a run stops."""
@@ -86,17 +86,22 @@ class Trainer:
         self.spikes = {p.name: Spikes(config.spike) for p in objective.phases()}
         self.feed: Feed | None = None
         self.latest: dict[str, Tensor | float] = {}
+        self.before = [p.requires_grad for p in objective.parameters()]
+        chosen = {p.name: chosen_in(p.module) for p in objective.phases()}
         objective.train()
         for name in objective.frozen:
             objective.get_submodule(name).eval()
         trained = [*networks(p.module for p in objective.phases())]
         if objective.capabilities.forward_mode:
             objective.derivative = derivative_for(objective, config)
+        self.again: list[nn.Module] = []
         if config.checkpointing:
             for network in trained:
                 if isinstance(network, Network):  # heads of a judge have no blocks
-                    checkpoint_blocks(network)
+                    self.again += checkpoint_blocks(network)
+        self.trained = trained_by(objective, chosen)
         self.strategy = self._strategy()
+        self.trained = trained_by(objective, chosen)  # sharding makes them anew
         if config.compile:
             for network in trained:
                 network.compile()
@@ -107,7 +112,7 @@ class Trainer:
         if self.world.size == 1:
             return Alone()
         if self.config.parallel == "ddp":
-            return Replicated(self.objective.phases())
+            return Replicated(self.objective.phases(), self.trained)
         self.unsharded = frozen_copy(self.objective.student).cpu()
         modules = [self.objective, *self.averages.copies.values()]
         return Sharded(modules, self.device, self.world.size)
@@ -156,7 +161,7 @@ class Trainer:
         scale, shards = self.scales[phase.name], len(batches)
         if self.offload is not None:
             self.offload.begin(phase.name, self.optimizers)
-        with training(self.objective, phase.module):
+        with training(self.objective, phase.module, self.trained[phase.name]):
             for shard, batch in zip(self.shards, batches, strict=True):
                 rng = Rng(config.seed, self.step, phase.name, shard, self.device)
                 draws = phase.draw(batch, self.step, rng)
@@ -177,7 +182,7 @@ class Trainer:
                         logs[name] = logs.get(name, 0.0) + value.detach() / shards
                     del loss, total
         self.strategy.rest(phase)
-        parameters = [*phase.module.parameters()]
+        parameters = self.trained[phase.name]
         scale.undo(parameters)
         total_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if config.clip:
@@ -189,7 +194,10 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate * phase.rate
             optimizer.step()
+            trained = {*map(id, parameters)}
             for module in phase.module.modules():
+                if trained.isdisjoint(map(id, module.parameters())):
+                    continue  # the user froze it
                 # EDM2 forces its weights onto spheres; in forward passes that would change them.
                 normalise: Any = getattr(module, "normalise_weights", None)
                 if normalise is not None:
@@ -226,11 +234,16 @@ class Trainer:
             self.spikes = {name: Spikes(self.config.spike) for name in self.spikes}
 
     def close(self) -> None:
-        """End what fetches batches, and have back what waits elsewhere."""
+        """End what fetches batches, have back what waits elsewhere, and undo what was switched."""
         if self.feed is not None:
             self.feed.close()
         if self.offload is not None:
             self.offload.end()
+        for unit in self.again:
+            del unit.forward
+        for parameter, learns in zip(self.objective.parameters(), self.before, strict=True):
+            parameter.requires_grad_(learns)
+            parameter.grad = None
 
     def _have_averages(self) -> None:
         if self.offload is not None:
@@ -238,20 +251,18 @@ class Trainer:
                 self.offload.have(copy)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {p.name: optimizer_of(p.module, self.config) for p in self.objective.phases()}
+        return {
+            name: optimizer_of(parameters, self.config) for name, parameters in self.trained.items()
+        }
 
     # State.
 
     def state(self) -> State:
         """Everything that a resumed run needs and cannot derive."""
         frozen = tuple(f"{name}." for name in self.objective.frozen)
-        tensors = {
-            f"objective.{k}": v
-            for k, v in self.objective.state_dict().items()
-            if not k.startswith(frozen)
-        }
+        tensors = {f"objective.{k}": v.detach() for k, v in once(self.objective, frozen).items()}
         for name, copy in self.averages.copies.items():
-            tensors |= {f"average.{name}.{k}": v for k, v in copy.state_dict().items()}
+            tensors |= {f"average.{name}.{k}": v.detach() for k, v in once(copy).items()}
         for name, optimizer in self.optimizers.items():
             for i, entry in optimizer.state_dict()["state"].items():
                 tensors |= {
@@ -298,14 +309,6 @@ class Trainer:
         self.optimizers = self._optimizers()
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, tensors, f"optimizer.{name}.")
-
-
-@contextmanager
-def training(objective: Objective, module: nn.Module) -> Iterator[None]:
-    """Gradients for ``module`` and for nothing else: the one place that decides it."""
-    objective.requires_grad_(False)
-    module.requires_grad_(True)
-    yield
 
 
 def _holds(module: nn.Module, student: nn.Module) -> bool:

@@ -1,0 +1,126 @@
+"""What a run delivers: its models, their contract, and which of them is kept as the best."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+
+from fewstep.contract import Contract
+from fewstep.core import UsageError
+from fewstep.data import spec_of
+from fewstep.model import Model
+from fewstep.training.announce import card
+from fewstep.training.config import Run
+from fewstep.training.folder import RunFolder
+from fewstep.training.trainer import Trainer
+
+HIGHER = ("precision", "recall", "density", "coverage")
+"""Metrics of which more is better; of all others less is."""
+
+
+def main_average(trainer: Trainer) -> str | None:
+    """The average that is delivered as the run's model; None is the student itself."""
+    return next(iter(trainer.averages.copies), None)
+
+
+def model_of(run: Run, trainer: Trainer, average: str | None) -> Model:
+    """What an average, or the student itself, delivers; all processes call this.
+
+    It shares the trainer's weights, and the student is in evaluation mode afterwards.
+    """
+    return Model(run.objective.deliver(trainer.student(average)), contract(run))
+
+
+def own_model(run: Run, trainer: Trainer) -> Model:
+    """The run's model with weights of its own, which no later training of the run changes."""
+    main = main_average(trainer)
+    model = model_of(run, trainer, main)
+    return model if main else Model(copy.deepcopy(model.denoiser), model.contract)
+
+
+def contract(run: Run) -> Contract:
+    """The contract of the model that a run delivers.
+
+    Raises:
+        UsageError: the method does not allow the run's sampling times.
+    """
+    return run.objective.contract(spec_of(run.data)).with_times(run.sampling_times)
+
+
+def save_model(run: Run, trainer: Trainer, folder: RunFolder, model: Model) -> None:
+    """Write the run's model as it is at this step."""
+    model.save(folder.model, card=card(run, trainer, folder, contract(run)))
+
+
+class Best:
+    """Keeps the model of the best evaluation so far in ``best/``.
+
+    Args:
+        run: with ``keep_best`` in its settings; without it nothing is kept.
+        folder: whose log holds the evaluations before this start.
+        start: the step that training goes on from.
+
+    Raises:
+        UsageError: the run evaluates nothing while it trains.
+    """
+
+    def __init__(self, run: Run, folder: RunFolder, start: int) -> None:
+        self.metric, self.folder = run.config.keep_best, folder
+        if self.metric and (run.watch is None or not run.config.evaluate_every):
+            raise UsageError(
+                f"--train.keep-best {self.metric} needs evaluations while the run trains; "
+                + (
+                    "give --train.evaluate-every N"
+                    if run.watch is not None
+                    else "this run has none, leave it out"
+                )
+            )
+        self.value: float | None = None
+        self.told = False
+        for row in _rows(folder) if self.metric else []:
+            if row["step"] <= start:
+                given = {k.removeprefix("eval/"): v for k, v in row.items() if "eval/" in k}
+                self.improved(given)
+
+    def improved(self, numbers: Mapping[str, float]) -> bool:
+        """Whether an evaluation is the best so far, which it then is."""
+        name = self._name(numbers)
+        if name is None or not math.isfinite(numbers[name]):
+            return False
+        sign = -1 if name.split("/")[0] in HIGHER else 1
+        better = self.value is None or sign * numbers[name] < sign * self.value
+        if better:
+            self.value = numbers[name]
+        return better
+
+    def unknown(self, numbers: Mapping[str, float]) -> str | None:
+        """What to say, once, where no evaluation has the metric."""
+        if self.told or not self.metric or self._name(numbers) is not None:
+            return None
+        self.told = True
+        return (
+            f"--train.keep-best {self.metric}: no such number among {', '.join(numbers)}; no best "
+            "model is kept"
+        )
+
+    def _name(self, numbers: Mapping[str, float]) -> str | None:
+        """The number that is meant: fd/2 for two calls, fd for the first number of calls."""
+        if not self.metric or self.metric in numbers:
+            return self.metric or None
+        return next((name for name in numbers if name.split("/")[0] == self.metric), None)
+
+
+def _rows(folder: RunFolder) -> list[dict[str, float]]:
+    if not folder.log.exists():
+        return []
+    rows = []
+    for line in folder.log.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a killed process may leave half a row
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows
