@@ -36,11 +36,13 @@ class Source:
         items: to be taken once. What they raise concerns the whole source.
         total: how many there are, if that is known before they are read.
         class_names: of labels that are numbers, if they have names.
+        notes: what a user has to notice, in sentences; complete once the items are taken.
     """
 
     items: Iterator[Item]
     total: int | None
     class_names: tuple[str, ...] | None = None
+    notes: Callable[[], tuple[str, ...]] = tuple
 
 
 def bad(name: str, error: BadFile) -> Item:

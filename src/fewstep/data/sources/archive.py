@@ -1,0 +1,177 @@
+"""The files of a tar, compressed or not, in their order; memory and unpacked sizes are bounded."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fewstep.data.decoding import MAX_BYTES, BadFile, check_size, naming
+from fewstep.data.members import MAX_RATIO
+
+MAX_TEXT = 2**20
+KEPT = 2**16
+"""Bytes that stay at hand behind the position in a compressed file."""
+
+
+class Member:
+    """One file of a tar.
+
+    Args:
+        name: its path.
+        read: returns its content; raises ``BadFile`` if it cannot be used.
+    """
+
+    def __init__(self, name: str, read: Callable[[], bytes]) -> None:
+        self.name, self._read = name, read
+
+    def content(self) -> bytes:
+        """The content.
+
+        Raises:
+            BadFile: it cannot be used.
+        """
+        return self._read()
+
+
+@contextmanager
+def members(path: Path, wanted: Callable[[str], str]) -> Iterator[Iterator[Member]]:
+    """The files of a tar, which can be read while the block lasts.
+
+    Args:
+        path: of the tar, compressed by gzip where its name ends in ``gz``.
+        wanted: ``image``, ``label`` or nothing, of a name. What has nothing is not read.
+
+    Raises:
+        BadFile: the tar is damaged.
+    """
+    packed = path.name.lower().endswith("gz")
+    with naming(str(path)), path.open("rb") as raw:
+        file: Any = _Forward(raw, path) if packed else raw
+        bounded: Any = _Bounded(file, path)
+        archive = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115
+        yield _members(archive, _infos(archive, file, path), wanted, path, packed)
+
+
+def _members(
+    archive: tarfile.TarFile,
+    infos: Iterator[tarfile.TarInfo],
+    wanted: Callable[[str], str],
+    path: Path,
+    packed: bool,
+) -> Iterator[Member]:
+    for info in infos:
+        kind = wanted(info.name)
+        read = _reader(archive, info, f"{info.name} in {path}", kind)
+        yield Member(info.name, _at_once(read) if packed and kind else read)
+
+
+def _reader(
+    archive: tarfile.TarFile, info: tarfile.TarInfo, where: str, kind: str
+) -> Callable[[], bytes]:
+    def read() -> bytes:
+        if kind == "label" and info.size > MAX_TEXT:
+            raise BadFile(where, f"has a label of {info.size} bytes; at most {MAX_TEXT} are read")
+        return _content(archive, info, where)
+
+    return read
+
+
+def _at_once(read: Callable[[], bytes]) -> Callable[[], bytes]:
+    """A content that is read now, because a compressed file does not go back."""
+    try:
+        content: bytes | BadFile = read()
+    except BadFile as error:
+        content = error
+
+    def again() -> bytes:
+        if isinstance(content, BadFile):
+            raise content
+        return content
+
+    return again
+
+
+class _Bounded:
+    """A file of which nobody reads more at once than an image may have."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self.seek, self.tell, self._file, self._path = file.seek, file.tell, file, path
+
+    def read(self, size: int = -1) -> bytes:
+        # Headers in a tar can ask for any size, even a negative one, which would mean all.
+        if not 0 <= size <= MAX_BYTES:
+            raise BadFile(str(self._path), f"has a header of {size} bytes; it is damaged")
+        return self._file.read(size)
+
+
+class _Forward:
+    """A compressed file that is unpacked once, and goes back by a few bytes only."""
+
+    def __init__(self, raw: IO[bytes], path: Path) -> None:
+        # A bomb unpacks to about 1000 times its size, pictures hardly grow.
+        self._most = max(2**20, MAX_RATIO * path.stat().st_size)
+        self._file, self._path = gzip.GzipFile(fileobj=raw), path
+        self._kept, self._end, self._at = b"", 0, 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        if whence or place < self._end - len(self._kept):
+            raise BadFile(str(self._path), "has entries that overlap; it is damaged")
+        while self._end < place and self._more(min(KEPT, place - self._end)):
+            pass
+        self._at = place
+        return place
+
+    def read(self, size: int) -> bytes:
+        behind = self._end - self._at
+        parts = [self._kept[len(self._kept) - behind :][:size]] if behind > 0 else []
+        left = size - sum(map(len, parts))
+        while self._at <= self._end and left > 0 and (piece := self._more(min(2**20, left))):
+            parts.append(piece)
+            left -= len(piece)
+        content = b"".join(parts)
+        self._at += len(content)
+        return content
+
+    def _more(self, size: int) -> bytes:
+        piece = self._file.read(size)
+        self._end += len(piece)
+        self._kept = (self._kept + piece)[-KEPT:]
+        if self._end > self._most:
+            told = f"unpacks to more than {MAX_RATIO} times its size; unpack it"
+            raise BadFile(str(self._path), told)
+        return piece
+
+
+def _infos(archive: tarfile.TarFile, file: IO[bytes], path: Path) -> Iterator[tarfile.TarInfo]:
+    last, kept = -1, vars(archive)["members"]
+    with naming(str(path)):
+        while (member := archive.next()) is not None:
+            kept.clear()  # tarfile would hold them all
+            if member.offset <= last:
+                raise BadFile(str(path), "has an entry of negative size; it is damaged")
+            last = member.offset
+            yield member
+        # tarfile takes damaged headers, and a file cut between two members, for the end.
+        file.seek(archive.offset)
+        end = file.read(tarfile.BLOCKSIZE)
+        if len(end) < tarfile.BLOCKSIZE or any(end):
+            told = "is damaged or cut short: it has no end mark; repair or remove it"
+            raise BadFile(str(path), told)
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
+    if not member.isfile() or member.issparse():
+        raise BadFile(where, "is a link, a device or sparse; only plain files are read")
+    check_size(member.size, where)
+    file = archive.extractfile(member)
+    content = b"" if file is None else file.read(member.size)
+    if len(content) != member.size:
+        raise BadFile(where, "is cut short")
+    return content
