@@ -61,8 +61,6 @@ def naming(where: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(where) from error
-    except Image.UnidentifiedImageError as error:
-        raise BadFile(where, f"is broken or none of {', '.join(FORMATS)}") from error
     except MemoryError as error:
         raise BadFile(where, "needs more memory than there is; remove it") from error
     except Exception as error:  # decoders and archives raise all kinds on damaged data
@@ -96,8 +94,12 @@ def opened(source: bytes | IO[bytes], where: str, name: str = "") -> Image.Image
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         # Pillow warns of odd EXIF data in good files. The filters of warnings belong to the
         # process, hence the lock; it is held for headers only.
-        with _quiet, warnings.catch_warnings(action="ignore"):
-            image = Image.open(file, formats=kinds_of(name))
+        kinds = kinds_of(name)
+        try:
+            with _quiet, warnings.catch_warnings(action="ignore"):
+                image = Image.open(file, formats=kinds)
+        except Image.UnidentifiedImageError as error:
+            raise BadFile(where, f"is broken or none of {', '.join(kinds)}") from error
         if image.width * image.height > MAX_PIXELS:
             raise _too_large(where)
     return image

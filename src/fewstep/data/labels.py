@@ -109,9 +109,7 @@ def by_name(given: Sequence[str], names: Sequence[str] = ()) -> Assigned:
     return Assigned([*names], np.array([index[name] for name in given], np.int64), classes, notes)
 
 
-def by_number(
-    given: np.ndarray, names: Sequence[str] = (), classes: int | None = None
-) -> Assigned:
+def by_number(given: np.ndarray, names: Sequence[str] = (), classes: int | None = None) -> Assigned:
     """Labels that are numbers: those that occur are the classes, unless their number is given."""
     if classes is not None:
         every = tuple(map(str, range(classes)))

@@ -20,6 +20,7 @@ from fewstep.files import TEMPORARY
 STRETCH = 2**24
 """Bytes copied at once."""
 
+
 def prepare(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],

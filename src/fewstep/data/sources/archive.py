@@ -6,13 +6,13 @@ import gzip
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from fewstep.data.decoding import MAX_BYTES, BadFile, check_size, naming
 from fewstep.data.members import MAX_RATIO
 
-MAX_TEXT = 2**20
 KEPT = 2**16
 """Bytes that stay at hand behind the position in a compressed file."""
 
@@ -22,11 +22,12 @@ class Member:
 
     Args:
         name: its path.
+        size: in bytes, as the tar announces it.
         read: returns its content; raises ``BadFile`` if it cannot be used.
     """
 
-    def __init__(self, name: str, read: Callable[[], bytes]) -> None:
-        self.name, self._read = name, read
+    def __init__(self, name: str, size: int, read: Callable[[], bytes]) -> None:
+        self.name, self.size, self._read = name, size, read
 
     def content(self) -> bytes:
         """The content.
@@ -38,12 +39,12 @@ class Member:
 
 
 @contextmanager
-def members(path: Path, wanted: Callable[[str], str]) -> Iterator[Iterator[Member]]:
+def members(path: Path, wanted: Callable[[str], int]) -> Iterator[Iterator[Member]]:
     """The files of a tar, which can be read while the block lasts.
 
     Args:
         path: of the tar, compressed by gzip where its name ends in ``gz``.
-        wanted: ``image``, ``label`` or nothing, of a name. What has nothing is not read.
+        wanted: up to how many bytes a file of a name is read.
 
     Raises:
         BadFile: the tar is damaged.
@@ -59,25 +60,14 @@ def members(path: Path, wanted: Callable[[str], str]) -> Iterator[Iterator[Membe
 def _members(
     archive: tarfile.TarFile,
     infos: Iterator[tarfile.TarInfo],
-    wanted: Callable[[str], str],
+    wanted: Callable[[str], int],
     path: Path,
     packed: bool,
 ) -> Iterator[Member]:
     for info in infos:
-        kind = wanted(info.name)
-        read = _reader(archive, info, f"{info.name} in {path}", kind)
-        yield Member(info.name, _at_once(read) if packed and kind else read)
-
-
-def _reader(
-    archive: tarfile.TarFile, info: tarfile.TarInfo, where: str, kind: str
-) -> Callable[[], bytes]:
-    def read() -> bytes:
-        if kind == "label" and info.size > MAX_TEXT:
-            raise BadFile(where, f"has a label of {info.size} bytes; at most {MAX_TEXT} are read")
-        return _content(archive, info, where)
-
-    return read
+        read = partial(_content, archive, info, f"{info.name} in {path}")
+        kept = packed and info.size <= wanted(info.name)
+        yield Member(info.name, info.size, _at_once(read) if kept else read)
 
 
 def _at_once(read: Callable[[], bytes]) -> Callable[[], bytes]:

@@ -15,11 +15,12 @@ from functools import partial
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
-from fewstep.data.decoding import BadFile, naming, opened
+from fewstep.data.decoding import MAX_BYTES, BadFile, naming, opened
 from fewstep.data.formats import is_image, kind_of
 from fewstep.data.sources.archive import Member, members
 from fewstep.data.sources.base import Item, Source, bad
 
+MAX_TEXT = 2**20
 MAX_FILES = 64
 """Of one sample."""
 
@@ -97,11 +98,21 @@ class _Shards:
             return None
         with naming(f"the label of {where}"):
             if number is not None and self.labels in {"auto", "cls"}:
-                return int(number.content())
+                return int(_text(number, where))
             if table is not None:
                 wanted = "label" if self.labels == "auto" else self.labels
-                return json.loads(table.content()).get(wanted)
+                return json.loads(_text(table, where)).get(wanted)
         return None
+
+
+def _text(member: Member, where: str) -> bytes:
+    """The content of a label's file; what is wrong with it concerns its image."""
+    if member.size > MAX_TEXT:
+        raise BadFile(where, f"has a label of {member.size} bytes; at most {MAX_TEXT} are read")
+    try:
+        return member.content()
+    except BadFile as error:
+        raise BadFile(where, f"has a label whose file {error.reason}") from error
 
 
 def _samples(found: Iterator[Member], path: Path) -> Iterator[list[Member]]:
@@ -129,11 +140,12 @@ def _samples(found: Iterator[Member], path: Path) -> Iterator[list[Member]]:
         raise damage
 
 
-def _wanted(name: str) -> str:
-    """What a file of that name is read as: ``image``, ``label`` or nothing."""
-    if PurePosixPath(name).suffix.lower() in {".cls", ".json"}:
-        return "label"
-    return "image" if kind_of(PurePosixPath(name).suffix.lower()) else ""
+def _wanted(name: str) -> int:
+    """How large a file of that name may be to be read."""
+    ending = PurePosixPath(name).suffix.lower()
+    if ending in {".cls", ".json"}:
+        return MAX_TEXT
+    return MAX_BYTES if kind_of(ending) else -1
 
 
 def _key(member: Member) -> tuple[PurePosixPath, str]:

@@ -108,7 +108,9 @@ def _unlabelled(columns: Sequence[str], label: str | None, labels: str) -> tuple
     if labels == "none":
         held = [name for name in ("label", "labels") if name in columns]
         return tuple(f"the column {name} is not read as labels" for name in held)
-    return (f"there are no labels: no column is called label; the columns are {', '.join(columns)}",)
+    return (
+        f"there are no labels: no column is called label; the columns are {', '.join(columns)}",
+    )
 
 
 def _opened(module: Any, path: Path) -> Any:
