@@ -29,7 +29,8 @@ def prepare(
 
     Args:
         source: a folder or zip of images, an IDX file, a Hugging Face data set on the disk or
-            hf:OWNER/NAME; or one or several shards (.tar, .tar.gz, .parquet, .npz), or a folder of them.
+            hf:OWNER/NAME; or one or several shards (.tar, .tar.gz, .parquet, .npz), or a folder
+            of them.
         out: the file, NAME.safetensors.
         resolution: height and width.
         crop: the central square, as ADM prepares ImageNet, or none for images that are square.

@@ -14,7 +14,6 @@ from PIL import Image
 
 from fewstep.core import UsageError
 from fewstep.data.formats import (
-    FORMATS,
     WHITE,
     Background,
     has_alpha,
@@ -85,7 +84,8 @@ def opened(source: bytes | IO[bytes], where: str, name: str = "") -> Image.Image
     Args:
         source: the content of a file, or the file.
         where: what messages call it.
-        name: of the file; its suffix says whether it may be of another kind than ``FORMATS``.
+        name: of the file; its suffix says whether it may be of another kind than PNG, JPEG, WEBP
+            or BMP.
 
     Raises:
         BadFile: it is of no kind that is read, or has more than ``MAX_PIXELS``.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import PurePosixPath
@@ -31,10 +32,11 @@ SUFFIXES = {
 """Kinds by suffix. Those that are not in ``FORMATS`` are read under their own suffix only."""
 PLUGINS = {".heic": "HEIF", ".heif": "HEIF", ".avif": "AVIF"}
 """Kinds that are read where a package for them is installed."""
-UNREAD = set(
-    ".heic .heif .avif .jxl .jp2 .svg .psd .xcf .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .exr "
-    ".hdr .tga .ico .eps .pdf".split()
-)
+UNREAD = {
+    *PLUGINS,
+    *(".jxl", ".jp2", ".svg", ".psd", ".xcf", ".eps", ".pdf", ".exr", ".hdr", ".tga", ".ico"),
+    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+}
 """Suffixes of pictures; where they are not read, users are told."""
 
 Background = tuple[int, int, int]
@@ -134,8 +136,21 @@ def background_of(text: str) -> Background:
     return found[0], found[1], found[2]
 
 
-def traits_of(image: Image.Image) -> frozenset[str]:
-    """What an image whose header is read shows: keys of ``NOTES``, and ``grey``."""
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image shows.
+
+    Args:
+        size: width and height.
+        traits: keys of ``NOTES``, and ``grey``.
+    """
+
+    size: tuple[int, int]
+    traits: frozenset[str]
+
+
+def header_of(image: Image.Image) -> Header:
+    """What an image shows before it is loaded."""
     found = {
         "grey": _is_grey(image),
         "alpha": has_alpha(image),
@@ -143,7 +158,7 @@ def traits_of(image: Image.Image) -> frozenset[str]:
         "rotated": orientation_of(image) != 1,
         "frames": bool(getattr(image, "is_animated", False)),
     }
-    return frozenset(name for name, true in found.items() if true)
+    return Header(image.size, frozenset(name for name, true in found.items() if true))
 
 
 def has_alpha(image: Image.Image) -> bool:
@@ -183,17 +198,28 @@ class Tally:
     """The traits of a data set's images, counted.
 
     Args:
+        resolution: to which images are resized.
         background: on which transparent images are composited.
+
+    Attributes:
+        n: images.
+        sizes: the smallest and the largest, by their area.
     """
 
-    def __init__(self, background: Background = WHITE) -> None:
-        self.background, self.n = background, 0
+    def __init__(self, resolution: int, background: Background = WHITE) -> None:
+        self.resolution, self.background, self.n = resolution, background, 0
+        self.sizes: tuple[tuple[int, int], ...] = ()
+        self._small = 0
         self._counts: Counter[str] = Counter()
         self._all_grey = True
 
-    def add(self, traits: Collection[str]) -> None:
+    def add(self, header: Header) -> None:
         """Count an image."""
+        traits = header.traits
         self.n += 1
+        self._small += min(header.size) < self.resolution
+        ordered = sorted((*self.sizes, header.size), key=lambda size: (size[0] * size[1], size))
+        self.sizes = (ordered[0], ordered[-1])
         self._counts.update(traits)
         tinted = "alpha" in traits and len(set(self.background)) > 1
         self._all_grey &= "grey" in traits and not tinted
@@ -205,12 +231,18 @@ class Tally:
 
     def notes(self) -> tuple[str, ...]:
         """One sentence for each trait that users have to notice."""
-        name = "white" if self.background == WHITE else "#%02x%02x%02x" % self.background
+        red, green, blue = self.background
+        name = "white" if self.background == WHITE else f"#{red:02x}{green:02x}{blue:02x}"
         found = [
             text.format(n=f"{self._counts[trait]} image(s)", background=name)
             for trait, text in NOTES.items()
             if self._counts[trait]
         ]
+        if self._small:
+            found.append(
+                f"{self._small} image(s) have fewer than {self.resolution} pixels a side and are "
+                "enlarged"
+            )
         grey = self._counts["grey"]
         if 0 < grey < self.n:
             found.append(f"{grey} of {self.n} image(s) are grey, the others have colour")

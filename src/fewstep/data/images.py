@@ -1,8 +1,8 @@
 """Images in a folder or a zip, cropped and resized to one square resolution.
 
-Labels come from a ``dataset.json`` beside all images in the format of EDM's data sets (Karras et al.
-2022), ``{"labels": [["00000/img00000000.png", 6], ...]}`` or ``{"labels": null}``, else from folder
-names.
+Labels come from a ``dataset.json`` beside all images in the format of EDM's data sets (Karras et
+al. 2022), ``{"labels": [["00000/img00000000.png", 6], ...]}`` or ``{"labels": null}``, else from
+folder names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from fewstep.bars import bar
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Indices
 from fewstep.data.decoding import BadFile, check_arguments, square
-from fewstep.data.formats import Tally, background_of, is_image, no_images, passed_over
+from fewstep.data.formats import (
+    Header,
+    Tally,
+    background_of,
+    is_image,
+    no_images,
+    passed_over,
+)
 from fewstep.data.labels import empty, member_labels
 from fewstep.data.members import Members
 from fewstep.data.prepared import advice, printable
@@ -38,9 +45,9 @@ Found = TypeVar("Found")
 class ImageFolder:
     """A folder (with its sub-folders) or a zip of images, as a dataset.
 
-    Images are taken in the order of their POSIX paths; hidden files are left out, and symbolic links
-    to folders are followed. Each is turned upright as its EXIF orientation says, cropped to its
-    central square and resized; transparent pixels are composited on the background. Pixels are
+    Images are taken in the order of their POSIX paths; hidden files are left out, and symbolic
+    links to folders are followed. Each is turned upright as its EXIF orientation says, cropped to
+    its central square and resized; transparent pixels are composited on the background. Pixels are
     decoded once if they fit in 1 GiB, else on every access; headers are all read here.
 
     Args:
@@ -95,7 +102,7 @@ class ImageFolder:
         self.labels = len(self.class_names)
         self.image = True
         self.skipped: tuple[tuple[str, str], ...] = ()
-        tally = self._headers(on_error)
+        tally = self._headers(on_error, resolution)
         self.shape = (channels or (1 if tally.grey else 3), resolution, resolution)
         self.spec = image_spec(self.shape, self.class_names)
         over = passed_over(self.members.names)
@@ -125,12 +132,17 @@ class ImageFolder:
         cond = {} if self._label is None else {"label": torch.from_numpy(self._label[index])}
         return Batch(torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1), cond)
 
-    def _headers(self, on_error: str) -> Tally:
+    @property
+    def given_labels(self) -> np.ndarray | None:
+        """The class of each image, int64, or None."""
+        return self._label
+
+    def _headers(self, on_error: str, resolution: int) -> Tally:
         """What the headers of all images show."""
-        tally = Tally(self._background)
+        tally = Tally(resolution, self._background)
         total = len(self.names)
         with nullcontext(_ignore) if total < MANY else bar("reading", "headers", total) as advance:
-            for one in _in_order(self._traits, self.names):
+            for one in _in_order(self._header, self.names):
                 advance(1)
                 if not isinstance(one, BadFile):
                     tally.add(one)
@@ -171,9 +183,9 @@ class ImageFolder:
         image, where = self.members.opened(name), self.members.where(name)
         return square(image, where, channels, resolution, background=self._background)
 
-    def _traits(self, name: str) -> frozenset[str] | BadFile:
+    def _header(self, name: str) -> Header | BadFile:
         try:
-            return self.members.traits(name)
+            return self.members.header(name)
         except BadFile as error:
             return error
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ import numpy as np
 from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile
 from fewstep.data.members import Members
+from fewstep.data.naming import in_order, shortened
 
 MAX_CLASSES = 2**20
 MAX_NAME = 200
@@ -126,35 +126,12 @@ def by_number(given: np.ndarray, names: Sequence[str] = (), classes: int | None 
     return Assigned([*names], label, found, (note,))
 
 
-def in_order(given: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names in their order, and notes on it: as numbers if all are integers, else sorted."""
-    names = sorted(set(given))
-    if not all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
-        return tuple(names), ()
-    classes = sorted(names, key=lambda name: (int(name), name))
-    if [int(name) for name in classes] == [*range(len(classes))]:
-        return tuple(classes), ()
-    last = len(classes) - 1
-    note = (
-        f"the classes {shortened(classes)} are sorted as numbers: label 0 is {classes[0]}, label "
-        f"{last} is {classes[last]}"
-    )
-    return tuple(classes), (note,)
-
-
 def empty(label: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
     """A note on the classes that no image has, if there are such."""
     counts = np.bincount(label, minlength=len(classes))
     missing = [name for name, n in zip(classes, counts, strict=True) if not n]
     told = f"{len(missing)} of {len(classes)} class(es) have no image: {shortened(missing)}"
     return (told,) if missing else ()
-
-
-def shortened(names: Sequence[str]) -> str:
-    """Some names in a sentence: all if they are few."""
-    if len(names) <= 6:
-        return ", ".join(names)
-    return f"{', '.join(names[:3])}, ... {names[-1]}"
 
 
 def member_labels(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile, check_size, naming, opened
-from fewstep.data.formats import is_hidden, traits_of
+from fewstep.data.formats import Header, header_of, is_hidden
 
 MAX_RATIO = 200
 """How many times smaller than its content a part of a zip may be, if that exceeds 1 MiB."""
@@ -92,7 +92,7 @@ class Members:
         """
         return opened(self.read(name), self.where(name), name)
 
-    def traits(self, name: str) -> frozenset[str]:
+    def header(self, name: str) -> Header:
         """What the header of an image shows, of which no more is read.
 
         Raises:
@@ -100,7 +100,7 @@ class Members:
         """
         where = self.where(name)
         with naming(where), self._stream(name, where) as file:
-            return traits_of(opened(file, where, name))
+            return header_of(opened(file, where, name))
 
     def size(self, name: str) -> int:
         """Bytes of a file, unpacked."""

@@ -13,7 +13,7 @@ from fewstep.core import UsageError
 from fewstep.data.decoding import Crop, check_arguments
 from fewstep.data.formats import background_of
 from fewstep.data.prepared import SUFFIX, About, Prepared, printable, write_prepared
-from fewstep.data.reading import Reading, decoder
+from fewstep.data.reading import Reading, decoder, nothing_usable
 from fewstep.data.sources import HUB, open_source
 from fewstep.files import TEMPORARY
 
@@ -81,15 +81,15 @@ def prepare(
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = path.with_name(f"{TEMPORARY}{path.name}.pixels")
 
-    reading = Reading(opened, behind, classes, skip=on_error == "skip")
+    reading = Reading(opened, resolution, behind, classes, skip=on_error == "skip")
     stored = channels or 3
     try:
         with raw.open("wb") as file:
             decode = decoder(stored, resolution, crop, behind)
-            for pixels in reading.pixels(decode, workers, "preparing"):
+            for pixels, _ in reading.images(decode, workers, "preparing"):
                 file.write(pixels.tobytes())
         if not reading.count:
-            raise UsageError(_nothing(given, reading.skipped))
+            raise nothing_usable(given[0], reading.skipped)
         assigned = reading.labels()
         kept = 1 if channels is None and reading.tally.grey else stored
         about = About(
@@ -113,13 +113,6 @@ def prepare(
     finally:
         raw.unlink(missing_ok=True)
     return Prepared(path)
-
-
-def _nothing(given: Sequence[str], skipped: Sequence[tuple[str, str]]) -> str:
-    if not skipped:
-        return f"{given[0]} holds no images"
-    name, reason = skipped[0]
-    return f"{given[0]} holds no usable image; the first, {name}, {reason}"
 
 
 def _name(given: Sequence[str]) -> str:

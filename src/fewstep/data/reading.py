@@ -1,9 +1,9 @@
-"""Every image of a source, decoded: what can be used, what cannot, and what users have to notice."""
+"""Every image of a source, decoded: what can be used, what cannot, and what users must notice."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from fewstep.bars import bar
 from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile, Crop, naming, square
-from fewstep.data.formats import Background, Tally, traits_of
+from fewstep.data.formats import Background, Header, Tally, header_of
 from fewstep.data.labels import Assigned, Labels
 from fewstep.data.prepared import printable
 from fewstep.data.sources import Item, Source
@@ -19,7 +19,7 @@ from fewstep.data.sources import Item, Source
 MAX_SKIPPED = 100_000
 """A source with more bad images is taken for another thing than images."""
 
-Decoded = tuple[np.ndarray, frozenset[str]] | BadFile
+Decoded = tuple[np.ndarray, Header] | BadFile
 """Pixels and what the image's header showed, or what is wrong with it."""
 
 
@@ -32,8 +32,8 @@ def decoder(
         try:
             image = item.load()
             with naming(item.where):
-                traits = traits_of(image)
-            return square(image, item.where, channels, resolution, crop, background), traits
+                header = header_of(image)
+            return square(image, item.where, channels, resolution, crop, background), header
         except BadFile as error:
             return error
 
@@ -45,6 +45,7 @@ class Reading:
 
     Args:
         source: to be taken once.
+        resolution: to which images are resized.
         background: on which transparent images are composited.
         classes: their number where labels are numbers without names, or None.
         skip: list images that cannot be used instead of refusing the source.
@@ -56,17 +57,23 @@ class Reading:
     """
 
     def __init__(
-        self, source: Source, background: Background, classes: int | None, *, skip: bool
+        self,
+        source: Source,
+        resolution: int,
+        background: Background,
+        classes: int | None,
+        *,
+        skip: bool,
     ) -> None:
         self.source, self.skip = source, skip
-        self.count, self.tally = 0, Tally(background)
+        self.count, self.tally = 0, Tally(resolution, background)
         self.skipped: list[tuple[str, str]] = []
         self._labels = Labels(source.class_names, classes)
 
-    def pixels(
+    def images(
         self, decode: Callable[[Item], Decoded], workers: int, title: str
-    ) -> Iterator[np.ndarray]:
-        """The pixels of the images that can be used, in their order.
+    ) -> Iterator[tuple[np.ndarray, int | str | None]]:
+        """The pixels and labels of the images that can be used, in their order.
 
         Args:
             decode: what :func:`decoder` returns.
@@ -85,11 +92,11 @@ class Reading:
                 except BadFile as error:
                     self._skip(item, error)
                 else:
-                    pixels, traits = found
+                    pixels, header = found
                     self._labels.add(item.label)
                     self.count += 1
-                    self.tally.add(traits)
-                    yield pixels
+                    self.tally.add(header)
+                    yield pixels, item.label
                 advance(1)
 
     def labels(self) -> Assigned:
@@ -111,6 +118,14 @@ class Reading:
                 f"over {MAX_SKIPPED} images cannot be used, the last being {error}; check the "
                 "source"
             ) from error
+
+
+def nothing_usable(source: str, skipped: Sequence[tuple[str, str]]) -> UsageError:
+    """The error that a source holds no image that can be used."""
+    if not skipped:
+        return UsageError(f"{source} holds no images")
+    name, reason = skipped[0]
+    return UsageError(f"{source} holds no usable image; the first, {name}, {reason}")
 
 
 def _in_order(

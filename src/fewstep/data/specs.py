@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from fewstep.conditions import Condition, Label, Mask, Sequence, Vector
 from fewstep.contract import DataSpec, data_spec
 from fewstep.core import Batch, UsageError
+from fewstep.data.checks import first_batch
 
 MADE = ("guidance", "augment")
 """Keys of conditions that methods and augmentations make, which are no data."""
@@ -33,14 +34,15 @@ def spec_of(data: Any) -> DataSpec:
     own = getattr(data, "spec", None)
     if own is not None:
         return own
+    shown = first_samples(data)
     spec = data_spec(data.shape, data.labels, data.image)
-    shown = _shown(first_samples(data), spec)
+    shown = _shown(shown, spec)
     return declared(spec.shape, spec.range, {**spec.conditions, **shown})
 
 
 def first_samples(data: Any) -> Batch:
-    """Two samples, by which data is judged before it is learnt from."""
-    return data.batch([0, min(1, len(data) - 1)])
+    """Samples that show which conditions data has: two, or the only one."""
+    return first_batch(data, 2)
 
 
 def declared(

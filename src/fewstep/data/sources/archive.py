@@ -154,6 +154,8 @@ def _infos(archive: tarfile.TarFile, file: IO[bytes], path: Path) -> Iterator[ta
         if len(end) < tarfile.BLOCKSIZE or any(end):
             told = "is damaged or cut short: it has no end mark; repair or remove it"
             raise BadFile(str(path), told)
+        while isinstance(file, _Forward) and file.read(KEPT):
+            pass  # what was compressed has its checksum at the end
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:

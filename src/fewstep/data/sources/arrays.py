@@ -23,6 +23,7 @@ from fewstep.data.sources.base import Item, Source, picture
 Shape = tuple[int, ...]
 IMAGES = ("x", "images", "data", "arr_0")
 """Names of the array of images, the first that is there being read."""
+PIXELS = np.dtype(np.uint8)
 FLOATS = [np.dtype(kind) for kind in ("<f2", "<f4", "<f8")]
 
 
@@ -216,7 +217,7 @@ def _rows(
     shape: Shape,
     order: Shape,
     label: list[int] | None,
-    kind: np.dtype = np.dtype(np.uint8),
+    kind: np.dtype = PIXELS,
 ) -> Iterator[Item]:
     n, *stored = shape
     size = math.prod(stored) * kind.itemsize

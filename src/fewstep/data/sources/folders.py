@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.core import UsageError
-from fewstep.data.formats import is_image, no_images, passed_over
+from fewstep.data.formats import by_suffix, is_image, no_images, passed_over
 from fewstep.data.labels import member_labels
 from fewstep.data.members import Members
 from fewstep.data.sources.base import Item, Source
@@ -31,7 +31,7 @@ def folder(path: Path, labels: str, classes: int | None = None) -> Source:
     over = passed_over(members.names)
     notes = (*members.notes, *((over,) if over else ()), *found.notes)
     items, total = _items(members, found.names, found.label), len(found.names)
-    return Source(items, total, found.class_names, lambda: notes)
+    return Source(items, total, found.class_names, lambda: notes, by_suffix(members.names))
 
 
 def _items(members: Members, names: list[str], label: np.ndarray | None) -> Iterator[Item]:
