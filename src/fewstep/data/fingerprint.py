@@ -26,7 +26,7 @@ ROWS = 1024
 """Rows of an array that are read, spread over it."""
 
 Fingerprint = dict[str, Any]
-"""JSON: the ``kind``, the number of ``samples``, the ``classes``, and what else is compared, by its name."""
+"""JSON: ``kind``, number of ``samples``, ``classes``, and what else is compared, by its name."""
 
 WORDS = {
     "kind": "the kind of data",

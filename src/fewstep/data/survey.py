@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.catalogue import entry, training_data
 from fewstep.data.checks import check_batch
 from fewstep.data.decoding import Crop, check_arguments
 from fewstep.data.formats import background_of
-from fewstep.data.prepared import printable
+from fewstep.data.prepared import SUFFIX, printable
 from fewstep.data.reading import Reading, decoder, nothing_usable
 from fewstep.data.sources import open_source
 from fewstep.data.specs import spec_of
+
+if TYPE_CHECKING:
+    from fewstep.data import Dataset
 
 EACH = 8
 """Images of a class that are shown."""
@@ -109,32 +114,36 @@ def survey(
     )
 
 
-def survey_of(data: object) -> Survey:
-    """The survey of a data set that is open.
+def survey_of_name(name: str) -> Survey | None:
+    """The survey of a data set of the library or of a file to train on; None for other sources."""
+    if entry(name) is None and Path(name).suffix != SUFFIX:
+        return None
+    return survey_of(training_data(name))
 
-    Args:
-        data: any data set; all of its labels are counted.
+
+def survey_of(data: Dataset) -> Survey:
+    """The survey of a data set that is open, of which every sample is looked at.
 
     Raises:
         UsageError: a sample is not what the data set says.
     """
-    dataset: object = data
-    spec, n = spec_of(dataset), len(dataset)  # pyright: ignore[reportArgumentType]
+    spec = spec_of(data)
     counts = np.zeros(spec.labels, np.int64)
     rows: dict[int, list[Tensor]] = {}
-    for start in range(0, n, 256):
-        index = range(start, min(start + 256, n))
-        batch = dataset.batch(index)  # pyright: ignore[reportAttributeAccessIssue]
+    for start in range(0, len(data), 256):
+        index = range(start, min(start + 256, len(data)))
+        batch = data.batch(index)
         check_batch(batch, spec, index)
         label = batch.cond["label"].tolist() if spec.labels else [0] * len(index)
-        counts += np.bincount(label, minlength=spec.labels)[: spec.labels]
+        if spec.labels:
+            counts += np.bincount(label, minlength=spec.labels)
         for k, x in zip(label, batch.x0, strict=True):
-            row = rows.setdefault(k, []) if k in rows or len(rows) < CLASSES else []
+            row = rows.setdefault(k, []) if k in rows or len(rows) < CLASSES else [x] * EACH
             if len(row) < (EACH if spec.labels else EACH**2):
                 row.append(x)
     names = spec.class_names or tuple(map(str, range(spec.labels)))
     return Survey(
-        n,
+        len(data),
         spec.shape,
         tuple(zip(names, counts.tolist(), strict=True)),
         notes=tuple(getattr(data, "notes", ())),

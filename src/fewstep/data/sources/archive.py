@@ -13,6 +13,8 @@ from typing import IO, Any
 from fewstep.data.decoding import MAX_BYTES, BadFile, check_size, naming
 from fewstep.data.members import MAX_RATIO
 
+MAX_READS = 100
+"""For the header of one entry."""
 KEPT = 2**16
 """Bytes that stay at hand behind the position in a compressed file."""
 
@@ -54,7 +56,7 @@ def members(path: Path, wanted: Callable[[str], int]) -> Iterator[Iterator[Membe
         file: Any = _Forward(raw, path) if packed else raw
         bounded: Any = _Bounded(file, path)
         archive = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115
-        yield _members(archive, _infos(archive, file, path), wanted, path, packed)
+        yield _members(archive, _infos(archive, file, bounded, path), wanted, path, packed)
 
 
 def _members(
@@ -86,12 +88,17 @@ def _at_once(read: Callable[[], bytes]) -> Callable[[], bytes]:
 
 
 class _Bounded:
-    """A file of which nobody reads more at once than an image may have."""
+    """A file of which nobody reads more at once than an image may have, nor for one entry often."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self.seek, self.tell, self._file, self._path = file.seek, file.tell, file, path
+        self.reads = 0
 
     def read(self, size: int = -1) -> bytes:
+        # tarfile would call itself once for each header that describes another.
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise BadFile(str(self._path), "has headers that only lead to others; it is damaged")
         # Headers in a tar can ask for any size, even a negative one, which would mean all.
         if not 0 <= size <= MAX_BYTES:
             raise BadFile(str(self._path), f"has a header of {size} bytes; it is damaged")
@@ -139,10 +146,13 @@ class _Forward:
         return piece
 
 
-def _infos(archive: tarfile.TarFile, file: IO[bytes], path: Path) -> Iterator[tarfile.TarInfo]:
+def _infos(
+    archive: tarfile.TarFile, file: IO[bytes], bounded: _Bounded, path: Path
+) -> Iterator[tarfile.TarInfo]:
     last, kept = -1, vars(archive)["members"]
     with naming(str(path)):
         while (member := archive.next()) is not None:
+            bounded.reads = 0
             kept.clear()  # tarfile would hold them all
             if member.offset <= last:
                 raise BadFile(str(path), "has an entry of negative size; it is damaged")
@@ -162,8 +172,11 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> b
     if not member.isfile() or member.issparse():
         raise BadFile(where, "is a link, a device or sparse; only plain files are read")
     check_size(member.size, where)
+    bounded: Any = archive.fileobj
+    bounded.reads = 0
     file = archive.extractfile(member)
     content = b"" if file is None else file.read(member.size)
+    bounded.reads = 0
     if len(content) != member.size:
         raise BadFile(where, "is cut short")
     return content
