@@ -377,7 +377,11 @@ def test_open_images(tmp_path, made):
         open_images(made, 8)
     with pytest.raises(UsageError, match=r"prepared with 3 channel\(s\)"):
         open_images(made, 4, channels=1)
-    for name in ("x.tar", "x.parquet", "x.npz", "t10k-images-idx3-ubyte.gz"):
+    assert open_images(made, 4, background="white").shape == (3, 4, 4)
+    with pytest.raises(UsageError, match="on the background white, asked for is black; prepare"):
+        open_images(made, 4, background="black")
+    assert open_images(folder, 4, background="black").shape == (3, 4, 4)
+    for name in ("x.tar", "x.tar.gz", "x.TGZ", "x.parquet", "x.npz", "t10k-images-idx3-ubyte.gz"):
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(
             UsageError, match=rf"run fewstep data prepare .*{name} --out .* 8, then"

@@ -93,7 +93,7 @@ def passed_over(names: Iterable[str]) -> str | None:
 def by_suffix(names: Iterable[str]) -> dict[str, int]:
     """How many files of each suffix are not images that are read; hidden files do not count."""
     counts = Counter(suffix_of(name) for name in names if not (is_hidden(name) or is_image(name)))
-    return dict(counts.most_common())
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def no_images(path: object, names: Iterable[str] = ()) -> UsageError:

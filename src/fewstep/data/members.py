@@ -187,7 +187,7 @@ class _Walk:
             f"{len(names)} file(s) or folder(s) {why} and are passed over: "
             + ", ".join(sorted(names)[:3])
             + (", ..." if len(names) > 3 else "")
-            for why, names in self._passed.items()
+            for why, names in sorted(self._passed.items())
         )
 
     def _kind(self, entry: os.DirEntry[str], name: str) -> str:
