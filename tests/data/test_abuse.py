@@ -237,9 +237,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("put", [in_folder, in_zip, in_tar])
-@pytest.mark.parametrize(
-    ("end", "content"), UNDER_THEIR_OWN_NAME.values(), ids=UNDER_THEIR_OWN_NAME
-)
+@pytest.mark.parametrize(("end", "content"), OTHERS.values(), ids=OTHERS)
 def test_a_hostile_image_of_another_kind(tmp_path, monkeypatch, put, end, content):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(formats, "_installed", lambda kind: True)
