@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from fewstep.contract import data_spec
 from fewstep.core import UsageError
 from fewstep.data import ImageFolder, formats, members, prepare
+from fewstep.evaluation import named_protocol
 from image_files import as_bytes, chunk, encoded, label_of, pixels, stored
 
 both = pytest.mark.parametrize("form", ["folder", "zip"])
@@ -178,6 +180,28 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path, form, names, top):
         assert f"{path / top / names[0]} to learn from" in str(caught.value)
     if form == "folder":
         assert ImageFolder(path / top / names[0], 4).class_names == ("a", "b")
+
+
+def test_held_out_classes_must_have_the_same_names(tmp_path):
+    for part, names in {"a": "cat dog", "b": "ant cat", "c": "cat dog"}.items():
+        for name in names.split():
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / "0.png").write_bytes(PNG)
+    a, b, c = (str(tmp_path / part) for part in "abc")
+    plain = data_spec((1, 4, 4), 2, image=True)
+    named = ImageFolder(b, 4).spec
+    assert len(named_protocol(a, c, plain, 9).held_out) == 2
+    with pytest.raises(UsageError, match=r"a has cat, dog, .*b has ant, cat; they must"):
+        named_protocol(a, b, plain, 9)
+    with pytest.raises(UsageError, match=r"the model has ant, cat, .*a has cat, dog"):
+        named_protocol(a, c, named, 9)
+
+
+@pytest.mark.parametrize("n", [8, 3])
+def test_fewer_held_out_samples_than_classes(tmp_path, n):
+    path = stored(tmp_path, "folder", {f"{i}/0.png": PNG for i in range(8)})
+    protocol = named_protocol(str(path), str(path), data_spec((1, 4, 4), 8, image=True), n)
+    assert len(protocol.held_out) == n
 
 
 # Images.

@@ -13,6 +13,7 @@ from fewstep.conditions import Condition, Label, Mask, Sequence, Vector
 from fewstep.contract import DataSpec, data_spec
 from fewstep.core import Batch, UsageError
 from fewstep.data.checks import first_batch
+from fewstep.data.naming import shortened
 
 MADE = ("guidance", "augment")
 """Keys of conditions that methods and augmentations make, which are no data."""
@@ -68,6 +69,29 @@ def image_spec(shape: Ordered[int], names: Ordered[str] | None) -> DataSpec:
     """The specification of images in [-1, 1], with classes of these names if there are any."""
     label = Label(classes=len(names), names=tuple(names)) if names else None
     return declared(shape, (-1.0, 1.0), {"label": label} if label else {})
+
+
+def check_classes(name: str, spec: DataSpec, other: str, of_other: DataSpec) -> None:
+    """That two data sets, or a model and one, have the same classes under the same numbers.
+
+    Args:
+        name: of the first, for the message.
+        spec: its specification.
+        other: the name of the second.
+        of_other: its specification.
+
+    Raises:
+        UsageError: both have names of classes, which differ; else their numbers do.
+    """
+    names, others = spec.class_names, of_other.class_names
+    if (names != others) if names and others else (spec.labels != of_other.labels):
+        told = [
+            f"{who} has {shortened(kinds) if kinds else f'{one.labels} label(s)'}"
+            for who, one, kinds in ((name, spec, names), (other, of_other, others))
+        ]
+        raise UsageError(
+            f"the classes differ: {told[0]}, {told[1]}; they must be the same in the same order"
+        )
 
 
 def _shown(batch: Batch, spec: DataSpec) -> dict[str, Condition]:
