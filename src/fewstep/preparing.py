@@ -108,6 +108,8 @@ def check(
         background: the colour behind transparent pixels, such as white or #ffffff.
         workers: threads that decode.
     """
+    if not source:
+        raise UsageError("got no source; give a folder, a zip, or one or several shards")
     if out.suffix != ".png":
         raise UsageError(f"--out must be a .png picture, got {out}")
 

@@ -78,6 +78,7 @@ def test_what_is_ready(tmp_path, capsys, name, photos):
 
 def test_what_ends_in_one_message(tmp_path, capsys):
     for args, message in [
+        ((), "got no source"),
         ((tmp_path / "nowhere",), "does not exist"),
         ((stored(tmp_path, "folder", {"a.png": b""}),), "holds no usable image; the first, a.png"),
         (("digits", "--out", "x.jpg"), "--out must be a .png"),
