@@ -16,7 +16,7 @@ import tyro
 from fewstep.choosing import compare, search
 from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.files import TEMPORARY
-from fewstep.preparing import pairs, prepare
+from fewstep.preparing import check, pairs, prepare
 from fewstep.recipes import NAMES, Recipe, rebuild, recipe
 from fewstep.recipes.options import NONE
 from fewstep.verbs import average, bench, doctor, evaluate, sample, status
@@ -34,6 +34,7 @@ fewstep: generative models that need one to four network calls
   fewstep search MODEL --steps 2,3,4            better times for few steps
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
   fewstep bench                                 what the library costs on this machine
+  fewstep data check SOURCE                     what would be read, and a picture of it
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
   fewstep data pairs MODEL -n N --out DIR       noise and what a diffusion model makes of it
 
@@ -204,9 +205,10 @@ def _train(args: list[str]) -> None:
 
 
 def _data(args: list[str]) -> None:
-    verbs = {"prepare": prepare, "pairs": pairs}
+    verbs = {"check": check, "prepare": prepare, "pairs": pairs}
     if not args or args[0] in {"-h", "--help"}:
-        print("usage: fewstep data prepare SOURCE --out FILE --resolution N; --help explains it")
+        print("usage: fewstep data check SOURCE; --help explains it")
+        print("       fewstep data prepare SOURCE --out FILE --resolution N; --help explains it")
         print("       fewstep data pairs TEACHER -n N --out DIR; --help explains it")
     elif args[0] in verbs:
         _call(f"fewstep data {args[0]}", verbs[args[0]], args[1:])

@@ -25,7 +25,7 @@ from fewstep.core import Batch, UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.data.catalogue import entry, held_out_data, judging_features, training_data
 from fewstep.data.prepared import SUFFIX
-from fewstep.data.specs import conditions_of
+from fewstep.data.specs import check_classes, conditions_of, spec_of
 from fewstep.errors import nearest
 from fewstep.metrics import (
     Features,
@@ -297,6 +297,7 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
     train, unseen = training_data(data, **like), held_out_data(data, held_out, n, **like)
     for name, part in ((data, train), (held_out or data, unseen)):
         _check_made(name, part, made, "and the like, unseen, with --held-out")
+    check_classes(data, spec_of(train), held_out or data, spec_of(unseen))
     order = np.random.default_rng(entropy(FIRST_SEED, "held out")).permutation(len(unseen))
     rest = unseen.batch(np.sort(order[:n]))
     if len(rest) > len(train):
@@ -345,6 +346,7 @@ def _check_made(name: str, data: Dataset, made: DataSpec, further: str) -> None:
             f"{tuple(data.shape)} with {data.labels}; give what it learnt from with --data "
             f"{further}"
         )
+    check_classes("the model", made, name, spec_of(data))
 
 
 def chosen(

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fewstep.core import UsageError
-from fewstep.data import ImageFolder, Prepared, prepare
+from fewstep.data import ImageFolder, Prepared, formats, prepare
 from image_files import as_bytes, chunk, encoded, idx, pixels, png_that_claims, shard, stored
 
 GOOD_PIXELS = pixels(4, 4, 3)
@@ -186,6 +187,75 @@ def test_a_hostile_image_is_named_or_listed(tmp_path, monkeypatch, put, content)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, out.name])
 
 
+def tiff_of(*entries: tuple[int, int, int, int], after: int = 0, body: bytes = b"") -> bytes:
+    """A TIFF of one directory of (tag, kind, count, value) at byte 8."""
+    rows = b"".join(struct.pack("<HHII", *one) for one in entries)
+    return (
+        b"II*\0\x08\0\0\0"
+        + struct.pack("<H", len(entries))
+        + rows
+        + (struct.pack("<I", after) + body)
+    )
+
+
+def tiff_that_claims(width: int, height: int, *more: tuple[int, int, int, int]) -> bytes:
+    sizes = ((256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1))
+    return tiff_of(*sizes, (262, 3, 1, 1), (273, 4, 1, 8), *more, body=bytes(100))
+
+
+def gif_that_claims(width: int, height: int) -> bytes:
+    screen = b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0" + bytes(6)
+    return screen + b"," + struct.pack("<HHHH", 0, 0, width, height) + b"\0\x02\x01\0\0;"
+
+
+TIFF = encoded(pixels(40, 40, 3), "TIFF")
+GIF = encoded(pixels(40, 40), "GIF")
+OTHERS = {
+    "tiff that is a start": ("tif", b"II*\0"),
+    "tiff cut short": ("tif", TIFF[: len(TIFF) // 2]),
+    "tiff with damaged pixels": ("tif", tiff_that_claims(40, 40, (279, 4, 1, 1600))),
+    "tiff of 4 gigapixels": ("tif", tiff_that_claims(2**16, 2**16)),
+    "tiff of 2^62 pixels": ("tif", tiff_that_claims(2**31 - 1, 2**31 - 1)),
+    "tiff with a tag of 4 gigabytes": ("tif", tiff_that_claims(40, 40, (700, 1, 2**32 - 1, 8))),
+    "tiff with strips of 4 gigabytes": ("tif", tiff_that_claims(40, 40, (279, 4, 2**30, 8))),
+    "tiff that leads to itself": ("tif", tiff_of(*[(1, 1, 1, 0)] * 3, after=8)),
+    "gif that is a start": ("gif", b"GIF89a"),
+    "gif cut short": ("gif", GIF[: len(GIF) // 2]),
+    "gif of 4 gigapixels": ("gif", gif_that_claims(65_535, 65_535)),
+    "gif without pixels": ("gif", gif_that_claims(40, 40)),
+    "ppm that is a start": ("ppm", b"P6"),
+    "ppm of 4 gigapixels": ("ppm", b"P6 65535 65535 255 " + bytes(100)),
+    "ppm cut short": ("ppm", b"P6 40 40 255 " + bytes(100)),
+    "ppm of a long number": ("pgm", b"P5 " + b"9" * 5000 + b" 4 255 "),
+    "ppm of floats": ("ppm", b"Pf 4 4 -1.0\n" + bytes(64)),
+    "jpeg whose orientation is odd": (
+        "jfif",
+        JPEG[:2] + b"\xff\xe1\0\x20Exif\0\0II*\0\xff\xff\xff\xff" + bytes(16) + JPEG[2:2000],
+    ),
+    "heif of garbage": ("avif", b"\0\0\0\x1cftypavif" + bytes(100)),
+}
+
+
+@pytest.mark.parametrize("put", [in_folder, in_zip, in_tar])
+@pytest.mark.parametrize(("end", "content"), OTHERS.values(), ids=OTHERS)
+def test_a_hostile_image_of_another_kind(tmp_path, monkeypatch, put, end, content):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(formats, "_installed", lambda kind: True)
+    if end == "avif" and not Image.EXTENSION.get(".avif"):
+        pytest.skip("Pillow was built without AVIF")
+    files = {"a.png": GOOD, f"b.{end}": content, "c.png": GOOD}
+    path = shard(tmp_path / "0.tar", files) if put is in_tar else None
+    path = path or stored(tmp_path, "zip" if put is in_zip else "folder", files)
+    out = tmp_path / "x.safetensors"
+    with refused(f"b.{end} in"):
+        prepare(path, out, resolution=4)
+    assert len(prepare(path, out, resolution=4, on_error="skip")) == 2
+    if put is not in_tar:
+        with refused(f"b.{end} in"):
+            ImageFolder(path, 4)
+        assert len(ImageFolder(path, 4, on_error="skip")) == 2
+
+
 # Whole containers.
 
 
@@ -313,6 +383,22 @@ CONTAINERS: dict[str, tuple[str, bytes | Callable[[], bytes]]] = {
     "zip of labels that unpack to much": ("x.zip", labelled_bomb),
     # Tars.
     "tar of nothing": ("x.tar", b""),
+    "packed tar of nothing": ("x.tar.gz", b""),
+    "packed tar of garbage": ("x.tgz", b"this is no gz" * 100),
+    "packed tar of a packed garbage": ("x.tgz", gzip.compress(b"this is no tar" * 100)),
+    "packed tar that is not packed": ("x.tar.gz", tarred((entry("a.png", len(GOOD)), GOOD))),
+    "packed tar that unpacks to much": (
+        "x.tar.gz",
+        lambda: gzip.compress(tarred((entry("a.png", 2**26), bytes(2**26)))),
+    ),
+    "packed tar that announces 2^60": (
+        "x.tgz",
+        gzip.compress(tarred((entry("a.png", 2**60), GOOD))),
+    ),
+    "packed tar with a wrong checksum": (
+        "a.tgz",
+        gzip.compress(tarred((entry("a.png", len(GOOD)), GOOD)))[:-8] + bytes(8),
+    ),
     "tar of garbage": ("x.tar", b"this is no tar" * 100),
     "tar that is packed": ("x.tar", gzip.compress(tarred((entry("a.png", len(GOOD)), GOOD)))),
     "tar with garbage inside": (

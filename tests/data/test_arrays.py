@@ -43,8 +43,8 @@ def test_a_batch_is_a_copy():
     assert data.batch([0]).x0.tolist() == [[1, 1, 1]]
 
 
-def test_labels_are_counted_from_the_largest():
-    assert Arrays(np.zeros((3, 2)), [0, 4, 1]).labels == 5
+def test_classes_without_samples_must_be_counted():
+    assert Arrays(np.zeros((3, 2)), [0, 4, 1], labels=5).labels == 5
 
 
 def test_subset_keeps_the_classes():

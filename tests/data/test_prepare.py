@@ -134,7 +134,7 @@ def test_bad_images_are_refused_or_listed(tmp_path):
 
 
 def test_many_bad_images_end_the_work(tmp_path, monkeypatch):
-    monkeypatch.setitem(prepare.__globals__, "MAX_SKIPPED", 2)
+    monkeypatch.setattr("fewstep.data.reading.MAX_SKIPPED", 2)
     path = stored(tmp_path, "folder", files(1) | {f"{i}.png": b"" for i in range(3)})
     with pytest.raises(UsageError, match=r"over 2 images cannot be used.*2\.png"):
         prepare(path, tmp_path / "x.safetensors", resolution=4, on_error="skip")
@@ -179,8 +179,8 @@ def test_arrays(tmp_path, shape, axes, save):
     data = prepare(tmp_path / "x.npz", tmp_path / "x.safetensors", resolution=4)
     expected = x if axes is None else x.transpose(axes)
     np.testing.assert_array_equal(as_bytes(data), expected.reshape(5, -1, 4, 4))
-    assert label_of(data) == [3, 0, 1, 1, 0]
-    assert data.about.class_names == ("0", "1", "2", "3")
+    assert label_of(data) == [2, 0, 1, 1, 0]
+    assert data.about.class_names == ("0", "1", "3")
     none = prepare(tmp_path / "x.npz", tmp_path / "n.safetensors", resolution=4, labels="none")
     assert (none.labels, none.batch([0]).cond) == (0, {})
 
@@ -207,6 +207,30 @@ def test_batches_of_the_downsampled_imagenet(tmp_path):
     assert data.about.source == "train_data_batch_0.npz ... train_data_batch_1.npz"
 
 
+def test_sample_files_of_openai(tmp_path):
+    x = pixels(4, 4, 4, 3)
+    np.savez(tmp_path / "x.npz", x, np.array([5, 0, 5, 1]))
+    data = prepare(tmp_path / "x.npz", tmp_path / "x.safetensors", resolution=4)
+    np.testing.assert_array_equal(as_bytes(data), x.transpose(0, 3, 1, 2))
+    assert (label_of(data), data.spec.class_names) == ([2, 0, 2, 1], ("0", "1", "5"))
+
+
+@pytest.mark.parametrize("label", [[0, 1, 1], [0, 0, 0], None])
+def test_samples_of_this_library(tmp_path, label):
+    x = pixels(3, 1, 4, 4)
+    floats = (x / 127.5 - 1).astype(np.float32)
+    arrays = {} if label is None else {"label": np.array(label)}
+    np.savez(tmp_path / "x.npz", x=floats, **arrays)
+    data = prepare(tmp_path / "x.npz", tmp_path / "x.safetensors", resolution=4)
+    np.testing.assert_array_equal(as_bytes(data), x)
+    assert data.labels == (2 if label == [0, 1, 1] else 0)
+    if label == [0, 0, 0]:
+        assert data.notes == ("all labels of x.npz are 0 and are not read",)
+    np.savez(tmp_path / "x.npz", x=np.where(floats > 0, np.float32("nan"), floats))
+    with pytest.raises(UsageError, match=r"row 0 in .*x\.npz holds floats"):
+        prepare(tmp_path / "x.npz", tmp_path / "x.safetensors", resolution=4)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx(tmp_path, packed):
     x, label = pixels(4, 28, 28), np.array([7, 0, 3, 1], np.uint8)
@@ -217,7 +241,7 @@ def test_idx(tmp_path, packed):
     source = tmp_path / f"train-images-idx3-ubyte{end}"
     data = prepare(source, tmp_path / "x.safetensors", resolution=28)
     np.testing.assert_array_equal(as_bytes(data), x[:, None])
-    assert label_of(data) == [7, 0, 3, 1]
+    assert (label_of(data), data.about.class_names) == ([3, 0, 2, 1], ("0", "1", "3", "7"))
     (tmp_path / f"train-labels-idx1-ubyte{end}").unlink()
     assert prepare(source, tmp_path / "x.safetensors", resolution=28).labels == 0
 
@@ -329,13 +353,14 @@ def test_a_zip_is_opened_anew_after_a_fork(tmp_path, monkeypatch):
 
 def test_a_bad_file_is_told_from_another_process(tmp_path, monkeypatch):
     monkeypatch.setattr("fewstep.data.images.IN_MEMORY", 0)
-    path = stored(tmp_path, "folder", {"a.png": encoded(pixels(9, 9)), "b.png": b""})
-    data = ImageFolder(path, 4, channels=1)
+    good = encoded(pixels(9, 9))
+    path = stored(tmp_path, "folder", {"a.png": good, "b.png": good[:60]})
+    data = ImageFolder(path, 4)
     with pytest.raises(UsageError) as caught:
         data.batch([1])
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), str(again)) == (type(caught.value), str(caught.value))
-    assert str(again).startswith(f"b.png in {path} is broken")
+    assert str(again).startswith(f"b.png in {path} cannot be read")
 
 
 # Opening.
@@ -352,7 +377,11 @@ def test_open_images(tmp_path, made):
         open_images(made, 8)
     with pytest.raises(UsageError, match=r"prepared with 3 channel\(s\)"):
         open_images(made, 4, channels=1)
-    for name in ("x.tar", "x.parquet", "x.npz", "t10k-images-idx3-ubyte.gz"):
+    assert open_images(made, 4, background="white").shape == (3, 4, 4)
+    with pytest.raises(UsageError, match="on the background white, asked for is black; prepare"):
+        open_images(made, 4, background="black")
+    assert open_images(folder, 4, background="black").shape == (3, 4, 4)
+    for name in ("x.tar", "x.tar.gz", "x.TGZ", "x.parquet", "x.npz", "t10k-images-idx3-ubyte.gz"):
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(
             UsageError, match=rf"run fewstep data prepare .*{name} --out .* 8, then"

@@ -16,7 +16,10 @@ from tiny import fewstep
 WITHOUT_TORCH = """
 import sys
 from fewstep.cli import main
-for args in (["data"], ["data", "prepare", "--help"], ["data", "prepar"], ["data", "prepare"]):
+for args in (
+    ["data"], ["data", "prepare", "--help"], ["data", "check", "--help"], ["data", "prepar"],
+    ["data", "prepare"], ["data", "check"],
+):
     try:
         main(args)
     except SystemExit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import tarfile
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from fewstep.core import UsageError
-from fewstep.data import Prepared, prepare
+from fewstep.data import Prepared, open_images, prepare
 from image_files import as_bytes, encoded, label_of, pixels, shard
 
 RESOLUTION = 4
@@ -47,8 +48,15 @@ def test_a_shard_of_numbers(tmp_path):
     data = read(tmp_path, path)
     # In the order of the shard, not of the names; a mask beside an image is no image.
     np.testing.assert_array_equal(as_bytes(data), x[:3])
-    assert label_of(data) == [3, 0, 1]
-    assert data.about.class_names == ("0", "1", "2", "3")
+    assert label_of(data) == [2, 0, 1]
+    assert data.about.class_names == ("0", "1", "3")
+    assert "a/001.seg.png" in " ".join(data.notes)
+    assert "the labels 0, 1, 3 do not count from 0 without gaps" in " ".join(data.notes)
+    four = read(tmp_path, path, classes=4)
+    assert (label_of(four), four.about.class_names) == ([3, 0, 1], ("0", "1", "2", "3"))
+    assert "1 of 4 class(es) have no image: 2" in four.notes
+    with pytest.raises(UsageError, match=r"label 3; expected an integer in \[0, 3\)"):
+        read(tmp_path, path, classes=3)
     assert read(tmp_path, path, labels="none").labels == 0
 
 
@@ -112,6 +120,79 @@ def test_odd_json_is_named(tmp_path, text):
     files = {"0.png": png[0], "0.cls": b"0", "1.png": png[1], "1.json": text}
     with pytest.raises(UsageError, match=r"1\.png in "):
         read(tmp_path, shard(tmp_path / "0.tar", files))
+
+
+@pytest.mark.parametrize("end", ["tar", "tar.gz", "tgz"])
+def test_dots_in_the_names_of_a_shard(tmp_path, end):
+    x, png = images(5)
+    files = {
+        "0001.png": png[0],
+        "0001.cls": b"0",
+        "v1.2_0002.png": png[1],
+        "v1.2_0002.cls": b"1",
+        "v1.2_0003.png": png[2],
+        "v1.2_0003.json": b'{"label": 0}',
+        "0004.image.png": png[3],
+        "0004.cls": b"1",
+        "0005.png": png[4],
+        "0005.depth.png": png[0],
+        "0005.cls": b"0",
+    }
+    path = packed(shard(tmp_path / "0.tar", files), end)
+    data = read(tmp_path, path)
+    np.testing.assert_array_equal(as_bytes(data), x)
+    assert label_of(data) == [0, 1, 0, 1, 0]
+    notes = " ".join(data.notes)
+    assert "3 image(s) have several dots in their names, such as v1.2_0002.png" in notes
+    assert "1 image(s) are passed over" in notes
+    assert "0005.depth.png" in notes
+    assert "labels of 5 image(s) are not read" in " ".join(
+        read(tmp_path, path, labels="none").notes
+    )
+
+
+@pytest.mark.parametrize("end", ["tar", "tar.gz"])
+def test_many_names_that_begin_alike(tmp_path, end):
+    x, png = images(10)
+    files = {f"v1.{i:03d}.png": png[i % 10] for i in range(200)}
+    data = read(tmp_path, packed(shard(tmp_path / "0.tar", files), end))
+    np.testing.assert_array_equal(as_bytes(data), np.concatenate([x] * 20))
+
+
+def packed(path: Path, end: str) -> Path:
+    """A shard under another suffix, compressed unless it is ``tar``."""
+    if end == "tar":
+        return path
+    place = path.with_suffix(f".{end}")
+    place.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    return place
+
+
+def test_a_folder_of_compressed_shards(tmp_path):
+    x, png = images(4)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for k in range(2):
+        files = {f"{i}.png": png[2 * k + i] for i in range(2)}
+        packed(shard(folder / f"{k}.tar", files), "tar.gz")
+    np.testing.assert_array_equal(as_bytes(read(tmp_path, folder)), x)
+    with pytest.raises(UsageError, match=r"run fewstep data prepare .*shards"):
+        open_images(folder, 4)
+
+
+def test_a_compressed_shard_that_was_cut_short(tmp_path):
+    _, png = images(3)
+    path = packed(shard(tmp_path / "0.tar", {f"{i}.png": one for i, one in enumerate(png)}), "tgz")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UsageError, match=r"0\.tgz "):
+        read(tmp_path, path)
+
+
+def test_a_compressed_shard_that_unpacks_to_much(tmp_path):
+    path = packed(shard(tmp_path / "0.tar", {"a.txt": bytes(2**26)}), "tar.gz")
+    with pytest.raises(UsageError, match=r"0\.tar\.gz unpacks to more than 200 times its size"):
+        read(tmp_path, path)
 
 
 def test_links_in_a_shard_have_no_power(tmp_path):
@@ -190,7 +271,9 @@ def test_plain_parquet_of_several_files(tmp_path):
     data = read(tmp_path, folder, labels="breed")
     np.testing.assert_array_equal(as_bytes(data), x)
     assert (label_of(data), data.about.class_names) == ([1, 2, 1, 1, 0], ("a", "b", "c"))
-    assert read(tmp_path, folder).labels == 0
+    bare = read(tmp_path, folder)
+    assert bare.labels == 0
+    assert "no column is called label; the columns are id, picture, breed" in bare.notes[0]
     with pytest.raises(UsageError, match="no column 'kind'; it has id, picture, breed"):
         read(tmp_path, folder, labels="kind")
 

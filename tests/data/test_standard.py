@@ -50,6 +50,7 @@ def check(name: str, shape: tuple[int, ...]) -> None:
     for split, n in zip(("train", "held_out"), COUNTS, strict=True):
         data = SMALL[name](split)  # pyright: ignore
         assert (len(data), data.shape, data.labels, data.image) == (n, shape, 10, True)
+        assert len(set(data.spec.class_names)) == 10
         batch = data.batch(range(n))
         wanted = images(n, *shape).astype(np.float32) / 127.5 - 1
         np.testing.assert_array_equal(batch.x0.numpy(), wanted)

@@ -13,7 +13,9 @@ from fewstep.core import Batch
 from fewstep.data.arrays import Arrays, Indices, stratified_split
 from fewstep.data.augment import Augment, EDMAugment, Flip
 from fewstep.data.catalogue import CATALOGUE, held_out_data, training_data
+from fewstep.data.checks import check_batch, first_batch
 from fewstep.data.digits import digits
+from fewstep.data.fingerprint import differences, fingerprint
 from fewstep.data.images import ImageFolder
 from fewstep.data.opening import open_data, open_images
 from fewstep.data.order import positions
@@ -23,6 +25,7 @@ from fewstep.data.prepared import Prepared
 from fewstep.data.specs import spec_of
 from fewstep.data.standard import STANDARD, cifar10, fashion_mnist, mnist
 from fewstep.data.stored import Stored, write_arrays
+from fewstep.data.torch_data import TorchData, from_torch
 from fewstep.data.toys import (
     Mixture,
     checkerboard,
@@ -49,11 +52,17 @@ __all__ = [
     "Pairs",
     "Prepared",
     "Stored",
+    "TorchData",
+    "check_batch",
     "checkerboard",
     "cifar10",
+    "differences",
     "digits",
     "eight_gaussians",
     "fashion_mnist",
+    "fingerprint",
+    "first_batch",
+    "from_torch",
     "gaussian",
     "held_out_data",
     "mnist",
@@ -76,7 +85,10 @@ class Dataset(Protocol):
     """Samples by index.
 
     All but ``spec`` is necessary; :func:`spec_of` derives it where a data set of the user's own
-    does without.
+    does without. A data set may also have ``notes``, sentences on what a user has to notice
+    (images that were passed over, labels that are not read); they are read with
+    ``getattr(data, "notes", ())``. It may have a ``fingerprint``, by which a resumed run knows its
+    data again, see :func:`~fewstep.data.fingerprint.fingerprint`.
     """
 
     @property

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from fewstep.conditions import Mask
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
+from fewstep.data.checks import channels_advice, looks_like_pixels
 from fewstep.data.columns import Column, columns, label_column
 from fewstep.data.specs import make_spec
 from fewstep.values import lengths_of
@@ -27,8 +28,8 @@ class Arrays:
         x: ``(n, *shape)``. uint8 must be ``(n, c, h, w)`` and is read as pixels, mapped from
             [0, 255] to [-1, 1] on access; floats are handed out as they are, in float32.
             A memory-mapped array stays one.
-        label: integers ``(n,)`` in [0, ``labels``), or None.
-        labels: number of classes; the largest label plus one if not given.
+        label: integers ``(n,)`` in [0, ``labels``), names of classes, or None.
+        labels: number of classes; if not given every one from 0 to the largest label must occur.
         image: whether the values are pictures in [-1, 1]; true for uint8 only if not given.
         conditions: arrays ``(n, ...)`` by name; a pair of tokens and mask is a sequence.
         mask: 1 where a sample is real, ``(n, 1, *space)`` or ``(n, *space)``, or the lengths
@@ -62,9 +63,10 @@ class Arrays:
         self._x = np.asarray(x)
         self.image = self._x.dtype == np.uint8 if image is None else image
         bounds = spec.range if spec else (-1.0, 1.0) if self.image and range is None else range
-        _check_kind(self._x, self.image, bounds)
+        plain = image is None and spec is None
+        _check_kind(self._x, self.image, bounds, plain)
         if check and self._x.dtype != np.uint8:
-            _check_values(self._x, self.image, bounds)
+            _check_values(self._x, self.image, bounds, plain)
         self.shape: tuple[int, ...] = self._x.shape[1:]
         self._mask = None if mask is None else _checked_mask(mask, self._x.shape)
         given = {**({} if label is None else {"label": label}), **(conditions or {})}
@@ -144,7 +146,10 @@ class Arrays:
         )
 
 
-def _check_kind(x: np.ndarray, image: bool, bounds: tuple[float, float] | None) -> None:
+def _check_kind(
+    x: np.ndarray, image: bool, bounds: tuple[float, float] | None, plain: bool
+) -> None:
+    """Refuse arrays of another kind; ``plain`` says that nobody says whether they are images."""
     if x.ndim < 2 or x.size == 0:
         raise UsageError(
             f"got an array of shape {x.shape}; expected (n, *event) with at least one sample"
@@ -153,20 +158,33 @@ def _check_kind(x: np.ndarray, image: bool, bounds: tuple[float, float] | None) 
     if not pixels and not np.issubdtype(x.dtype, np.floating):
         raise UsageError(f"got an array of {x.dtype}; expected floats, or uint8 for pixels")
     if (pixels or image) and x.ndim != 4:
-        raise UsageError(f"got images of shape {x.shape}; expected (n, c, h, w)")
+        advice = ": grey images become x[:, None]" if x.ndim == 3 else ""
+        raise UsageError(f"got images of shape {x.shape}; expected (n, c, h, w){advice}")
+    advice = channels_advice(x.shape[1:], None) if pixels or image or plain else ""
+    if advice:
+        other = "" if pixels or image else " (if these are no images say image=False)"
+        raise UsageError(f"got images of shape {x.shape}; expected (n, c, h, w){advice}{other}")
     if (pixels or image) and bounds != (-1.0, 1.0):
         raise UsageError(f"images lie in [-1, 1], got the range {bounds}")
 
 
-def _check_values(x: np.ndarray, image: bool, bounds: tuple[float, float] | None) -> None:
+def _check_values(
+    x: np.ndarray, image: bool, bounds: tuple[float, float] | None, plain: bool
+) -> None:
     # Two reductions need no second array, and a NaN comes through both.
     with np.errstate(invalid="ignore"):
         low, high = float(x.min()), float(x.max())
     largest = float(np.finfo(np.float32).max)
     if not (low >= -largest and high <= largest):
+        first = next(i for i, one in enumerate(x) if not (np.abs(one) <= largest).all())
         raise UsageError(
-            "the array holds NaN, infinite or larger values than float32 can; "
-            "remove those samples before making a dataset"
+            f"sample {first} of the array holds NaN, infinite or larger values than float32 can; "
+            "remove such samples before making a dataset"
+        )
+    if plain and bounds is None and looks_like_pixels(x.shape[1:], low, high):
+        raise UsageError(
+            f"the values lie in [{low:g}, {high:g}] and look like pixels: pass them as uint8, or "
+            "say range=(0, 255) if they are none"
         )
     if bounds is not None and (low < bounds[0] or high > bounds[1]):
         advice = "rescale them, or pass uint8 pixels in [0, 255]" if image else "rescale them"

@@ -97,6 +97,7 @@ def training_data(
     resolution: int | None = None,
     channels: Literal[1, 3] | None = None,
     labels: bool = True,
+    background: str | None = None,
 ) -> Dataset:
     """What a model learns from.
 
@@ -106,13 +107,14 @@ def training_data(
             their own.
         channels: of images; by default as the images are.
         labels: with the classes that the data has, or without.
+        background: colour behind transparent pixels of a folder's images; white if not given.
 
     Raises:
         UsageError: there is no such data, or it has another resolution or other channels.
     """
     found = entry(data)
     if found is None:
-        return _own(data, resolution, channels, labels)
+        return _own(data, resolution, channels, labels, background)
     opened = found.train()
     if resolution not in {None, opened.shape[-1]}:
         raise UsageError(
@@ -130,6 +132,7 @@ def held_out_data(
     resolution: int | None = None,
     channels: Literal[1, 3] | None = None,
     labels: bool = True,
+    background: str | None = None,
 ) -> Dataset:
     """What no training on ``data`` has seen.
 
@@ -140,6 +143,7 @@ def held_out_data(
         resolution: as of :func:`training_data`.
         channels: likewise.
         labels: likewise.
+        background: likewise.
 
     Raises:
         UsageError: there is none, or ``held_out`` is given beside the data's own.
@@ -155,7 +159,9 @@ def held_out_data(
         raise UsageError(
             f"to judge on {data} also give data that the model never saw: --held-out FOLDER"
         )
-    return training_data(held_out, resolution=resolution, channels=channels, labels=labels)
+    return training_data(
+        held_out, resolution=resolution, channels=channels, labels=labels, background=background
+    )
 
 
 def without_labels(data: Dataset) -> Dataset:
@@ -168,7 +174,11 @@ def without_labels(data: Dataset) -> Dataset:
 
 
 def _own(
-    data: str, resolution: int | None, channels: Literal[1, 3] | None, labels: bool
+    data: str,
+    resolution: int | None,
+    channels: Literal[1, 3] | None,
+    labels: bool,
+    background: str | None,
 ) -> Dataset:
     if not data:
         raise UsageError("say what to learn from: --data NAME or PATH")
@@ -177,4 +187,5 @@ def _own(
         raise UsageError(
             f"no data at {data!r}, and no data of that name: {nearest(data, CATALOGUE)}"
         )
-    return open_data(path, resolution, "auto" if labels else "none", channels=channels)
+    kind = "auto" if labels else "none"
+    return open_data(path, resolution, kind, channels=channels, background=background)

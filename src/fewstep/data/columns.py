@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fewstep.conditions import Condition, Image, Label, Sequence, Vector
+from fewstep.data.naming import in_order, shortened
 from fewstep.errors import UsageError, nearest
 
 
@@ -76,18 +77,43 @@ def columns(
 
 
 def label_column(label: ArrayLike, n: int, classes: int | None) -> Column:
-    """Classes of n samples: integers from 0, below ``classes`` if those are given."""
+    """Classes of n samples: names, or integers from 0, below ``classes`` if those are given.
+
+    Without ``classes`` every integer up to the largest must occur.
+    """
     array = np.asarray(label)
     if array.shape != (n,):
-        raise UsageError(f"got labels of shape {array.shape} for {n} samples; expected ({n},)")
+        advice = ": one-hot rows become label.argmax(1)" if array.ndim == 2 else ""
+        raise UsageError(
+            f"got labels of shape {array.shape} for {n} samples; expected ({n},){advice}"
+        )
+    if array.dtype.kind == "U":
+        return _named(array, classes)
     if not np.issubdtype(array.dtype, np.integer):
         raise UsageError(f"got labels of {array.dtype}; expected integers that count from 0")
     low, high = int(array.min()), int(array.max())
     if low < 0 or (classes is not None and high >= classes):
         top = "k" if classes is None else str(classes)
         raise UsageError(f"labels lie in [{low}, {high}]; expected integers in [0, {top})")
+    values = np.unique(array)
+    if classes is None and len(values) != high + 1:
+        shown = shortened([*map(str, values.tolist())])
+        raise UsageError(
+            f"the labels {shown} do not count from 0 without gaps; pass "
+            "numpy.unique(label, return_inverse=True)[1], which numbers them in that order, or "
+            f"labels={high + 1} if the other classes only have no samples"
+        )
     known = Label(classes=high + 1 if classes is None else classes)
     return Column(known, (array.astype(np.int64),))
+
+
+def _named(array: np.ndarray, classes: int | None) -> Column:
+    names, _ = in_order(array.tolist())
+    if classes not in {None, len(names)}:
+        raise UsageError(f"got labels={classes} and {len(names)} names: {shortened(names)}")
+    number = {name: k for k, name in enumerate(names)}
+    label = np.array([number[name] for name in array.tolist()], np.int64)
+    return Column(Label(classes=len(names), names=names), (label,))
 
 
 def _column(name: str, value: Any, n: int, kind: Condition | None, check: bool) -> Column:

@@ -7,16 +7,21 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
-from typing import Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from fewstep.core import UsageError
+from fewstep.data.formats import (
+    WHITE,
+    Background,
+    has_alpha,
+    is_deep,
+    kinds_of,
+    orientation_of,
+)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 64 * 10**6
 MAX_BYTES = 256 * 2**20
 _quiet = threading.Lock()
@@ -55,8 +60,6 @@ def naming(where: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(where) from error
-    except Image.UnidentifiedImageError as error:
-        raise BadFile(where, f"is broken or none of {', '.join(FORMATS)}") from error
     except MemoryError as error:
         raise BadFile(where, "needs more memory than there is; remove it") from error
     except Exception as error:  # decoders and archives raise all kinds on damaged data
@@ -75,58 +78,69 @@ def check_size(size: int, where: str) -> None:
         raise BadFile(where, f"has {size} bytes; at most {MAX_BYTES} are read")
 
 
-def opened(content: bytes, where: str) -> Image.Image:
+def opened(source: bytes | IO[bytes], where: str, name: str = "") -> Image.Image:
     """An image with its header read and its size checked, not yet decoded.
 
+    Args:
+        source: the content of a file, or the file.
+        where: what messages call it.
+        name: of the file; its suffix says whether it may be of another kind than PNG, JPEG, WEBP
+            or BMP.
+
     Raises:
-        BadFile: it is none of ``FORMATS``, or has more than ``MAX_PIXELS``.
+        BadFile: it is of no kind that is read, or has more than ``MAX_PIXELS``.
     """
     with naming(where):
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
         # Pillow warns of odd EXIF data in good files. The filters of warnings belong to the
         # process, hence the lock; it is held for headers only.
-        with _quiet, warnings.catch_warnings(action="ignore"):
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        kinds = kinds_of(name)
+        try:
+            with _quiet, warnings.catch_warnings(action="ignore"):
+                image = Image.open(file, formats=kinds)
+        except Image.UnidentifiedImageError as error:
+            raise BadFile(where, f"is broken or none of {', '.join(kinds)}") from error
         if image.width * image.height > MAX_PIXELS:
             raise _too_large(where)
     return image
 
 
 def square(
-    image: Image.Image, where: str, channels: int, resolution: int, crop: Crop = "center"
+    image: Image.Image,
+    where: str,
+    channels: int,
+    resolution: int,
+    crop: Crop = "center",
+    background: Background = WHITE,
 ) -> np.ndarray:
     """An image as uint8 ``(channels, resolution, resolution)``.
 
-    Transparency is dropped; 16 bits become 8.
+    It is turned upright as its EXIF orientation says, transparent pixels are composited on
+    ``background``, and 16 or 12 bits become 8.
 
     Raises:
-        BadFile: it cannot be decoded, or is not square and ``crop`` is ``none``.
+        BadFile: it cannot be decoded, is not square and ``crop`` is ``none``, or holds floats.
     """
     if crop == "none" and image.width != image.height:
         size = f"{image.width} x {image.height}"
         raise BadFile(where, f"is {size} pixels, not square; choose another crop or remove it")
     with naming(where):
-        if crop == "adm":
-            fitted = _shrunk_then_cut(_eight_bits(image, channels), resolution)
-        else:
+        again = _content(image)
+        if crop != "adm":
             # JPEG decodes to a fraction of its size much faster; twice the target leaves the last
             # halving to the better filter below. Other formats ignore it.
             image.draft(None, (2 * resolution, 2 * resolution))
-            side = min(image.size)
-            fitted = _resized(_eight_bits(_centre(image, side), channels), resolution)
+        image.load()
+        turn = TURNS.get(orientation_of(image))
+        whole = _eight_bits(image, where, again)
+        whole = whole if turn is None else whole.transpose(turn)
+        if crop == "adm":
+            fitted = _shrunk_then_cut(_flat(whole, channels, background), resolution)
+        else:
+            cut = _centre(whole, min(whole.size))
+            fitted = _resized(_flat(cut, channels, background), resolution)
         pixels = np.asarray(fitted).reshape(resolution, resolution, channels)
         return pixels.transpose(2, 0, 1)
-
-
-def is_image(name: str) -> bool:
-    """Whether a POSIX path is taken for an image: by its suffix, and not hidden."""
-    # Archives made on a Mac hold, beside each picture, a "._name.png" that is none.
-    hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-    return not hidden and name.lower().endswith(SUFFIXES)
-
-
-def is_grey(mode: str) -> bool:
-    """Whether one of Pillow's modes has no colour."""
-    return mode in {"1", "L", "LA", "I"} or mode.startswith("I;16")
 
 
 def check_arguments(resolution: int, channels: int | None, crop: str = "center") -> None:
@@ -156,13 +170,65 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
-    image.info.pop("transparency", None)  # with it, conversions recolour or warn
+def _content(image: Image.Image) -> bytes:
+    """The file of an image of more than 8 bits, which may have to be read twice."""
+    file = getattr(image, "fp", None)
+    return file.getvalue() if is_deep(image) and isinstance(file, io.BytesIO) else b""
+
+
+def _eight_bits(image: Image.Image, where: str, content: bytes) -> Image.Image:
+    """A loaded image in a mode of 8 bits; no value above 4095 means that it had 12."""
+    if image.mode == "F":
+        raise BadFile(where, "holds floats, whose range nobody says; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
-        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray((deep >> 8).astype(np.uint8))
-    return image.convert("L" if channels == 1 else "RGB")
+        values = np.asarray(image).astype(np.int32)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadFile(where, "holds values outside [0, 65535]; save it with 16 bits")
+        # Pillow has scaled a PPM of any number of bits to 16 already.
+        narrow = values.max() < 2**12 and image.format != "PPM"
+        return Image.fromarray((values >> (4 if narrow else 8)).astype(np.uint8))
+    if content and image.format == "PNG" and image.mode in {"RGB", "RGBA"}:
+        return _colour_of_12_bits(image, content)
+    return image
+
+
+def _colour_of_12_bits(image: Image.Image, content: bytes) -> Image.Image:
+    """Of a PNG of 16 bits and three colours Pillow keeps the upper 8, which 12 hardly reach."""
+    upper = np.asarray(image)
+    if upper[..., :3].max() >= 2**4:
+        return image
+    again: Any = Image.open(io.BytesIO(content), formats=("PNG",))
+    again.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in again.tile]
+    scaled = upper << 4 | np.asarray(again) >> 4
+    if image.mode == "RGBA" and upper[..., 3].max() >= 2**4:
+        scaled[..., 3] = upper[..., 3]
+    return Image.fromarray(scaled)
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each EXIF orientation upright."""
+
+
+def _flat(image: Image.Image, channels: int, background: Background) -> Image.Image:
+    """An image without transparency, grey or in colour."""
+    mode = "L" if channels == 1 else "RGB"
+    if not has_alpha(image):
+        return image.convert(mode)
+    if image.mode in {"La", "RGBa"}:
+        image = image.convert(image.mode.upper())
+    layer = image.convert("RGBA")
+    base = Image.new("RGB", layer.size, background)
+    base.paste(layer, mask=layer.getchannel("A"))
+    return base.convert(mode)
 
 
 def _resized(image: Image.Image, resolution: int) -> Image.Image:

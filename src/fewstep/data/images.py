@@ -1,7 +1,8 @@
 """Images in a folder or a zip, cropped and resized to one square resolution.
 
-Labels come from ``dataset.json`` at the root in the format of EDM's data sets (Karras et al. 2022),
-``{"labels": [["00000/img00000000.png", 6], ...]}`` or ``{"labels": null}``, else from folder names.
+Labels come from a ``dataset.json`` beside all images in the format of EDM's data sets (Karras et
+al. 2022), ``{"labels": [["00000/img00000000.png", 6], ...]}`` or ``{"labels": null}``, else from
+folder names.
 """
 
 from __future__ import annotations
@@ -9,22 +10,34 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
+from fewstep.bars import bar
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Indices
-from fewstep.data.decoding import SUFFIXES, BadFile, check_arguments, is_grey, is_image, square
-from fewstep.data.labels import member_labels
+from fewstep.data.decoding import BadFile, check_arguments, square
+from fewstep.data.formats import (
+    Header,
+    Tally,
+    background_of,
+    is_image,
+    no_images,
+    passed_over,
+)
+from fewstep.data.labels import empty, member_labels
 from fewstep.data.members import Members
-from fewstep.data.prepared import advice
+from fewstep.data.prepared import advice, printable
 from fewstep.data.specs import image_spec
 
 IN_MEMORY = 2**30
 CHUNK = 1024
+MANY = 20_000
+"""Images whose headers take so long to read that a bar is shown."""
 
 Found = TypeVar("Found")
 
@@ -32,19 +45,21 @@ Found = TypeVar("Found")
 class ImageFolder:
     """A folder (with its sub-folders) or a zip of images, as a dataset.
 
-    Images are taken in the order of their POSIX paths; hidden files are left out. Each is cropped
-    to its central square and resized. Transparency is dropped, and EXIF rotation is not applied
-    (as in EDM's data sets). Pixels are decoded once if they fit in 1 GiB, else on every access.
+    Images are taken in the order of their POSIX paths; hidden files are left out, and symbolic
+    links to folders are followed. Each is turned upright as its EXIF orientation says, cropped to
+    its central square and resized; transparent pixels are composited on the background. Pixels are
+    decoded once if they fit in 1 GiB, else on every access; headers are all read here.
 
     Args:
         path: the folder or zip.
         resolution: height and width, at least 1.
-        channels: 1 or 3; if not given 1 when the images are grey (up to 64 are looked at), else 3.
-        labels: ``auto`` reads ``dataset.json`` at the root; without one, if every image lies in a
-            sub-folder of the folder common to all, those sub-folders, sorted, are the classes.
-            ``none`` reads no labels.
+        channels: 1 or 3; if not given 1 when all images are grey, else 3.
+        labels: ``auto`` reads the ``dataset.json`` beside all images; without one, the sub-folders
+            of the folder common to all images are the classes, sorted (as numbers if all are
+            integers). ``none`` reads no labels.
         on_error: ``refuse`` images that cannot be decoded, or ``skip`` them; the latter only if
             the pixels fit in memory, because then all are decoded here.
+        background: colour behind transparent pixels, such as ``white`` or ``#ffffff``.
 
     Attributes:
         shape: ``(channels, resolution, resolution)``.
@@ -54,6 +69,7 @@ class ImageFolder:
         names: paths of the images inside ``path``.
         class_names: one a class: the sub-folder, or the number given in ``dataset.json``.
         skipped: name and reason of each image that was left out.
+        notes: what a user has to notice, in sentences.
 
     Raises:
         UsageError: an argument, a file or ``dataset.json`` cannot be used; the message names it.
@@ -68,22 +84,30 @@ class ImageFolder:
         channels: Literal[1, 3] | None = None,
         labels: Literal["auto", "none"] = "auto",
         on_error: Literal["refuse", "skip"] = "refuse",
+        background: str = "white",
     ) -> None:
         check_arguments(resolution, channels)
         if labels not in {"auto", "none"}:
             raise UsageError(f"got labels={labels!r}; expected auto or none")
         if on_error not in {"refuse", "skip"}:
             raise UsageError(f"got on_error={on_error!r}; expected refuse or skip")
-        self._members = Members(Path(path))
-        self.names = sorted(filter(is_image, self._members.names))
-        if not self.names:
-            raise UsageError(f"{path} holds no images; files that end in {' '.join(SUFFIXES)} are")
-        self._label, self.class_names = member_labels(self._members, self.names, labels)
+        self._background = background_of(background)
+        self.members = Members(Path(path))
+        found = sorted(filter(is_image, self.members.names))
+        if not found:
+            raise no_images(path, self.members.names)
+        assigned = member_labels(self.members, found, labels)
+        self.names, self._label = assigned.names, assigned.label
+        self.class_names = tuple(map(printable, assigned.class_names))
         self.labels = len(self.class_names)
         self.image = True
         self.skipped: tuple[tuple[str, str], ...] = ()
-        self.shape = (channels or self._channels(on_error), resolution, resolution)
+        tally = self._headers(on_error, resolution)
+        self.shape = (channels or (1 if tally.grey else 3), resolution, resolution)
         self.spec = image_spec(self.shape, self.class_names)
+        over = passed_over(self.members.names)
+        told = (*self.members.notes, *((over,) if over else ()), *assigned.notes, *tally.notes())
+        self.notes = tuple(map(printable, told))
         fits = len(self.names) * int(np.prod(self.shape)) <= IN_MEMORY
         if on_error == "skip":
             if not fits:
@@ -108,15 +132,23 @@ class ImageFolder:
         cond = {} if self._label is None else {"label": torch.from_numpy(self._label[index])}
         return Batch(torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1), cond)
 
-    def _channels(self, on_error: str) -> Literal[1, 3]:
-        for name in self.names[:: -(-len(self.names) // 64)]:
-            try:
-                if not is_grey(self._members.opened(name).mode):
-                    return 3
-            except BadFile:
-                if on_error == "refuse":
-                    raise
-        return 1
+    @property
+    def given_labels(self) -> np.ndarray | None:
+        """The class of each image, int64, or None."""
+        return self._label
+
+    def _headers(self, on_error: str, resolution: int) -> Tally:
+        """What the headers of all images show."""
+        tally = Tally(resolution, self._background)
+        total = len(self.names)
+        with nullcontext(_ignore) if total < MANY else bar("reading", "headers", total) as advance:
+            for one in _in_order(self._header, self.names):
+                advance(1)
+                if not isinstance(one, BadFile):
+                    tally.add(one)
+                elif on_error == "refuse":
+                    raise one
+        return tally
 
     def _decode_all(self, names: Sequence[str]) -> np.ndarray:
         pixels = np.empty((len(names), *self.shape), np.uint8)
@@ -136,20 +168,36 @@ class ImageFolder:
                 good.append(i)
         if not good:
             name, reason = self.skipped[0]
-            raise UsageError(f"{self._members.path} holds no usable image; {name} {reason}")
+            raise UsageError(f"{self.members.path} holds no usable image; {name} {reason}")
         self.names = [self.names[i] for i in good]
-        self._label = None if self._label is None else self._label[good]
+        if self._label is not None:
+            self._label = self._label[good]
+            self.notes += empty(self._label, self.class_names)
+        if self.skipped:
+            told = f"{len(self.skipped)} image(s) cannot be used and are left out"
+            self.notes += (f"{told}: {printable(self.skipped[0][0])} {self.skipped[0][1]}",)
         return pixels[: len(good)]
 
     def _decode(self, name: str) -> np.ndarray:
         channels, resolution, _ = self.shape
-        return square(self._members.opened(name), self._members.where(name), channels, resolution)
+        image, where = self.members.opened(name), self.members.where(name)
+        return square(image, where, channels, resolution, background=self._background)
+
+    def _header(self, name: str) -> Header | BadFile:
+        try:
+            return self.members.header(name)
+        except BadFile as error:
+            return error
 
     def _tried(self, name: str) -> np.ndarray | BadFile:
         try:
             return self._decode(name)
         except BadFile as error:
             return error
+
+
+def _ignore(n: int) -> None:
+    """Show no progress."""
 
 
 def _in_order(decode: Callable[[str], Found], names: Sequence[str]) -> Iterator[Found]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,9 +13,12 @@ from PIL import Image
 
 from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile, check_size, naming, opened
+from fewstep.data.formats import Header, header_of, is_hidden
 
 MAX_RATIO = 200
 """How many times smaller than its content a part of a zip may be, if that exceeds 1 MiB."""
+MAX_LINKED = 10_000
+"""Folders that are reached through symbolic links."""
 
 
 class Members:
@@ -24,8 +29,12 @@ class Members:
     Args:
         path: the folder or zip.
 
+    Symbolic links to folders are followed; those that lead nowhere, or back to where they lie, are
+    passed over.
+
     Attributes:
         names: of all files.
+        notes: what was passed over.
 
     Raises:
         UsageError: the path does not exist, or is neither.
@@ -35,9 +44,11 @@ class Members:
         self.path = path
         self._zip: tuple[int, zipfile.ZipFile] | None = None
         self._zipped = not path.is_dir()
+        self.notes: tuple[str, ...] = ()
         if not self._zipped:
-            files = (file for file in path.rglob("*") if file.is_file())
-            self.names = {file.relative_to(path).as_posix() for file in files}
+            walk = _Walk(path)
+            self.names = set(walk.files())
+            self.notes = walk.notes()
             return
         if not path.exists():
             raise UsageError(f"{path} does not exist; give a folder or a zip of images")
@@ -79,7 +90,34 @@ class Members:
         Raises:
             BadFile: it cannot be used.
         """
-        return opened(self.read(name), self.where(name))
+        return opened(self.read(name), self.where(name), name)
+
+    def header(self, name: str) -> Header:
+        """What the header of an image shows, of which no more is read.
+
+        Raises:
+            BadFile: it cannot be used.
+        """
+        where = self.where(name)
+        with naming(where), self._stream(name, where) as file:
+            return header_of(opened(file, where, name))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, unpacked."""
+        if self._zipped:
+            return self._archive().getinfo(name).file_size
+        return (self.path / name).stat().st_size
+
+    @contextmanager
+    def _stream(self, name: str, where: str) -> Iterator[IO[bytes]]:
+        check_size(self.size(name), where)
+        if self._zipped:
+            archive = self._archive()
+            with unpacked(archive, archive.getinfo(name), where) as file:
+                yield file
+        else:
+            with (self.path / name).open("rb") as file:
+                yield file
 
     def _archive(self) -> zipfile.ZipFile:
         # Processes that share an open file also share its position.
@@ -102,3 +140,81 @@ def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> IO[
             where, f"unpacks to more than {MAX_RATIO} times its size; remove or unpack it"
         )
     return archive.open(info)
+
+
+class _Walk:
+    """The files below a folder, by their POSIX path inside it; hidden folders are left out."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self._linked = 0
+        self._passed: dict[str, list[str]] = {}
+
+    def files(self) -> Iterator[str]:
+        """The paths of all files.
+
+        Raises:
+            UsageError: the folder cannot be opened, or links lead to too many folders.
+        """
+        waiting: list[tuple[str, tuple[tuple[int, int], ...], bool]] = [("", (), False)]
+        while waiting:
+            inner, above, linked = waiting.pop()
+            try:
+                with os.scandir(self.top / inner) as found:
+                    entries = [*found]
+                place = _identity(self.top / inner)
+            except OSError as error:
+                if not inner:
+                    raise UsageError(f"{self.top} cannot be opened ({error.strerror})") from error
+                self._pass("cannot be opened", inner)
+                continue
+            if place in above:
+                self._pass("lead(s) back to a folder that it lies in", inner)
+                continue
+            for entry in entries:
+                name = f"{inner}/{entry.name}" if inner else entry.name
+                kind = self._kind(entry, name)
+                if kind == "file":
+                    yield name
+                elif kind == "folder" and not is_hidden(entry.name):
+                    behind = linked or entry.is_symlink()
+                    self._count(behind)
+                    waiting.append((name, (*above, place), behind))
+
+    def notes(self) -> tuple[str, ...]:
+        """What was passed over, and why."""
+        return tuple(
+            f"{len(names)} file(s) or folder(s) {why} and are passed over: "
+            + ", ".join(sorted(names)[:3])
+            + (", ..." if len(names) > 3 else "")
+            for why, names in sorted(self._passed.items())
+        )
+
+    def _kind(self, entry: os.DirEntry[str], name: str) -> str:
+        try:
+            if entry.is_dir():
+                return "folder"
+            if entry.is_file():
+                return "file"
+            gone = entry.is_symlink() and not (self.top / name).exists()
+        except OSError:  # links in circles
+            gone = True
+        if gone and not is_hidden(name):
+            self._pass("lead(s) nowhere", name)
+        return "neither"
+
+    def _pass(self, why: str, name: str) -> None:
+        self._passed.setdefault(why, []).append(name)
+
+    def _count(self, behind: bool) -> None:
+        self._linked += behind
+        if self._linked > MAX_LINKED:
+            raise UsageError(
+                f"{self.top} has more than {MAX_LINKED} folders behind symbolic links; they "
+                "probably lead in circles: remove them"
+            )
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino

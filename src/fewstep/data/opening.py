@@ -19,6 +19,7 @@ def open_data(
     labels: Literal["auto", "none"] = "auto",
     *,
     channels: Literal[1, 3] | None = None,
+    background: str | None = None,
 ) -> ImageFolder | Prepared | Stored:
     """Data of any kind as a dataset, by index.
 
@@ -27,13 +28,14 @@ def open_data(
         resolution: of images; stored arrays have a shape of their own.
         labels: ``none`` hides the labels.
         channels: of images.
+        background: colour behind transparent pixels of images.
 
     Raises:
         UsageError: the path cannot be read, or it holds images and their resolution is not given.
     """
     if Path(path).suffix == SUFFIX and is_stored(path):
         return Stored(path, labels=labels)
-    return open_images(path, resolution, labels, channels=channels)
+    return open_images(path, resolution, labels, channels=channels, background=background)
 
 
 def open_images(
@@ -42,6 +44,7 @@ def open_images(
     labels: Literal["auto", "none"] = "auto",
     *,
     channels: Literal[1, 3] | None = None,
+    background: str | None = None,
 ) -> ImageFolder | Prepared | Stored:
     """Images as a dataset, by index.
 
@@ -50,6 +53,8 @@ def open_images(
         resolution: height and width; a prepared file must have it, and needs none.
         labels: ``auto`` or ``none``, as in ``ImageFolder``.
         channels: 1 or 3; a prepared file must have them. Decided by the images if not given.
+        background: colour behind transparent pixels, white if not given; a prepared file must have
+            it.
 
     Raises:
         UsageError: the path is a source that has to be prepared first, cannot be read, or has
@@ -75,6 +80,11 @@ def open_images(
                 f"{path} was prepared with {data.shape[0]} channel(s), asked for are {channels}; "
                 "prepare it again"
             )
+        if background not in {None, data.about.background}:
+            raise UsageError(
+                f"{path} was prepared on the background {data.about.background}, asked for is "
+                f"{background}; prepare it again"
+            )
         return data
     if needs_preparing(str(path)):
         raise UsageError(
@@ -83,4 +93,5 @@ def open_images(
         )
     if resolution is None:
         raise UsageError(f"to read the images of {path} give their --resolution")
-    return ImageFolder(path, resolution, channels=channels, labels=labels)
+    behind = background or "white"
+    return ImageFolder(path, resolution, channels=channels, labels=labels, background=behind)

@@ -311,6 +311,7 @@ class Paired:
         self.data, self.pairs = data, pairs
         self.shape, self.labels, self.image = data.shape, data.labels, data.image
         self.spec = spec_of(data)
+        self.notes: tuple[str, ...] = tuple(getattr(data, "notes", ()))
 
     def __len__(self) -> int:
         return len(self.data) * -(-len(self.pairs) // len(self.data))

@@ -41,7 +41,9 @@ class About(BaseModel):
         source: the name, not the place, of what was prepared.
         resolution: height and width.
         crop: how images became square.
+        background: colour behind transparent pixels.
         skipped: name and reason of each image that was left out.
+        notes: what a user has to notice, in sentences.
         sha256: of the bytes of each tensor.
     """
 
@@ -55,7 +57,9 @@ class About(BaseModel):
     source: str
     resolution: int = Field(ge=1)
     crop: str
+    background: str = "white"
     skipped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
     sha256: dict[str, str]
 
 
@@ -75,6 +79,7 @@ class Prepared:
         image: True; values are in [-1, 1].
         spec: what an image is and depends on.
         about: what the file says of itself, ``About``.
+        notes: what a user has to notice, in sentences.
 
     Raises:
         UsageError: the file is missing, cut short, changed, or none that ``fewstep data prepare``
@@ -98,6 +103,8 @@ class Prepared:
         self.shape, self.labels, self.image = self.about.shape, self._arrays.labels, True
         names = self.about.class_names if self.labels else None
         self.spec = image_spec(self.shape, names)
+        hidden = ("the labels of the file are not read",) if labels == "none" else ()
+        self.notes = (*self.about.notes, *(hidden if self.about.labels else ()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "labels": self._kind}
@@ -139,6 +146,11 @@ class Prepared:
 
 
 DAMAGED = "the file is damaged: write it again with fewstep data prepare"
+
+
+def printable(text: str) -> str:
+    """A name from a file as it can be shown and stored: no control codes, no broken letters."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def advice(path: str | os.PathLike[str], resolution: int | None = None) -> str:

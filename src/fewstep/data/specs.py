@@ -13,6 +13,8 @@ from torch import Tensor
 from fewstep.conditions import Condition, Label, Mask, Sequence, Vector
 from fewstep.contract import DataSpec, data_spec
 from fewstep.core import Batch, UsageError
+from fewstep.data.checks import first_batch
+from fewstep.data.naming import shortened
 
 MADE = ("guidance", "augment")
 """Keys of conditions that methods and augmentations make, which are no data."""
@@ -34,14 +36,14 @@ def spec_of(data: Any) -> DataSpec:
     own = getattr(data, "spec", None)
     if own is not None:
         return own
+    shown = first_samples(data)
     spec = data_spec(data.shape, data.labels, data.image)
-    inferred = _infer(first_samples(data), spec)
-    return make_spec(spec.shape, spec.range, {**spec.conditions, **inferred})
+    return make_spec(spec.shape, spec.range, {**spec.conditions, **_infer(shown, spec)})
 
 
 def first_samples(data: Any) -> Batch:
-    """Two samples, by which data is judged before it is learnt from."""
-    return data.batch([0, min(1, len(data) - 1)])
+    """Samples that show which conditions data has: two, or the only one."""
+    return first_batch(data, 2)
 
 
 def conditions_of(batch: Batch) -> dict[str, Tensor]:
@@ -78,6 +80,29 @@ def image_spec(shape: Ordered[int], names: Ordered[str] | None) -> DataSpec:
     """The specification of images in [-1, 1], with classes of these names if there are any."""
     label = Label(classes=len(names), names=tuple(names)) if names else None
     return make_spec(shape, (-1.0, 1.0), {"label": label} if label else {})
+
+
+def check_classes(name: str, spec: DataSpec, other: str, of_other: DataSpec) -> None:
+    """Refuse two data sets, or a model and one, whose classes differ.
+
+    Args:
+        name: of the first, for the message.
+        spec: its specification.
+        other: the name of the second.
+        of_other: its specification.
+
+    Raises:
+        UsageError: both have names of classes, which differ; else their numbers do.
+    """
+    names, others = spec.class_names, of_other.class_names
+    if (names != others) if names and others else (spec.labels != of_other.labels):
+        sides = [
+            f"{who} has {shortened(kinds) if kinds else f'{one.labels} label(s)'}"
+            for who, one, kinds in ((name, spec, names), (other, of_other, others))
+        ]
+        raise UsageError(
+            f"the classes differ: {sides[0]}, {sides[1]}; they must be the same in the same order"
+        )
 
 
 def _infer(batch: Batch, spec: DataSpec) -> dict[str, Condition]:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fewstep.core import UsageError
 from fewstep.data.arrays import Arrays
+from fewstep.data.specs import image_spec
 
 Split = Literal["train", "held_out"]
 Images = tuple[np.ndarray, np.ndarray]
@@ -39,6 +40,7 @@ class Standard:
         counts: of training and of held-out images.
         hub: its name on the Hugging Face Hub, and the column of images there.
         readers: folder and split to images, or None if the reader's files are not there.
+        classes: the names that the authors give them.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Standard:
     counts: tuple[int, int]
     hub: tuple[str, str]
     readers: tuple[Callable[[Path, Split], Images | None], ...]
+    classes: tuple[str, ...]
 
     def __call__(self, split: Split) -> Arrays:
         """Images in [-1, 1] of ten classes; ``held_out`` is what the authors call test.
@@ -65,7 +68,7 @@ class Standard:
                 f"{self.name} ({split}) has images {images.shape} of {images.dtype}, expected "
                 f"{expected} of uint8; the files are of another data set"
             )
-        return Arrays(images, label, labels=10)
+        return Arrays(images, label, spec=image_spec(self.shape, self.classes))
 
     def _found(self, split: Split) -> Iterator[Images | None]:
         given = os.environ.get("FEWSTEP_DATA")
@@ -182,13 +185,24 @@ def _either(*paths: Path) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-mnist = Standard("mnist", (1, 28, 28), (60_000, 10_000), ("ylecun/mnist", "image"), (_idx, _npz))
+mnist = Standard(
+    "mnist",
+    (1, 28, 28),
+    (60_000, 10_000),
+    ("ylecun/mnist", "image"),
+    (_idx, _npz),
+    tuple("0123456789"),
+)
 fashion_mnist = Standard(
     "fashion-mnist",
     (1, 28, 28),
     (60_000, 10_000),
     ("zalando-datasets/fashion_mnist", "image"),
     (_idx, _npz),
+    (
+        *("t-shirt", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
 )
 cifar10 = Standard(
     "cifar10",
@@ -196,6 +210,10 @@ cifar10 = Standard(
     (50_000, 10_000),
     ("uoft-cs/cifar10", "img"),
     (_cifar_binary, _cifar_mosaics, _npz),
+    (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
 )
 
 STANDARD = {data.name: data for data in (mnist, fashion_mnist, cifar10)}

@@ -8,7 +8,8 @@ from fewstep.conditions import Label
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data import Dataset
-from fewstep.data.specs import MADE, conditions_of, first_samples, spec_of
+from fewstep.data.checks import check_batch, first_batch
+from fewstep.data.specs import MADE, conditions_of, spec_of
 from fewstep.errors import nearest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Objective
@@ -25,9 +26,10 @@ def check_conditions(objective: Objective, data: Dataset) -> None:
         UsageError: they are not, or a condition is missing or not declared.
     """
     spec = spec_of(data)
-    batch = first_samples(data)
+    batch = first_batch(data)
     n = len(batch)
-    _check_samples(batch, spec)
+    check_batch(batch, spec)
+    _check_mask(batch, spec)
     for key in batch.cond:
         if key not in (*spec.keys, *MADE):
             raise UsageError(
@@ -56,10 +58,7 @@ def check_conditions(objective: Objective, data: Dataset) -> None:
     _check_networks(objective, batch)
 
 
-def _check_samples(batch: Batch, spec: DataSpec) -> None:
-    shape = tuple(batch.x0.shape[1:])
-    if not spec.fits(shape):
-        raise UsageError(f"the data holds samples of shape {shape}; its spec says {spec.shape}")
+def _check_mask(batch: Batch, spec: DataSpec) -> None:
     if spec.masked and batch.mask is None:
         raise UsageError(
             "the data's spec declares a mask, which its batches do not hold; give Batch(mask=...)"

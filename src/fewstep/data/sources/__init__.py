@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fewstep.core import UsageError
-from fewstep.data.decoding import is_image
+from fewstep.data.formats import is_image
 from fewstep.data.sources.arrays import idx, npz
 from fewstep.data.sources.base import Item, Source
 from fewstep.data.sources.folders import folder
@@ -21,13 +21,17 @@ HUB = "hf:"
 
 SHARDS: dict[str, Callable[[list[Path], str], Source]] = {
     ".tar": tar,
+    ".tar.gz": tar,
+    ".tgz": tar,
     ".parquet": parquet,
     ".npz": npz,
 }
 """Readers of files of which several make a data set, by suffix."""
 
 
-def open_source(given: Sequence[str], labels: str, split: str) -> Source:
+def open_source(
+    given: Sequence[str], labels: str, split: str, classes: int | None = None
+) -> Source:
     """The images of a source.
 
     Args:
@@ -35,6 +39,7 @@ def open_source(given: Sequence[str], labels: str, split: str) -> Source:
             or one or several shards of one kind, or a folder of them.
         labels: ``auto``, ``none`` or the name of a column.
         split: of a Hugging Face data set.
+        classes: of the numbers in a ``dataset.json``; by default those that occur.
 
     Raises:
         UsageError: it does not exist, is of no known kind, or cannot be read.
@@ -49,7 +54,7 @@ def open_source(given: Sequence[str], labels: str, split: str) -> Source:
             )
     shards = _shards(paths)
     if shards:
-        return SHARDS[shards[0].suffix](shards, labels)
+        return SHARDS[_kind(shards[0])](shards, labels)
     if len(paths) != 1:
         raise UsageError(
             f"got {len(paths)} sources; only shards of one kind ({' '.join(SHARDS)}) can be "
@@ -60,7 +65,7 @@ def open_source(given: Sequence[str], labels: str, split: str) -> Source:
         return disk(path, labels, split)
     if _is_idx(path):
         return idx(path, labels)
-    return folder(path, labels)
+    return folder(path, labels, classes)
 
 
 def needs_preparing(path: str) -> bool:
@@ -82,15 +87,20 @@ def _shards(paths: Sequence[Path]) -> list[Path]:
     """The shards given, or those of the one folder given if it holds no images; else none."""
     if len(paths) == 1 and paths[0].is_dir():
         top = paths[0]
-        paths = sorted(file for file in top.iterdir() if file.suffix in SHARDS and file.is_file())
+        paths = sorted(file for file in top.iterdir() if _kind(file) and file.is_file())
         if not paths or any(is_image(file.name) for file in top.rglob("*")):
             return []
-    kinds = {path.suffix for path in paths}
-    if not kinds <= set(SHARDS) or any(not path.is_file() for path in paths):
+    kinds = {_kind(path) for path in paths}
+    if "" in kinds or any(not path.is_file() for path in paths):
         return []
     if len(kinds) > 1:
         raise UsageError(f"got shards of several kinds, {' '.join(sorted(kinds))}; give one kind")
     return list(paths)
+
+
+def _kind(path: Path) -> str:
+    """The key of ``SHARDS`` in which a name ends, or nothing."""
+    return next((end for end in SHARDS if path.name.lower().endswith(end)), "")
 
 
 def _is_datasets(path: Path) -> bool:

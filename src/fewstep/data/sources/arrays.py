@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from PIL import Image
 
 from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile, check_size, naming
@@ -20,22 +21,30 @@ from fewstep.data.members import unpacked
 from fewstep.data.sources.base import Item, Source, picture
 
 Shape = tuple[int, ...]
+IMAGES = ("x", "images", "data", "arr_0")
+"""Names of the array of images, the first that is there being read."""
+PIXELS = np.dtype(np.uint8)
+FLOATS = [np.dtype(kind) for kind in ("<f2", "<f4", "<f8")]
 
 
 def npz(paths: list[Path], labels: str) -> Source:
     """Arrays of images and labels.
 
-    ``x`` or ``images`` is uint8 ``(n, c, h, w)``, ``(n, h, w, c)`` or ``(n, h, w)``, ``label`` or
-    ``labels`` an integer each. ``data`` ``(n, 3 s^2)`` with ``labels`` from 1 is the layout of the
-    downsampled ImageNet (Chrabaszcz et al. 2017); its labels are counted from 0 here.
+    ``x``, ``images`` or ``arr_0`` (as in the sample files of OpenAI's code) is uint8
+    ``(n, c, h, w)``, ``(n, h, w, c)`` or ``(n, h, w)``, or floats in [-1, 1], as ``fewstep sample``
+    writes them; ``label``, ``labels`` or ``arr_1`` is an integer each. ``data`` ``(n, 3 s^2)`` with
+    ``labels`` from 1 is the layout of the downsampled ImageNet (Chrabaszcz et al. 2017), of 1,000
+    classes; its labels are counted from 0 here.
 
     Raises:
         UsageError: an array is missing, holds objects, or has another shape or type.
     """
     opened = [_Npz.of(path, labels) for path in paths]
-    return Source(
-        chain.from_iterable(one.items() for one in opened), sum(one.shape[0] for one in opened)
-    )
+    items = chain.from_iterable(one.items() for one in opened)
+    imagenet = labels == "auto" and all(one.key == "data" and one.label for one in opened)
+    names = tuple(map(str, range(1000))) if imagenet else None
+    notes = tuple(note for one in opened for note in one.notes)
+    return Source(items, sum(one.shape[0] for one in opened), names, lambda: notes)
 
 
 def idx(path: Path, labels: str) -> Source:
@@ -89,27 +98,38 @@ class _Npz:
         path: the file.
         key: of the images.
         shape: ``(n, ...)`` as stored.
+        kind: of the images.
         label: one an image, from 0.
+        notes: what users have to notice.
     """
 
     path: Path
     key: str
     shape: Shape
+    kind: np.dtype
     label: list[int] | None
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def of(path: Path, labels: str) -> _Npz:
         with naming(str(path)), zipfile.ZipFile(path) as archive:
             keys = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-            key = next((k for k in ("x", "images", "data") if k in keys), None)
+            key = next((k for k in IMAGES if k in keys), None)
             if key is None:
                 held = ", ".join(keys) or "nothing"
-                raise UsageError(f"{path} holds {held}; expected images as x, images or data")
+                raise UsageError(f"{path} holds {held}; expected images as {', '.join(IMAGES)}")
             with _member(archive, key, path) as file:
                 shape, kind = _npy_header(file, archive.getinfo(f"{key}.npy"), path)
-            if kind != np.uint8:
-                raise UsageError(f"{path} has images of {kind}; expected uint8 pixels in [0, 255]")
-            one = _Npz(path, key, shape, _labels(archive, path, labels, keys, shape[0], key))
+            if kind != np.uint8 and kind not in FLOATS:
+                raise UsageError(
+                    f"{path} has images of {kind}; expected uint8 pixels in [0, 255], or floats in "
+                    "[-1, 1]"
+                )
+            label = _labels(archive, path, labels, keys, shape[0], key)
+            notes = ()
+            if kind in FLOATS and labels == "auto" and label and not any(label):
+                label, notes = None, (f"all labels of {path.name} are 0 and are not read",)
+            one = _Npz(path, key, shape, kind, label, notes)
             one._order()
             return one
 
@@ -121,7 +141,7 @@ class _Npz:
             _member(archive, self.key, self.path) as file,
         ):
             _npy_header(file, archive.getinfo(f"{self.key}.npy"), self.path)
-            yield from _rows(file, self.path, shape, order, self.label)
+            yield from _rows(file, self.path, shape, order, self.label, self.kind)
 
     def _order(self) -> tuple[Shape, Shape]:
         """The shape as ``(n, three axes)``, and the order in which they are ``(c, h, w)``."""
@@ -147,7 +167,7 @@ def _labels(
 ) -> list[int] | None:
     if labels == "none":
         return None
-    wanted = ("label", "labels") if labels == "auto" else (labels,)
+    wanted = ("label", "labels", "arr_1") if labels == "auto" else (labels,)
     key = next((k for k in wanted if k in keys), None)
     if key is None:
         if labels == "auto":
@@ -192,19 +212,35 @@ def _npy_header(file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> tuple[Sha
 
 
 def _rows(
-    file: IO[bytes], path: Path, shape: Shape, order: Shape, label: list[int] | None
+    file: IO[bytes],
+    path: Path,
+    shape: Shape,
+    order: Shape,
+    label: list[int] | None,
+    kind: np.dtype = PIXELS,
 ) -> Iterator[Item]:
     n, *stored = shape
-    size = math.prod(stored)
+    size = math.prod(stored) * kind.itemsize
     for i in range(n):
         check_size(size, str(path))
         name = f"{path.name} row {i}"
         content = file.read(size)
         if len(content) != size:
             raise BadFile(str(path), f"ends within row {i} of {n}; it is cut short")
-        pixels = np.frombuffer(content, np.uint8).reshape(stored).transpose(order)
+        values = np.frombuffer(content, kind).reshape(stored).transpose(order)
         where = f"row {i} in {path}"
-        load = partial(picture, pixels, where)
+        load = partial(_picture, values, where)
         yield Item(name, where, load, None if label is None else label[i])
     if file.read(1):
         raise BadFile(str(path), f"goes on after the {n} images it announces")
+
+
+def _picture(values: np.ndarray, where: str) -> Image.Image:
+    """Pixels, or floats in [-1, 1] rounded as pictures of samples are, as an image."""
+    if values.dtype == np.uint8:
+        return picture(values, where)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -1 and high <= 1):
+        raise BadFile(where, f"holds floats from {low:g} to {high:g}; expected [-1, 1], or uint8")
+    levels = (values.astype(np.float64) * 127.5 + 128).clip(0, 255)
+    return picture(levels.astype(np.uint8), where)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -36,11 +36,15 @@ class Source:
         items: to be taken once. What they raise concerns the whole source.
         total: how many there are, if that is known before they are read.
         class_names: of labels that are numbers, if they have names.
+        notes: what a user has to notice, in sentences; complete once the items are taken.
+        others: how many files of each suffix are no images that are read.
     """
 
     items: Iterator[Item]
     total: int | None
     class_names: tuple[str, ...] | None = None
+    notes: Callable[[], tuple[str, ...]] = tuple
+    others: Mapping[str, int] = field(default_factory=dict)
 
 
 def bad(name: str, error: BadFile) -> Item:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.core import UsageError
-from fewstep.data.decoding import SUFFIXES, is_image
+from fewstep.data.formats import by_suffix, is_image, no_images, passed_over
 from fewstep.data.labels import member_labels
 from fewstep.data.members import Members
 from fewstep.data.sources.base import Item, Source
 
 
-def folder(path: Path, labels: str) -> Source:
+def folder(path: Path, labels: str, classes: int | None = None) -> Source:
     """The images of a folder or a zip, by their POSIX paths; labels as ``ImageFolder`` reads them.
 
     Raises:
@@ -26,9 +26,12 @@ def folder(path: Path, labels: str) -> Source:
     members = Members(path)
     names = sorted(filter(is_image, members.names))
     if not names:
-        raise UsageError(f"{path} holds no images; files that end in {' '.join(SUFFIXES)} are")
-    label, class_names = member_labels(members, names, "none" if labels == "none" else "auto")
-    return Source(_items(members, names, label), len(names), class_names)
+        raise no_images(path, members.names)
+    found = member_labels(members, names, "none" if labels == "none" else "auto", classes)
+    over = passed_over(members.names)
+    notes = (*members.notes, *((over,) if over else ()), *found.notes)
+    items, total = _items(members, found.names, found.label), len(found.names)
+    return Source(items, total, found.class_names, lambda: notes, by_suffix(members.names))
 
 
 def _items(members: Members, names: list[str], label: np.ndarray | None) -> Iterator[Item]:

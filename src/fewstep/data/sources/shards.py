@@ -1,29 +1,23 @@
-"""WebDataset shards: tar files in which neighbours of one name make a sample.
+"""WebDataset shards: tar files, compressed or not, in which neighbours of one name make a sample.
 
 ``a/000.jpg`` and ``a/000.cls`` (a number) or ``a/000.json`` (an object with the label) are one
-sample: its key is the path up to the first dot of the file's name. Nothing is ever extracted to
-the disk, so that paths and links in a shard have no power.
+sample: its key is the path up to the first dot of the file's name. An image with more dots in its
+name (``000.seg.png``) is passed over beside one without (``000.png``), and an image of its own
+where there is none (``v1.2_0001.png``). Nothing is ever extracted to the disk, so that paths and
+links in a shard have no power.
 """
 
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
 
-from fewstep.data.decoding import (
-    MAX_BYTES,
-    SUFFIXES,
-    BadFile,
-    check_size,
-    is_image,
-    naming,
-    opened,
-)
+from fewstep.data.decoding import MAX_BYTES, BadFile, naming, opened
+from fewstep.data.formats import is_image, kind_of
+from fewstep.data.sources.archive import Member, members
 from fewstep.data.sources.base import Item, Source, bad
 
 MAX_TEXT = 2**20
@@ -41,42 +35,93 @@ def tar(paths: Sequence[Path], labels: str) -> Source:
         labels: ``auto`` takes the number in ``.cls``, else ``label`` in ``.json``; another name
             takes that one of ``.json``; ``none`` takes none.
     """
-    return Source(chain.from_iterable(_shard(path, labels) for path in paths), None)
+    shards = _Shards(labels)
+    return Source(chain.from_iterable(map(shards.items, paths)), None, None, shards.notes)
 
 
-def _shard(path: Path, labels: str) -> Iterator[Item]:
+class _Shards:
+    """The images of shards, and what was passed over."""
+
+    def __init__(self, labels: str) -> None:
+        self.labels = labels
+        self.beside: list[str] = []
+        self.dotted: list[str] = []
+        self.unlabelled = 0
+
+    def items(self, path: Path) -> Iterator[Item]:
+        try:
+            with members(path, _wanted) as found:
+                for sample in _samples(found, path):
+                    yield from self._sample(sample, path)
+        except BadFile as error:
+            yield bad(path.name, error)
+
+    def notes(self) -> tuple[str, ...]:
+        """What users have to notice."""
+        told = []
+        if self.beside:
+            told.append(
+                f"{len(self.beside)} image(s) are passed over because they lie beside another of "
+                f"the same name, such as {self.beside[0]}"
+            )
+        if self.dotted:
+            told.append(
+                f"{len(self.dotted)} image(s) have several dots in their names, such as "
+                f"{self.dotted[0]}; each is an image of its own"
+            )
+        if self.unlabelled:
+            told.append(f"the labels of {self.unlabelled} image(s) are not read")
+        return tuple(told)
+
+    def _sample(self, sample: Sequence[Member], path: Path) -> Iterator[Item]:
+        images = [one for one in sample if is_image(PurePosixPath(one.name).name)]
+        plain = [one for one in images if _is_plain(one)]
+        beside = [one.name for one in images if not _is_plain(one)]
+        (self.beside if plain else self.dotted).extend(beside)
+        for one in plain or images:
+            name, where = f"{path.name}/{one.name}", f"{one.name} in {path}"
+            try:
+                label = self._label(sample, one, where)
+                content = one.content()
+            except BadFile as error:
+                yield bad(name, error)
+            else:
+                yield Item(name, where, partial(opened, content, where, one.name), label)
+
+    def _label(self, sample: Sequence[Member], image: Member, where: str) -> int | str | None:
+        # A file of the image's whole name goes before one of the sample's.
+        known = {_ending(one): one for one in sample if _is_plain(one)}
+        known |= {_ending(one): one for one in sample if _stem(one) == _stem(image)}
+        number, table = known.get(".cls"), known.get(".json")
+        if self.labels == "none":
+            self.unlabelled += number is not None or table is not None
+            return None
+        with naming(f"the label of {where}"):
+            if number is not None and self.labels in {"auto", "cls"}:
+                return int(_text(number, where))
+            if table is not None:
+                wanted = "label" if self.labels == "auto" else self.labels
+                return json.loads(_text(table, where)).get(wanted)
+        return None
+
+
+def _text(member: Member, where: str) -> bytes:
+    """The content of a label's file; what is wrong with it concerns its image."""
+    if member.size > MAX_TEXT:
+        raise BadFile(where, f"has a label of {member.size} bytes; at most {MAX_TEXT} are read")
     try:
-        with naming(str(path)), path.open("rb") as file:
-            bounded: Any = _Bounded(file, path)
-            archive = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115
-            for sample in _samples(archive, file, path):
-                yield from _items(archive, sample, path, labels)
+        return member.content()
     except BadFile as error:
-        yield bad(path.name, error)
+        raise BadFile(where, f"has a label whose file {error.reason}") from error
 
 
-class _Bounded:
-    """A file of which nobody reads more at once than an image may have."""
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.seek, self.tell, self._file, self._path = file.seek, file.tell, file, path
-
-    def read(self, size: int = -1) -> bytes:
-        # Headers in a tar can ask for any size, even a negative one, which would mean all.
-        if not 0 <= size <= MAX_BYTES:
-            raise BadFile(str(self._path), f"has a header of {size} bytes; it is damaged")
-        return self._file.read(size)
-
-
-def _samples(
-    archive: tarfile.TarFile, file: IO[bytes], path: Path
-) -> Iterator[list[tarfile.TarInfo]]:
+def _samples(found: Iterator[Member], path: Path) -> Iterator[list[Member]]:
     """Neighbours of one key; what is wrong behind the last sample is told after it."""
-    sample: list[tarfile.TarInfo] = []
-    members, damage = _members(archive, file, path), None
+    sample: list[Member] = []
+    damage = None
     while True:
         try:
-            member = next(members, None)
+            member = next(found, None)
         except BadFile as error:
             member, damage = None, error
         if sample and (member is None or _key(member) != _key(sample[0])):
@@ -85,83 +130,37 @@ def _samples(
         if member is None:
             break
         sample.append(member)
+        if len(sample) > MAX_FILES and not any(map(_is_plain, sample)):
+            *whole, last = ([*group] for _, group in groupby(sample, _stem))
+            yield from whole
+            sample = last
         if len(sample) > MAX_FILES:
             raise BadFile(str(path), f"has over {MAX_FILES} files of one name; rename them")
     if damage is not None:
         raise damage
 
 
-def _members(archive: tarfile.TarFile, file: IO[bytes], path: Path) -> Iterator[tarfile.TarInfo]:
-    last, kept = -1, vars(archive)["members"]
-    with naming(str(path)):
-        while (member := archive.next()) is not None:
-            kept.clear()  # tarfile would hold them all
-            if member.offset <= last:
-                raise BadFile(str(path), "has an entry of negative size; it is damaged")
-            last = member.offset
-            yield member
-        # tarfile takes damaged headers, and a file cut between two members, for the end.
-        file.seek(archive.offset)
-        end = file.read(tarfile.BLOCKSIZE)
-        if len(end) < tarfile.BLOCKSIZE or any(end):
-            told = "is damaged or cut short: it has no end mark; repair or remove it"
-            raise BadFile(str(path), told)
+def _wanted(name: str) -> int:
+    """How large a file of that name may be to be read."""
+    ending = PurePosixPath(name).suffix.lower()
+    if ending in {".cls", ".json"}:
+        return MAX_TEXT
+    return MAX_BYTES if kind_of(ending) else -1
 
 
-def _key(member: tarfile.TarInfo) -> tuple[PurePosixPath, str]:
+def _key(member: Member) -> tuple[PurePosixPath, str]:
     path = PurePosixPath(member.name)
     return path.parent, path.name.partition(".")[0]
 
 
-def _suffix(member: tarfile.TarInfo) -> str:
-    _, dot, rest = PurePosixPath(member.name).name.partition(".")
-    return (dot + rest).lower()
+def _stem(member: Member) -> str:
+    return PurePosixPath(member.name).stem
 
 
-def _items(
-    archive: tarfile.TarFile, sample: list[tarfile.TarInfo], path: Path, labels: str
-) -> Iterator[Item]:
-    for member in sample:
-        if _suffix(member) not in SUFFIXES or not is_image(PurePosixPath(member.name).name):
-            continue
-        name, where = f"{path.name}/{member.name}", f"{member.name} in {path}"
-        try:
-            label = _label(archive, sample, where, labels)
-            content = _content(archive, member, where)
-        except BadFile as error:
-            yield bad(name, error)
-        else:
-            yield Item(name, where, partial(opened, content, where), label)
+def _ending(member: Member) -> str:
+    return PurePosixPath(member.name).suffix.lower()
 
 
-def _label(
-    archive: tarfile.TarFile, sample: list[tarfile.TarInfo], where: str, labels: str
-) -> int | str | None:
-    if labels == "none":
-        return None
-    texts = {_suffix(m): m for m in sample if _suffix(m) in {".cls", ".json"}}
-    with naming(f"the label of {where}"):
-        if ".cls" in texts and labels in {"auto", "cls"}:
-            return int(_text(archive, texts[".cls"], where))
-        if ".json" in texts:
-            return json.loads(_text(archive, texts[".json"], where)).get(
-                "label" if labels == "auto" else labels
-            )
-    return None
-
-
-def _text(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
-    if member.size > MAX_TEXT:
-        raise BadFile(where, f"has a label of {member.size} bytes; at most {MAX_TEXT} are read")
-    return _content(archive, member, where)
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
-    if not member.isfile() or member.issparse():
-        raise BadFile(where, "is a link, a device or sparse; only plain files are read")
-    check_size(member.size, where)
-    file = archive.extractfile(member)
-    content = b"" if file is None else file.read(member.size)
-    if len(content) != member.size:
-        raise BadFile(where, "is cut short")
-    return content
+def _is_plain(member: Member) -> bool:
+    """Whether there is one dot in the name."""
+    return _stem(member) == _key(member)[1]

@@ -50,7 +50,8 @@ def parquet(paths: Sequence[Path], labels: str) -> Source:
     label = _label_column(schema.names, labels, path)
     names = None if label is None else _class_names(schema.metadata or {}, label)
     items = chain.from_iterable(_rows(path, file, image, label) for path, file in files)
-    return Source(items, sum(file.metadata.num_rows for _, file in good), names)
+    total = sum(file.metadata.num_rows for _, file in good)
+    return Source(items, total, names, lambda: _unlabelled(schema.names, label, labels))
 
 
 def disk(path: Path, labels: str, split: str) -> Source:
@@ -96,7 +97,20 @@ def _of_datasets(datasets: Any, found: Any, name: str, where: str, labels: str) 
             for i, row in enumerate(rows):
                 yield _item(i, name, where, row[image], None if label is None else row[label])
 
-    return Source(items(), len(rows), tuple(kinds[label].names) if named else None)
+    names = tuple(kinds[label].names) if named else None
+    return Source(items(), len(rows), names, lambda: _unlabelled([*kinds], label, labels))
+
+
+def _unlabelled(columns: Sequence[str], label: str | None, labels: str) -> tuple[str, ...]:
+    """A note on the columns, where none of them is taken for labels."""
+    if label is not None:
+        return ()
+    if labels == "none":
+        held = [name for name in ("label", "labels") if name in columns]
+        return tuple(f"the column {name} is not read as labels" for name in held)
+    return (
+        f"there are no labels: no column is called label; the columns are {', '.join(columns)}",
+    )
 
 
 def _opened(module: Any, path: Path) -> Any:

@@ -1,0 +1,145 @@
+"""Every image of a source, decoded: what can be used, what cannot, and what users must notice."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from fewstep.bars import bar
+from fewstep.core import UsageError
+from fewstep.data.decoding import BadFile, Crop, naming, square
+from fewstep.data.formats import Background, Header, Tally, header_of
+from fewstep.data.labels import Assigned, Labels
+from fewstep.data.prepared import printable
+from fewstep.data.sources import Item, Source
+
+MAX_SKIPPED = 100_000
+"""A source with more bad images is taken for another thing than images."""
+
+Decoded = tuple[np.ndarray, Header] | BadFile
+"""Pixels and what the image's header showed, or what is wrong with it."""
+
+
+def decoder(
+    channels: int, resolution: int, crop: Crop, background: Background
+) -> Callable[[Item], Decoded]:
+    """What decodes an item to uint8 ``(channels, resolution, resolution)``."""
+
+    def decode(item: Item) -> Decoded:
+        try:
+            image = item.load()
+            with naming(item.where):
+                header = header_of(image)
+            return square(image, item.where, channels, resolution, crop, background), header
+        except BadFile as error:
+            return error
+
+    return decode
+
+
+class Reading:
+    """One passage through a source.
+
+    Args:
+        source: to be taken once.
+        resolution: to which images are resized.
+        background: on which transparent images are composited.
+        classes: their number where labels are numbers without names, or None.
+        skip: list images that cannot be used instead of refusing the source.
+
+    Attributes:
+        count: images that could be used.
+        tally: what their headers showed.
+        skipped: name and reason of each other image.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        resolution: int,
+        background: Background,
+        classes: int | None,
+        *,
+        skip: bool,
+    ) -> None:
+        self.source, self.skip = source, skip
+        self.count, self.tally = 0, Tally(resolution, background)
+        self.skipped: list[tuple[str, str]] = []
+        self._labels = Labels(source.class_names, classes)
+
+    def images(
+        self, decode: Callable[[Item], Decoded], workers: int, title: str
+    ) -> Iterator[tuple[np.ndarray, int | str | None]]:
+        """The pixels and labels of the images that can be used, in their order.
+
+        Args:
+            decode: what :func:`decoder` returns.
+            workers: threads; 0 decodes between reading and handing out.
+            title: of the bar.
+
+        Raises:
+            UsageError: an image cannot be used, or too many cannot if they are skipped.
+        """
+        with bar(title, "images", self.source.total) as advance:
+            for item, found in _in_order(decode, self.source.items, workers):
+                try:
+                    if isinstance(found, BadFile):
+                        raise found
+                    self._labels.check(item.label, item.where)
+                except BadFile as error:
+                    self._skip(item, error)
+                else:
+                    pixels, header = found
+                    self._labels.add(item.label)
+                    self.count += 1
+                    self.tally.add(header)
+                    yield pixels, item.label
+                advance(1)
+
+    def labels(self) -> Assigned:
+        """The labels of the images that could be used; at least one could."""
+        found = self._labels.result()
+        return Assigned([], found.label, tuple(map(printable, found.class_names)), found.notes)
+
+    def notes(self) -> tuple[str, ...]:
+        """What users have to notice, in sentences."""
+        told = (*self.source.notes(), *self.labels().notes, *self.tally.notes())
+        return tuple(map(printable, told))
+
+    def _skip(self, item: Item, error: BadFile) -> None:
+        if not self.skip:
+            raise error
+        self.skipped.append((printable(item.name), printable(error.reason)))
+        if len(self.skipped) > MAX_SKIPPED:
+            raise UsageError(
+                f"over {MAX_SKIPPED} images cannot be used, the last being {error}; check the "
+                "source"
+            ) from error
+
+
+def nothing_usable(source: str, skipped: Sequence[tuple[str, str]]) -> UsageError:
+    """The error that a source holds no image that can be used."""
+    if not skipped:
+        return UsageError(f"{source} holds no images")
+    name, reason = skipped[0]
+    return UsageError(f"{source} holds no usable image; the first, {name}, {reason}")
+
+
+def _in_order(
+    decode: Callable[[Item], Decoded], items: Iterator[Item], workers: int
+) -> Iterator[tuple[Item, Decoded]]:
+    if not workers:
+        yield from ((item, decode(item)) for item in items)
+        return
+    waiting: deque[tuple[Item, Future[Decoded]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(decode, item)))
+            if len(waiting) > 4 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
