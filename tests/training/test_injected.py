@@ -32,7 +32,7 @@ FAILING = """
 from fewstep.cli import main
 from fewstep.core import UsageError
 from fewstep.data import toy
-from fewstep.recipes import parts
+from fewstep.recipes import start
 
 class Broken:
     def __init__(self, data):
@@ -46,7 +46,7 @@ class Broken:
             return self.data.batch(indices)
         raise {error}("row 7 is broken")
 
-parts.toy_data = lambda name: Broken(toy("two-modes", 64))
+start.training_data = lambda *given, **more: Broken(toy("two-modes", 64))
 main("train toy-edm --width 8 --train.workers 1 --train.sample-every 0 --out {out}".split())
 """
 
