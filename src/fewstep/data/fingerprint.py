@@ -66,7 +66,7 @@ def fingerprint(data: Any) -> Fingerprint:
     if isinstance(data, Prepared):
         return {**found, **data.about.sha256}
     if isinstance(data, Arrays | Stored):
-        stored = data.stored()
+        stored = data.arrays()
         return {**found, "values": _sum(_of_rows(name, stored[name]) for name in sorted(stored))}
     if isinstance(data, Pairs):
         return {**found, "values": _sum(data.about.sha256.values())}

@@ -151,9 +151,9 @@ class Stored:
         """The samples at ``indices``, their conditions and their mask."""
         return self._arrays.batch(indices)
 
-    def stored(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of the file that are read, mapped, by name."""
-        return self._arrays.stored()
+        return self._arrays.arrays()
 
 
 def _dataset(path: Path, about: _About, arrays: dict[str, np.ndarray], check: bool) -> Arrays:

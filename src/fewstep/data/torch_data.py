@@ -18,7 +18,7 @@ from fewstep.data.arrays import Indices
 from fewstep.data.checks import channels_advice, looks_like_pixels
 from fewstep.data.decoding import BadFile, square
 from fewstep.data.formats import background_of, header_of
-from fewstep.data.specs import declared
+from fewstep.data.specs import make_spec
 
 Named = int | Sequence[str] | Literal["auto", "none"]
 """What says which classes there are."""
@@ -96,7 +96,7 @@ class TorchData:
             self.image = len(self.shape) == 3 and self.shape[0] in (1, 3) and -1 <= low < 0 <= 1
             self.image &= high <= 1
         bounds = (-1.0, 1.0) if self.image else None
-        self.spec: DataSpec = declared(self.shape, bounds, {} if classes is None else classes)
+        self.spec: DataSpec = make_spec(self.shape, bounds, {} if classes is None else classes)
         self.labels = self.spec.labels
         self.notes = self._noticed(sample, labels)
 
