@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fewstep.core import UsageError
+from fewstep.data.fingerprint import differences, fingerprint
 from fewstep.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.model import find
 from fewstep.training.config import FREE, Run
@@ -179,9 +180,10 @@ def notes(data: Any) -> tuple[str, ...]:
     return tuple(str(note) for note in _said_by(data, "notes") or ())
 
 
-def _data_fingerprint(data: Any) -> str | None:
+def _data_fingerprint(data: Any) -> str | dict[str, Any] | None:
+    """The data's own fingerprint, or that of a data set of the library."""
     made = _said_by(data, "fingerprint")
-    return str(made() or "") or None if callable(made) else None
+    return str(made() or "") or None if callable(made) else fingerprint(data)
 
 
 def _said_by(data: Any, name: str) -> Any:
@@ -225,7 +227,9 @@ def _other_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     old, new = (record.get("data", {}).get("fingerprint") for record in (before, now))
     if None in (old, new) or old == new or now["run"]["train"].get("allow_changed_data"):
         return None
-    return f"fingerprint: was {old[:12]}, now {new[:12]}"
+    if isinstance(old, dict) and isinstance(new, dict):
+        return "; ".join(differences(old, new)) or None
+    return f"fingerprint: was {str(old)[:12]}, now {str(new)[:12]}"
 
 
 def _commit() -> str | None:
