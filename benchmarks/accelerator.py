@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.devices import usable_device
 from fewstep.models.nets import DDPMpp
+from fewstep.system.devices import usable_device
 
 SHAPE = (3, 32, 32)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

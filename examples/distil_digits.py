@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 import fewstep
-from fewstep.pictures import picture
+from fewstep.evaluation.pictures import picture
 
 
 def main(steps: int | None = None, out: Path = Path("runs/example-digits")) -> Tensor:

@@ -14,7 +14,7 @@ from fewstep.data import toy
 from fewstep.data.order import positions
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
-from fewstep.objectives.distances import PseudoHuber
+from fewstep.objectives.shared.distances import PseudoHuber
 
 
 class MyNetwork(nn.Module):

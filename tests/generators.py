@@ -12,15 +12,11 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser, Judge
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.collapse import lag, statistics
-from fewstep.objectives.matching import FewSteps, Made, denoising_error
-from fewstep.objectives.terms import (
-    matching_gradient,
-    on_path_of,
-    over_heads,
-    softplus_discriminator,
-    surrogate,
-)
+from fewstep.objectives.shared.adversarial import over_heads, softplus_discriminator
+from fewstep.objectives.shared.collapse import lag, statistics
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.gradients import matching_gradient, surrogate
+from fewstep.objectives.shared.matching import FewSteps, Made, denoising_error
 
 
 class Draws(NamedTuple):

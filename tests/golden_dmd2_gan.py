@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fewstep.core import Batch, Rng, per_sample
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.dmd2 import DMD2, Draws
-from fewstep.objectives.matching import FewSteps, Made
-from fewstep.objectives.terms import Draws as Noised
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.drop import Draws as Noised
+from fewstep.objectives.shared.matching import FewSteps, Made
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.paths import Path
 from golden_sets import Case, closed_form, networks, noise_levels
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fewstep.core import Batch, per_sample
 from fewstep.models import Guided
 from fewstep.objectives.f_distill import FDistill
-from fewstep.objectives.matching import Compared, FewSteps, Made
-from fewstep.objectives.ratios import Divergence
-from fewstep.objectives.terms import unweighted
+from fewstep.objectives.shared.matching import Compared, FewSteps, Made
+from fewstep.objectives.shared.ratios import Divergence
+from fewstep.objectives.shared.weights import unweighted
 from fewstep.paths import VarianceExploding
 from golden_sets import Case, closed_form
 

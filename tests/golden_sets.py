@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Cond, expand
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
-from fewstep.objectives.terms import (
+from fewstep.objectives.shared.weights import (
     SnrWeight,
     karras_weight,
     snr_plus_one,

@@ -14,7 +14,7 @@ from fewstep.models import EDM, Denoiser, Judge, LowRank
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.base import Objective
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.times import LogNormal
 from fewstep.training.averages import constant
 from fewstep.training.config import Run, TrainConfig

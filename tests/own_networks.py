@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.data import Arrays
 from fewstep.models import EDM, Denoiser
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.times import LogNormal
 from fewstep.training.averages import warmed
 from fewstep.training.config import Run

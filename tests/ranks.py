@@ -31,11 +31,11 @@ from fewstep.objectives.consistency import Consistency, Fixed, SameNoise
 from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.f_distill import FDistill
 from fewstep.objectives.ladd import LADD
-from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
+from fewstep.objectives.shared.matching import FewSteps
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.objectives.sid import SiD
-from fewstep.objectives.terms import karras_weight
-from fewstep.processes import ALONE, World, joined
+from fewstep.system.processes import ALONE, World, joined
 from fewstep.times import LogNormal
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-import fewstep.files
+import fewstep.system.files
 from fewstep.core import Batch
 from fewstep.data import Arrays, toy
 from fewstep.errors import Interrupted
@@ -187,13 +187,13 @@ def dying(work: Callable[[], None], last: int, tally: Path | None = None) -> Cal
                 tick()
                 file.write(data[len(data) // 2 :])
 
-        flush = fewstep.files.flush
+        flush = fewstep.system.files.flush
 
         def flushed(path: Path) -> None:
             flush(path)
             tick()
 
-        fewstep.files.flush = flushed
+        fewstep.system.files.flush = flushed
         checkpoints.save_file = lambda tensors, path: halves(path, save(tensors))
         Path.write_bytes = halves
         Path.write_text = lambda path, text, encoding=None: halves(path, text.encode())

@@ -9,7 +9,8 @@ from fewstep.model import Model
 from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import ConditionDrop, unweighted
+from fewstep.objectives.shared.drop import ConditionDrop
+from fewstep.objectives.shared.weights import unweighted
 from fewstep.times import LogNormal
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from fewstep.files import sha256
+from fewstep.system.files import sha256
 from tiny import Outcome, fewstep, pictures, trained, tree
 
 QUICK = "--train.steps 2 --train.batch 8 --train.sample-every 0"
@@ -339,7 +339,7 @@ def test_disk_full_while_sampling(out, places, at_work, capsys, monkeypatch):
     args = ("sample", places["digits"], "-n", 2, "--steps", 1, "--out", out)
     assert fewstep(capsys, *args).code == 0
     before = tree(at_work)
-    monkeypatch.setattr("fewstep.files.flush", full)
+    monkeypatch.setattr("fewstep.system.files.flush", full)
     refused(fewstep(capsys, *args, "--seed", 1), "No space left", "free some space", out)
     assert tree(at_work) == before
 
@@ -347,7 +347,7 @@ def test_disk_full_while_sampling(out, places, at_work, capsys, monkeypatch):
 def test_disk_full_while_evaluating(places, at_work, capsys, monkeypatch):
     monkeypatch.setattr("fewstep.evaluation.Protocol.judge", lambda *_: {"images_per_second": 1.0})
     monkeypatch.setattr("fewstep.evaluation.Protocol.floor", lambda *_: {})
-    monkeypatch.setattr("fewstep.files.flush", full)
+    monkeypatch.setattr("fewstep.system.files.flush", full)
     refused(
         fewstep(capsys, "evaluate", places["digits"], "--steps", 1, "--out", "x.json"),
         "No space left",
@@ -357,14 +357,14 @@ def test_disk_full_while_evaluating(places, at_work, capsys, monkeypatch):
 
 @pytest.mark.parametrize("part", ["run.json", "checkpoints", "model"])
 def test_disk_full_while_training(part, at_work, capsys, monkeypatch):
-    from fewstep.files import flush
+    from fewstep.system.files import flush
 
     def fills(path: Path) -> None:
         if part in str(path):
             full(path)
         flush(path)
 
-    monkeypatch.setattr("fewstep.files.flush", fills)
+    monkeypatch.setattr("fewstep.system.files.flush", fills)
     outcome = fewstep(capsys, *TOY.split(" "), "--out", "run")
     assert outcome.code == 2
     assert outcome.err.count("fewstep: ") == 1
@@ -377,7 +377,7 @@ def test_disk_full_while_training(part, at_work, capsys, monkeypatch):
         f"run/{part}/" in name or name == "run/run.json" == f"run/{part}" for name in left
     )
     # With space again, the same command ends the run.
-    monkeypatch.setattr("fewstep.files.flush", flush)
+    monkeypatch.setattr("fewstep.system.files.flush", flush)
     assert fewstep(capsys, *TOY.split(" "), "--out", "run").code == 0
     assert (at_work / "run" / "model" / "model.safetensors").is_file()
 

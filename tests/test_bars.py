@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fewstep.bars import bar
+from fewstep.system.bars import bar
 
 
 class Terminal(io.StringIO):

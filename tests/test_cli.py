@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 
 import fewstep as library
-from fewstep import evaluation
 from fewstep.data.catalogue import CATALOGUE
 from fewstep.errors import Interrupted
-from fewstep.files import sha256
+from fewstep.evaluation import protocol as evaluation
 from fewstep.models import Denoiser
 from fewstep.recipes import NAMES, TrainConfig, rebuild
+from fewstep.system.files import sha256
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.folder import describe
 from fewstep.training.train import train
@@ -64,7 +64,7 @@ def short_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     short = dataclasses.replace(digits, held_out=lambda n: held_out)
     monkeypatch.setitem(CATALOGUE, "digits", short)
     monkeypatch.setattr(
-        "fewstep.recipes.report.named_protocol",
+        "fewstep.evaluation.report.named_protocol",
         lambda *given: dataclasses.replace(whole(*given), draws=1),
     )
 
@@ -411,7 +411,9 @@ def test_evaluate_counts_guided_calls_twice(places, capsys):
 
 
 def test_evaluate_images(places, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fewstep.evaluation.Protocol", partial(evaluation.Protocol, draws=1))
+    monkeypatch.setattr(
+        "fewstep.evaluation.protocol.Protocol", partial(evaluation.Protocol, draws=1)
+    )
     out = tmp_path / "new" / "metrics.json"
     args = ("--data", places["images"], "--held-out", places["held-out"], "--steps", 1)
     outcome = fewstep(capsys, "evaluate", places["edm"], *args, "-n", 4, "--out", out)

@@ -14,7 +14,7 @@ from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start, data
 from fewstep.core import UsageError
 from fewstep.model import BUNDLED, Model, load
 from fewstep.models import EDM, Denoiser, Guided
-from fewstep.objectives.terms import ConditionDrop, guidance_of
+from fewstep.objectives.shared.drop import ConditionDrop, guidance_of
 from fewstep.paths import Linear
 from oracles import GaussianDenoiser
 

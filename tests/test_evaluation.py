@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fewstep import data, evaluation
+from fewstep import data
 from fewstep.core import Batch, UsageError
 from fewstep.data import toy
 from fewstep.data.catalogue import CATALOGUE
 from fewstep.evaluation import Protocol, chosen, table
+from fewstep.evaluation import protocol as evaluation
 from fewstep.metrics import (
     TanhFeatures,
     density_coverage,

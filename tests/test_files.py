@@ -9,9 +9,9 @@ import stat
 
 import pytest
 
-from fewstep import files
 from fewstep.core import UsageError
-from fewstep.files import locked, whole_file, whole_folder
+from fewstep.system import files
+from fewstep.system.files import locked, whole_file, whole_folder
 from fewstep.training.train import train
 from own_networks import Net, made, run_of
 from survive import held_by_another

@@ -18,7 +18,7 @@ from fewstep.objectives.base import Objective
 from fewstep.objectives.ctm import ConsistencyTrajectory
 from fewstep.objectives.flowmap import FlowMap
 from fewstep.objectives.imm import InductiveMomentMatching
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes import TrainConfig
 from fewstep.times import HalfHigh, karras

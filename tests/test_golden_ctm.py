@@ -15,9 +15,9 @@ from fewstep.core import Batch, expand
 from fewstep.models import EDM, ConsistencyBoundary, Denoiser
 from fewstep.models.preconditioning import Preconditioning, Scalings
 from fewstep.objectives.ctm import ConsistencyTrajectory, Draws
-from fewstep.objectives.discrete import TeacherStep
-from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.discrete import TeacherStep
+from fewstep.objectives.shared.distances import l2
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.paths import VarianceExploding
 from fewstep.solvers import STEPS
 from fewstep.times import HalfHigh, KarrasUniform, karras

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.dmd import DMD
-from fewstep.objectives.matching import Compared, FewSteps, Made
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.matching import Compared, FewSteps, Made
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasIndex, karras
 from golden_dmd2_gan import GAN_CALLS, gan

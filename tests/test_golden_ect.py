@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fewstep.models import EDM, Denoiser
-from fewstep.objectives.discrete import Curriculum
-from fewstep.objectives.distances import PseudoHuber
 from fewstep.objectives.ect import Draws, EasyConsistency, SameNoise
+from fewstep.objectives.shared.discrete import Curriculum
+from fewstep.objectives.shared.distances import PseudoHuber
 from fewstep.paths import VarianceExploding
 from fewstep.solvers import multistep
 from fewstep.times import LogNormal

@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep.core import expand, per_sample
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, NoisePrediction, ScoreMatching
 from fewstep.objectives.denoising import Denoising, Draws
-from fewstep.objectives.terms import SnrWeight, karras_weight, snr_weight
+from fewstep.objectives.shared.weights import SnrWeight, karras_weight, snr_weight
 from fewstep.paths import Event, Path, Time, Trig, VarianceExploding, VariancePreserving
 from fewstep.solvers import STEPS, Churn, Step, euler, ode
 from fewstep.times import LogNormal, LogUniform, Uniform, karras, log_snr, to_zero, uniform

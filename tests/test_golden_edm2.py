@@ -19,7 +19,7 @@ from fewstep.core import per_sample
 from fewstep.models import EDM, AbstractDenoiser, Autoguided, Denoiser
 from fewstep.models.nets.magnitude import mp_cat, mp_silu, mp_sum, normalise
 from fewstep.objectives.denoising import Denoising, Draws
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.paths import VarianceExploding
 from fewstep.solvers import STEPS, Churn, ode
 from fewstep.times import LogNormal, karras, to_zero

@@ -15,11 +15,11 @@ from torch import Tensor
 from fewstep.core import Batch
 from fewstep.models import Guided, Switched
 from fewstep.objectives import ect, tcm
-from fewstep.objectives.discrete import Curriculum, PairWeight, inverse_gap
-from fewstep.objectives.distances import Distance, PseudoHuber, l2
 from fewstep.objectives.ect import EasyConsistency, SameNoise, TeacherStep
+from fewstep.objectives.shared.discrete import Curriculum, PairWeight, inverse_gap
+from fewstep.objectives.shared.distances import Distance, PseudoHuber, l2
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.objectives.tcm import TruncatedConsistency
-from fewstep.objectives.terms import karras_weight
 from fewstep.paths import VarianceExploding
 from fewstep.solvers import STEPS
 from fewstep.training.averages import half_life

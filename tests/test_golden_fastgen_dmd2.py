@@ -23,9 +23,9 @@ from fewstep import solvers
 from fewstep.core import Batch, expand, per_sample
 from fewstep.models import Guided
 from fewstep.objectives.dmd2 import DMD2, Draws
-from fewstep.objectives.matching import FewSteps, Made
-from fewstep.objectives.terms import Draws as Noised
-from fewstep.objectives.terms import snr_weight, unweighted
+from fewstep.objectives.shared.drop import Draws as Noised
+from fewstep.objectives.shared.matching import FewSteps, Made
+from fewstep.objectives.shared.weights import snr_weight, unweighted
 from fewstep.paths import Path, VarianceExploding
 from fewstep.times import KarrasIndex, KarrasUniform, LogNormal, TruncatedLogStudent, Uniform
 from fewstep.times.laws import Law

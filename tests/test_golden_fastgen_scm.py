@@ -22,7 +22,7 @@ from fewstep.core import Batch, Rng, expand
 from fewstep.derivatives import jvp
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided
 from fewstep.objectives.scm import SCM, Draws
-from fewstep.objectives.terms import normalised, trig_flow
+from fewstep.objectives.shared.trigflow import normalised, trig_flow
 from fewstep.paths import Trig, VarianceExploding
 from fewstep.times import LogNormal
 from golden_sets import Case, check, closed_form, networks, stand_in

@@ -16,8 +16,8 @@ from fewstep.models import (
     Preconditioning,
     VPrediction,
 )
-from fewstep.objectives.discrete import SameNoise
 from fewstep.objectives.pcm import PhasedConsistency
+from fewstep.objectives.shared.discrete import SameNoise
 from fewstep.paths import DiscreteVariancePreserving, Event, Linear, Time
 from fewstep.solvers import ddim, deterministic, multistep, one_step
 from fewstep.times import Phases, shift, strided, uniform

@@ -13,9 +13,9 @@ from fewstep.core import Batch
 from fewstep.objectives.consistency import Consistency, Draws, Fixed, SameNoise, TeacherStep
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.denoising import Draws as DenoisingDraws
-from fewstep.objectives.distances import l1, l2, l2_at_32
 from fewstep.objectives.progressive import Draws as ProgressiveDraws
 from fewstep.objectives.progressive import ProgressiveDistillation
+from fewstep.objectives.shared.distances import l1, l2, l2_at_32
 from fewstep.solvers import STEPS
 from fewstep.times import LogNormal, karras
 from golden_sets import Case, Topic, check, each_loss, gradients, karras_denoiser, weighting

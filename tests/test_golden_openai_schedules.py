@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fewstep.objectives.consistency import Fixed, Progressive, Schedule
 from fewstep.objectives.progressive import Halving
-from fewstep.objectives.terms import follow
+from fewstep.objectives.shared.copies import follow
 from golden_sets import Case, check
 
 Values = Iterator[tuple[str, Tensor]]

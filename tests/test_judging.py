@@ -19,7 +19,7 @@ from fewstep.metrics import flatten
 from fewstep.model import Model
 from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import ResidualMLP
-from fewstep.processes import World
+from fewstep.system.processes import World
 from oracles import normal
 from small_nets import shaken
 from survive import born

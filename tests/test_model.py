@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import UsageError
-from fewstep.files import sha256
 from fewstep.model import Model, SampleNoise, load
 from fewstep.models import EDM, Clamped, Denoiser, Switched
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.paths import DiscreteVariancePreserving, Linear, VarianceExploding
 from fewstep.solvers import deterministic, gamma_sampling, multistep, ode
+from fewstep.system.files import sha256
 from fewstep.times import karras, to_zero
 from oracles import PATHS_AT_REST, Watched, path_id
 

@@ -25,7 +25,7 @@ from fewstep.models.nets.blocks import LabelEmbedding
 from fewstep.models.preconditioning import Reparametrised
 from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.objectives.denoising import Denoising, Draws
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.pictures import drawable, lines, picture
+from fewstep.evaluation.pictures import drawable, lines, picture
 
 
 @pytest.mark.parametrize(

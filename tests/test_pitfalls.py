@@ -22,11 +22,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep import cli
+from fewstep.cli import dispatch as cli
 from fewstep.core import Batch, Rng, entropy, expand
 from fewstep.data import digits, toy
 from fewstep.derivatives import jvp
-from fewstep.files import whole_folder
 from fewstep.metrics import flatten, frechet_distance, moments_of
 from fewstep.models import EDM, ConsistencyBoundary, Denoiser
 from fewstep.models.nets import ResidualMLP
@@ -39,11 +38,12 @@ from fewstep.objectives.consistency import (
     TeacherStep,
 )
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.distances import LPIPS, PseudoHuber, l2
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.distances import LPIPS, PseudoHuber, l2
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.paths import VarianceExploding, VariancePreserving
 from fewstep.recipes import Recipe, recipe
 from fewstep.solvers import ddim, euler
+from fewstep.system.files import whole_folder
 from fewstep.times import LogNormal
 from fewstep.training.averages import constant
 from fewstep.training.config import TrainConfig

@@ -5,9 +5,9 @@ import contextlib
 import pytest
 import torch
 
-from fewstep import evaluation
 from fewstep.core import Batch
 from fewstep.evaluation import Protocol
+from fewstep.evaluation import protocol as evaluation
 from fewstep.metrics import flatten, frechet_distance, moments_of, named_features
 
 

@@ -18,10 +18,10 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import UsageError, expand
 from fewstep.data import Arrays, toy
 from fewstep.evaluation import DRAWS, FIRST_SEED, learnt
+from fewstep.evaluation.search import Found, check, distance_to, greedy, watched, write
 from fewstep.metrics import flatten
 from fewstep.model import Model, find, load
 from fewstep.paths import DiscreteVariancePreserving, Linear, Path, Trig, VarianceExploding
-from fewstep.search import Found, check, distance_to, greedy, watched, write
 from oracles import PATHS_AT_REST, GaussianFlowMap, Oracle, path_id
 from tiny import fewstep, trained, tree
 
@@ -236,7 +236,7 @@ def test_search_draws_no_held_out_data(monkeypatch):
     def never(*args):
         raise AssertionError(args)
 
-    monkeypatch.setattr("fewstep.evaluation.held_out_data", never)
+    monkeypatch.setattr("fewstep.evaluation.protocol.held_out_data", never)
     data, _ = learnt("digits", DataSpec(shape=(1, 8, 8), labels=10), None, torch.device("cpu"))
     assert len(data) == 1200
     drawn, judge = learnt("moons", DataSpec(shape=(2,), range=None), None, torch.device("cpu"))
@@ -394,7 +394,7 @@ def test_disk_full(out, runs, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     before = tree(runs)
-    monkeypatch.setattr("fewstep.files.flush", full)
+    monkeypatch.setattr("fewstep.system.files.flush", full)
     args = ("search", runs / "student", *QUICK, *(("--out", out) if out else ()))
     outcome = fewstep(capsys, *args)
     assert outcome.code == 2

@@ -30,10 +30,10 @@ from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Judge, LowRank
 from fewstep.models.nets import DDPMpp
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
-from fewstep.objectives.distances import PseudoHuber
 from fewstep.objectives.dmd2 import DMD2
-from fewstep.objectives.matching import FewSteps
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.distances import PseudoHuber
+from fewstep.objectives.shared.matching import FewSteps
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.training.averages import Rule, constant
 from fewstep.training.config import TrainConfig
 from fewstep.training.memory import MIB, most_resident

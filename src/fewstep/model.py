@@ -19,13 +19,13 @@ from fewstep import solvers
 from fewstep.bundled import BUNDLED
 from fewstep.contract import Contract
 from fewstep.core import Cond
-from fewstep.devices import usable_device
 from fewstep.errors import UsageError, nearest
-from fewstep.files import sha256, whole_folder
 from fewstep.models import AbstractDenoiser, Clamped, Guided
 from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.noise import SampleNoise as SampleNoise
 from fewstep.paths import VarianceExploding
+from fewstep.system.devices import usable_device
+from fewstep.system.files import sha256, whole_folder
 from fewstep.times import karras, uniform
 from fewstep.values import lengths_of, undeclared
 from fewstep.weights import freeze, load_weights, separate, tied

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from fewstep import solvers
-from fewstep.bars import bar
 from fewstep.core import Cond, UsageError, widest
 from fewstep.data.pairs import OTHER, RECORD, About, Pairs, name_of, opened, packed, read_record
-from fewstep.files import LOCK, TEMPORARY, lock, unlock, whole_file, write_json
 from fewstep.model import Model, SampleNoise
 from fewstep.models import AbstractDenoiser
 from fewstep.paths import Event, Time
-from fewstep.processes import ALONE, World
+from fewstep.system.bars import bar
+from fewstep.system.files import LOCK, TEMPORARY, lock, unlock, whole_file, write_json
+from fewstep.system.processes import ALONE, World
 from fewstep.training.checkpoints import fingerprint
 
 SOLVERS: dict[str, Callable[[AbstractDenoiser, Event, Tensor, Cond], Event]] = {

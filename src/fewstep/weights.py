@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from fewstep.errors import UsageError
-from fewstep.files import sha256
+from fewstep.system.files import sha256
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 import fewstep as library
-from fewstep import evaluation
 from fewstep.cli import main
 from fewstep.compare import Budget, Plan, Study
 from fewstep.compare.entry import Entry
@@ -26,6 +25,7 @@ from fewstep.compare.plan import Entrant
 from fewstep.data import positions
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
+from fewstep.evaluation import protocol as evaluation
 from fewstep.recipes import METHODS, PLACES, STUDENTS, recipe
 from fewstep.recipes.places import DIGITS, IMAGES, PLANE
 from fewstep.training import feed
@@ -306,7 +306,7 @@ import sys, time
 from functools import partial
 from pathlib import Path
 import torch
-from fewstep import evaluation
+from fewstep.evaluation import protocol as evaluation
 from fewstep.cli import main
 
 torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import torch
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.matching import FewSteps, Made
+from fewstep.objectives.shared.matching import FewSteps, Made
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
 from oracles import GaussianDenoiser, GaussianFlowMap, Watched, full, normal
 

@@ -17,8 +17,8 @@ from fewstep.objectives.consistency import (
     Scales,
     TeacherStep,
 )
-from fewstep.objectives.distances import PseudoHuber, l1, l2
-from fewstep.objectives.terms import ConditionDrop
+from fewstep.objectives.shared.distances import PseudoHuber, l1, l2
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

@@ -11,8 +11,8 @@ from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.consistency import Consistency, Fixed, TeacherStep
 from fewstep.objectives.consistency import Draws as DiscreteDraws
 from fewstep.objectives.consistency_continuous import ContinuousConsistency, Draws
-from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import LabelDrop
+from fewstep.objectives.shared.distances import l2
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import VarianceExploding
 from fewstep.times import KarrasUniform
 
@@ -157,7 +157,7 @@ class Labelled(AbstractDenoiser):
 
 def test_labels_are_dropped_for_student_and_teacher():
     student, teacher = Labelled(), Labelled()
-    drop = LabelDrop(0.5, {"label": 7})
+    drop = ConditionDrop(0.5, {"label": 7})
     objective = ContinuousConsistency(student, teacher, times=KarrasUniform(), drop=drop)
     label = torch.arange(64) % 7
     batch = Batch(draws()[0].x0, {"label": label})

@@ -6,7 +6,7 @@ from fewstep.core import Batch, Rng
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.nets import DDPMpp
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
-from fewstep.objectives.distances import l2
+from fewstep.objectives.shared.distances import l2
 from fewstep.times import KarrasUniform
 
 

@@ -12,8 +12,8 @@ from fewstep.model import Model
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, FeatureDiscriminator
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.ctm import ConsistencyTrajectory, Draws
-from fewstep.objectives.distances import l1, l2
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.distances import l1, l2
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
 from fewstep.solvers import heun
 from fewstep.times import HalfHigh, karras

@@ -7,8 +7,8 @@ from torch import nn
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, expand
 from fewstep.objectives.denoising import Denoising, Draws
-from fewstep.objectives.terms import (
-    ConditionDrop,
+from fewstep.objectives.shared.drop import ConditionDrop
+from fewstep.objectives.shared.weights import (
     karras_weight,
     min_snr,
     snr_plus_one,

@@ -11,8 +11,9 @@ from fewstep.model import Model, SampleNoise
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.diff_instruct import DiffInstruct, noise_gain
-from fewstep.objectives.matching import Compared, FewSteps, Made
-from fewstep.objectives.terms import karras_weight, matching_gradient, snr_weight, unweighted
+from fewstep.objectives.shared.gradients import matching_gradient
+from fewstep.objectives.shared.matching import Compared, FewSteps, Made
+from fewstep.objectives.shared.weights import karras_weight, snr_weight, unweighted
 from fewstep.paths import Linear, VarianceExploding, VariancePreserving
 from fewstep.times import LogNormal, Uniform
 from fewstep.training.config import TrainConfig

@@ -13,10 +13,10 @@ from fewstep.data import Arrays
 from fewstep.model import Model, SampleNoise
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided
 from fewstep.models.nets import ResidualMLP
-from fewstep.objectives.distances import Perceptual, l1
 from fewstep.objectives.dmd import DMD
-from fewstep.objectives.matching import Compared, FewSteps, Made
-from fewstep.objectives.terms import karras_weight, unweighted
+from fewstep.objectives.shared.distances import Perceptual, l1
+from fewstep.objectives.shared.matching import Compared, FewSteps, Made
+from fewstep.objectives.shared.weights import karras_weight, unweighted
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

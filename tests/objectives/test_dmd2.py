@@ -13,9 +13,9 @@ from fewstep.model import Model, SampleNoise
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided, Judge
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.dmd2 import DMD2, Draws
-from fewstep.objectives.matching import FewSteps, Made
-from fewstep.objectives.terms import Draws as Noised
-from fewstep.objectives.terms import karras_weight, unweighted
+from fewstep.objectives.shared.drop import Draws as Noised
+from fewstep.objectives.shared.matching import FewSteps, Made
+from fewstep.objectives.shared.weights import karras_weight, unweighted
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
 from fewstep.times import Uniform, karras
 from fewstep.training.config import TrainConfig

@@ -14,7 +14,7 @@ from fewstep.models import EDM, AbstractDenoiser, Denoiser
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Loss
 from fewstep.objectives.drifting import Drifting, drifted, pulls
-from fewstep.objectives.matching import FewSteps, Made
+from fewstep.objectives.shared.matching import FewSteps, Made
 from fewstep.paths import Linear, Trig, VarianceExploding
 from oracles import D, normal, path_id
 from small_nets import shaken

@@ -10,9 +10,9 @@ from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.model import Model, load
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
 from fewstep.models.nets import ResidualMLP
-from fewstep.objectives.distances import PseudoHuber, l2
 from fewstep.objectives.ect import Curriculum, Draws, EasyConsistency, SameNoise, TeacherStep
-from fewstep.objectives.terms import ConditionDrop
+from fewstep.objectives.shared.distances import PseudoHuber, l2
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

@@ -14,10 +14,11 @@ from fewstep.model import Model, SampleNoise
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided, Judge
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.f_distill import FDistill
-from fewstep.objectives.matching import Compared, FewSteps, Made
-from fewstep.objectives.ratios import FACTORS, Factors
-from fewstep.objectives.terms import Draws as Noised
-from fewstep.objectives.terms import karras_weight, matching_gradient, surrogate, unweighted
+from fewstep.objectives.shared.drop import Draws as Noised
+from fewstep.objectives.shared.gradients import matching_gradient, surrogate
+from fewstep.objectives.shared.matching import Compared, FewSteps, Made
+from fewstep.objectives.shared.ratios import FACTORS, Factors
+from fewstep.objectives.shared.weights import karras_weight, unweighted
 from fewstep.paths import Linear, VarianceExploding, VariancePreserving
 from fewstep.times import KarrasIndex, LogUniform, Uniform
 from fewstep.training.config import TrainConfig

@@ -6,7 +6,7 @@ from fewstep.core import Batch, Rng, expand
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.denoising import Draws as DenoisingDraws
 from fewstep.objectives.flow_matching import Draws, FlowMatching
-from fewstep.objectives.terms import ConditionDrop
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import Linear, Trig
 from fewstep.times import LogitNormal, Uniform
 from oracles import (

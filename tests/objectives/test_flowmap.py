@@ -13,7 +13,7 @@ from fewstep.model import Model
 from fewstep.models import AbstractDenoiser, Denoiser, Flow, Guided
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.flowmap import Draws, FlowMap
-from fewstep.objectives.terms import Draws as NoisedDraws
+from fewstep.objectives.shared.drop import Draws as NoisedDraws
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.times import LogitNormal
 from oracles import (

@@ -6,9 +6,9 @@ import torch
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.distances import PseudoHuber
 from fewstep.objectives.ict import Doubling, Draws, ImprovedConsistency
-from fewstep.objectives.terms import ConditionDrop
+from fewstep.objectives.shared.distances import PseudoHuber
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
 from fewstep.times import DiscreteLogNormal, karras
 from oracles import (

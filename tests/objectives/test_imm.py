@@ -12,7 +12,7 @@ from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.model import Model
 from fewstep.models import EDM, Denoiser, Flow, TrigFlow, VPrediction
 from fewstep.objectives.imm import Draws, InductiveMomentMatching, laplace
-from fewstep.objectives.terms import ConditionDrop
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

@@ -8,8 +8,8 @@ import torch
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.model import Model
-from fewstep.objectives.distances import PseudoHuber
 from fewstep.objectives.kd import Draws, KnowledgeDistillation
+from fewstep.objectives.shared.distances import PseudoHuber
 from fewstep.paths import VarianceExploding
 from fewstep.solvers import deterministic
 from oracles import (

@@ -13,8 +13,8 @@ from fewstep.model import Model
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, FeatureDiscriminator, Guided
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.ladd import LADD, LEVELS, Draws
-from fewstep.objectives.matching import FewSteps, Made
-from fewstep.objectives.terms import Draws as Noised
+from fewstep.objectives.shared.drop import Draws as Noised
+from fewstep.objectives.shared.matching import FewSteps, Made
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

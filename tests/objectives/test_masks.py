@@ -21,7 +21,6 @@ from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.ctm import ConsistencyTrajectory
 from fewstep.objectives.denoising import Denoising
 from fewstep.objectives.diff_instruct import DiffInstruct
-from fewstep.objectives.distances import Huber, PseudoHuber, l1, l2
 from fewstep.objectives.dmd import DMD
 from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.ect import EasyConsistency
@@ -30,16 +29,17 @@ from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.flowmap import FlowMap
 from fewstep.objectives.ict import ImprovedConsistency
 from fewstep.objectives.ladd import LADD
-from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.meanflow import AdaptiveWeight, MeanFlow
 from fewstep.objectives.pcm import PhasedConsistency
 from fewstep.objectives.progressive import ProgressiveDistillation
 from fewstep.objectives.rcm import RCM
 from fewstep.objectives.scm import SCM
+from fewstep.objectives.shared.distances import Huber, PseudoHuber, l1, l2
+from fewstep.objectives.shared.matching import FewSteps
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.objectives.shortcut import Shortcut
 from fewstep.objectives.sid import SiD
 from fewstep.objectives.tcm import TruncatedConsistency
-from fewstep.objectives.terms import karras_weight
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.times import KarrasUniform, LogNormal, Phases, TwoTimes, Uniform, karras
 from oracles import GaussianConsistency, GaussianDenoiser, Offset, normal

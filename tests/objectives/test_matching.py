@@ -11,7 +11,6 @@ from fewstep.core import Batch, Rng, UsageError
 from fewstep.data import Arrays
 from fewstep.models import EDM, Denoiser, FeatureDiscriminator, Guided, Judge
 from fewstep.models.nets import ResidualMLP
-from fewstep.objectives.collapse import lag, statistics
 from fewstep.objectives.diff_instruct import DiffInstruct
 from fewstep.objectives.dmd import DMD
 from fewstep.objectives.dmd2 import DMD2
@@ -19,9 +18,10 @@ from fewstep.objectives.drifting import Drifting
 from fewstep.objectives.f_distill import FDistill
 from fewstep.objectives.kd import KnowledgeDistillation
 from fewstep.objectives.ladd import LADD
-from fewstep.objectives.matching import FewSteps
+from fewstep.objectives.shared.collapse import lag, statistics
+from fewstep.objectives.shared.matching import FewSteps
+from fewstep.objectives.shared.weights import unweighted
 from fewstep.objectives.sid import SiD
-from fewstep.objectives.terms import unweighted
 from fewstep.paths import Linear, Path, VarianceExploding
 from fewstep.times import LogNormal, Uniform
 from fewstep.training.trainer import Trainer

@@ -9,7 +9,7 @@ from fewstep.models import Denoiser, Flow, Guided
 from fewstep.objectives.flow_matching import Draws as FlowDraws
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.meanflow import AdaptiveWeight, Draws, MeanFlow, TrainedGuidance
-from fewstep.objectives.terms import ConditionDrop
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.times import LogitNormal, TwoTimes, Uniform
 from golden_sets import StandIn

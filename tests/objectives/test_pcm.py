@@ -11,10 +11,10 @@ from fewstep.data import Arrays
 from fewstep.model import Model, SampleNoise
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, FeatureDiscriminator, Guided
 from fewstep.models.nets import ResidualMLP
-from fewstep.objectives.discrete import SameNoise, TeacherStep
-from fewstep.objectives.distances import Huber, l1, l2
 from fewstep.objectives.pcm import Draws, PhasedConsistency
-from fewstep.objectives.terms import ConditionDrop
+from fewstep.objectives.shared.discrete import SameNoise, TeacherStep
+from fewstep.objectives.shared.distances import Huber, l1, l2
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

@@ -22,9 +22,9 @@ from fewstep.models import (
     VPrediction,
 )
 from fewstep.models.nets import ResidualMLP
-from fewstep.objectives.distances import Perceptual, l1, l2
 from fewstep.objectives.progressive import Draws, Halving, ProgressiveDistillation
-from fewstep.objectives.terms import snr_plus_one, snr_weight, truncated_snr, unweighted
+from fewstep.objectives.shared.distances import Perceptual, l1, l2
+from fewstep.objectives.shared.weights import snr_plus_one, snr_weight, truncated_snr, unweighted
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

@@ -15,7 +15,7 @@ from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided, TrigFlow
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives import scm
 from fewstep.objectives.rcm import RCM, Draws
-from fewstep.objectives.terms import normalised, trig_flow
+from fewstep.objectives.shared.trigflow import normalised, trig_flow
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.times import LogNormal, ShiftedFlow, Uniform
 from fewstep.training.trainer import Trainer, training

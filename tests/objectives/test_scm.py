@@ -23,7 +23,8 @@ from fewstep.models import (
 from fewstep.models.nets import EDM2, DiT, ResidualMLP
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.objectives.scm import SCM, Draws
-from fewstep.objectives.terms import ConditionDrop, clipped, normalised, trig_flow
+from fewstep.objectives.shared.drop import ConditionDrop
+from fewstep.objectives.shared.trigflow import clipped, normalised, trig_flow
 from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
 from fewstep.times import LogNormal, Uniform
 from oracles import (

@@ -4,8 +4,8 @@ import torch
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.model import Model
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.objectives.shortcut import Draws, Shortcut
-from fewstep.objectives.terms import ConditionDrop
 from fewstep.paths import Linear, VarianceExploding
 from mean_velocity import DATA, MeanVelocity
 from oracles import D, GaussianDenoiser, Offset, Watched, four_points, full, normal

@@ -13,9 +13,9 @@ from fewstep.data import toy
 from fewstep.model import Model
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided, Judge, LowRank
 from fewstep.models.nets import ResidualMLP
-from fewstep.objectives.matching import Compared, FewSteps, Made
+from fewstep.objectives.shared.matching import Compared, FewSteps, Made
+from fewstep.objectives.shared.weights import unweighted
 from fewstep.objectives.sid import HIGHEST, SiD
-from fewstep.objectives.terms import unweighted
 from fewstep.paths import Linear, VarianceExploding
 from fewstep.times import KarrasUniform, LogNormal, Uniform
 from fewstep.training.trainer import Trainer, training

@@ -8,7 +8,9 @@ from fewstep.core import Batch, Rng, UsageError
 from fewstep.model import Model, load
 from fewstep.models import EDM, AbstractDenoiser, Denoiser, Guided, Switched
 from fewstep.models.nets import ResidualMLP
-from fewstep.objectives.distances import PseudoHuber, l2
+from fewstep.objectives.shared.copies import frozen_copy
+from fewstep.objectives.shared.distances import PseudoHuber, l2
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.objectives.tcm import (
     Curriculum,
     Draws,
@@ -16,7 +18,6 @@ from fewstep.objectives.tcm import (
     TeacherStep,
     TruncatedConsistency,
 )
-from fewstep.objectives.terms import ConditionDrop, frozen_copy
 from fewstep.paths import Linear, Trig, VarianceExploding
 from oracles import (
     D,

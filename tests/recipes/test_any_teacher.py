@@ -28,7 +28,7 @@ from fewstep.models import (
     VPrediction,
 )
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import unweighted
+from fewstep.objectives.shared.weights import unweighted
 from fewstep.paths import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,

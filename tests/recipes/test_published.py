@@ -18,7 +18,7 @@ from fewstep.model import load
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.fresh import fresh_network
 from fewstep.objectives.consistency import Consistency
-from fewstep.objectives.distances import l2
+from fewstep.objectives.shared.distances import l2
 from fewstep.pairs import make
 from fewstep.recipes import NAMES, TrainConfig, recipe
 from fewstep.recipes.options import NONE

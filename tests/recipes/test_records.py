@@ -17,7 +17,7 @@ import fewstep as library
 from fewstep.data import Arrays
 from fewstep.data.catalogue import CATALOGUE, Entry
 from fewstep.errors import UsageError
-from fewstep.objectives.distances import l2
+from fewstep.objectives.shared.distances import l2
 from fewstep.pairs import make
 from fewstep.recipes import NAMES, rebuild, recipe
 from fewstep.recipes.records import current

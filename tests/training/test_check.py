@@ -11,8 +11,8 @@ from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Capabilities, Objective
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import unweighted
-from fewstep.processes import ALONE, World
+from fewstep.objectives.shared.weights import unweighted
+from fewstep.system.processes import ALONE, World
 from fewstep.times import LogNormal
 from fewstep.training.check import check
 from fewstep.training.config import TrainConfig

@@ -11,7 +11,7 @@ from fewstep.derivatives import jvp, jvp_apart
 from fewstep.models import ConsistencyBoundary, Denoiser
 from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
-from fewstep.objectives.distances import l2
+from fewstep.objectives.shared.distances import l2
 from fewstep.times import KarrasUniform
 from fewstep.training.check import check_derivative
 from fewstep.training.config import Run, TrainConfig

@@ -16,7 +16,7 @@ from test_injected import mutations
 import ranks
 from fewstep.cli import main
 from fewstep.errors import UsageError
-from fewstep.processes import World, joined
+from fewstep.system.processes import World, joined
 from fewstep.training import checkpoints
 from fewstep.training.trainer import Trainer
 

@@ -9,7 +9,7 @@ from fewstep.model import Model
 from fewstep.models import EDM, Denoiser
 from fewstep.models.nets.edm2 import EDM2, Uncertainty
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import karras_weight
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.times import LogNormal
 from fewstep.training.checkpoints import read, save
 from fewstep.training.config import TrainConfig

@@ -16,7 +16,7 @@ from test_resume import OBJECTIVES
 
 from fewstep.core import UsageError
 from fewstep.data import toy
-from fewstep.processes import ALONE, World, joined
+from fewstep.system.processes import ALONE, World, joined
 from fewstep.training.averages import constant
 from fewstep.training.distribution import full
 from fewstep.training.trainer import Trainer

@@ -16,7 +16,7 @@ from fewstep.data import Arrays, toy
 from fewstep.models.nets import DDPMpp
 from fewstep.models.nets.blocks import ResidualBlock
 from fewstep.objectives.base import Objective
-from fewstep.processes import ALONE
+from fewstep.system.processes import ALONE
 from fewstep.training import checkpoints
 from fewstep.training.averages import constant, warmed
 from fewstep.training.feed import Feed

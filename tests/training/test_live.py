@@ -17,7 +17,7 @@ import fewstep as library
 from fewstep.core import UsageError
 from fewstep.errors import Interrupted
 from fewstep.model import find, load
-from fewstep.status import status, unfinished
+from fewstep.system.status import status, unfinished
 from fewstep.training import checkpoints
 from fewstep.training.train import train
 from own_networks import Net, Tied, made, run_of

@@ -13,7 +13,7 @@ from torch import nn
 import fewstep
 from fewstep.core import UsageError
 from fewstep.models import Denoiser
-from fewstep.objectives.terms import follow, frozen_copy
+from fewstep.objectives.shared.copies import follow, frozen_copy
 from fewstep.training import checkpoints
 from fewstep.training.posthoc import PowerFunction
 from fewstep.training.train import train

@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from fewstep.core import Batch
 from fewstep.data import Dataset, toy
 from fewstep.errors import Interrupted
-from fewstep.files import flush
 from fewstep.model import load
 from fewstep.models import (
     EDM,
@@ -49,15 +48,16 @@ from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import Doubling, ImprovedConsistency
 from fewstep.objectives.kd import KnowledgeDistillation
 from fewstep.objectives.ladd import LADD
-from fewstep.objectives.matching import FewSteps
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.rcm import RCM
+from fewstep.objectives.shared.matching import FewSteps
+from fewstep.objectives.shared.weights import karras_weight, unweighted
 from fewstep.objectives.sid import SiD
 from fewstep.objectives.tcm import Curriculum, TruncatedConsistency
-from fewstep.objectives.terms import karras_weight, unweighted
 from fewstep.paths import Linear, Trig, VarianceExploding
 from fewstep.recipes import METHODS, recipe
 from fewstep.recipes.start import Start
+from fewstep.system.files import flush
 from fewstep.times import (
     KarrasUniform,
     LogNormal,
@@ -725,7 +725,7 @@ def test_disk_full_in_a_checkpoint(tmp_path, capsys, monkeypatch):
         flush(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr("fewstep.files.flush", full_at_4)
+        patched.setattr("fewstep.system.files.flush", full_at_4)
         outcome = fewstep(capsys, *command(out, *both))
     assert outcome.code == 2
     assert "No space left" in outcome.err

@@ -11,7 +11,7 @@ from fewstep.models import ConsistencyBoundary, Denoiser, Judge, LowRank
 from fewstep.models.nets import EDM2, DDPMpp
 from fewstep.objectives.consistency import Consistency, Fixed, SameNoise
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
-from fewstep.processes import World
+from fewstep.system.processes import World
 from fewstep.times import KarrasUniform
 from fewstep.training.config import TrainConfig
 from fewstep.training.trainer import Trainer

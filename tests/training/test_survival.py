@@ -248,7 +248,7 @@ def test_kills_while_a_run_is_opened_again_lose_no_row(tmp_path):
 
 def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done, rename = [], Path.rename
-    monkeypatch.setattr("fewstep.files.flush", lambda path: done.append(Path(path).name))
+    monkeypatch.setattr("fewstep.system.files.flush", lambda path: done.append(Path(path).name))
 
     def renames(self: Path, target: Path) -> Path:
         done.append(f"{self.name} -> {Path(target).name}")

@@ -13,12 +13,13 @@ from fewstep.contract import DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.data import Arrays, Stored, digits, spec_of, write_arrays
 from fewstep.evaluation import METRICS, Protocol
+from fewstep.evaluation.search import distance_to
 from fewstep.metrics import flatten, named_features
 from fewstep.model import load
 from fewstep.models import EDM, Denoiser
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import ConditionDrop, karras_weight
-from fewstep.search import distance_to
+from fewstep.objectives.shared.drop import ConditionDrop
+from fewstep.objectives.shared.weights import karras_weight
 from fewstep.times import LogNormal
 from fewstep.training import drawing
 from fewstep.training import train as training

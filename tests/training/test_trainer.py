@@ -20,7 +20,7 @@ from fewstep.models.nets import ResidualMLP
 from fewstep.objectives.base import Loss, Objective, Phase, always, every
 from fewstep.objectives.consistency import Consistency, Fixed, Progressive, SameNoise, TeacherStep
 from fewstep.objectives.denoising import Denoising
-from fewstep.objectives.terms import unweighted
+from fewstep.objectives.shared.weights import unweighted
 from fewstep.paths import VarianceExploding
 from fewstep.times import LogNormal
 from fewstep.training.averages import Averages, constant, half_life, warmed

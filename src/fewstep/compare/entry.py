@@ -12,12 +12,12 @@ from statistics import median
 from typing import Any
 
 from fewstep.compare.plan import Budget, Entrant, Plan
-from fewstep.devices import usable_device
 from fewstep.evaluation import Protocol
-from fewstep.files import write_json
+from fewstep.evaluation.pictures import picture
 from fewstep.model import Model
-from fewstep.pictures import picture
 from fewstep.recipes import METHODS, Run
+from fewstep.system.devices import usable_device
+from fewstep.system.files import write_json
 from fewstep.training.train import train
 from fewstep.training.trainer import Trainer
 

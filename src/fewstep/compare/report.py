@@ -12,8 +12,8 @@ from typing import Any
 
 from fewstep.compare.charts import NAMESPACE, Line, chart
 from fewstep.compare.plan import Entrant, Plan
-from fewstep.files import whole_file, write_json
 from fewstep.recipes import METHODS
+from fewstep.system.files import whole_file, write_json
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;

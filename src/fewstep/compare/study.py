@@ -19,11 +19,11 @@ from fewstep.data.catalogue import CATALOGUE, entry
 from fewstep.data.prepared import SUFFIX
 from fewstep.errors import Interrupted, UsageError, nearest
 from fewstep.evaluation import Protocol, named_protocol
-from fewstep.files import LOCK, TEMPORARY, locked, write_json
+from fewstep.evaluation.pictures import picture
 from fewstep.model import Model, load
 from fewstep.pairs import make
-from fewstep.pictures import picture
 from fewstep.recipes.options import NONE
+from fewstep.system.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.training.checkpoints import fingerprint
 
 TEACHER_STEPS = 18

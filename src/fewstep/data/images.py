@@ -17,7 +17,6 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from fewstep.bars import bar
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Indices
 from fewstep.data.decoding import BadFile, check_arguments, square
@@ -33,6 +32,7 @@ from fewstep.data.labels import empty, member_labels
 from fewstep.data.members import Members
 from fewstep.data.prepared import advice, printable
 from fewstep.data.specs import image_spec
+from fewstep.system.bars import bar
 
 IN_MEMORY = 2**30
 CHUNK = 1024

@@ -29,7 +29,7 @@ from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Indices
 from fewstep.data.specs import spec_of
-from fewstep.files import sha256
+from fewstep.system.files import sha256
 
 if TYPE_CHECKING:
     from fewstep.data import Dataset

@@ -15,7 +15,7 @@ from fewstep.data.formats import background_of
 from fewstep.data.prepared import SUFFIX, About, Prepared, printable, write_prepared
 from fewstep.data.reading import Reading, decoder, nothing_usable
 from fewstep.data.sources import HUB, open_source
-from fewstep.files import TEMPORARY
+from fewstep.system.files import TEMPORARY
 
 STRETCH = 2**24
 """Bytes copied at once."""

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Arrays, Indices
 from fewstep.data.specs import image_spec
-from fewstep.files import whole_file
+from fewstep.system.files import whole_file
 
 SUFFIX = ".safetensors"
 MAX_HEADER = 100 * 10**6

@@ -8,13 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from fewstep.bars import bar
 from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile, Crop, naming, square
 from fewstep.data.formats import Background, Header, Tally, header_of
 from fewstep.data.labels import Assigned, Labels
 from fewstep.data.prepared import printable
 from fewstep.data.sources import Item, Source
+from fewstep.system.bars import bar
 
 MAX_SKIPPED = 100_000
 """A source with more bad images is taken for another thing than images."""

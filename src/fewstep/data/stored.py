@@ -24,7 +24,7 @@ from fewstep.conditions import Sequence
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Arrays, Indices
-from fewstep.files import whole_file
+from fewstep.system.files import whole_file
 
 KEY = "arrays"
 KINDS = {

@@ -9,9 +9,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fewstep.allocations import Watched
 from fewstep.doctor.findings import Finding
 from fewstep.doctor.probe import Probe
+from fewstep.system.allocations import Watched
 
 MIB = 2**20
 REPEATS = 5

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.core import UsageError
-from fewstep.files import sha256, whole_file
 from fewstep.metrics.frechet import Moments, frechet_distance, moments_of
 from fewstep.metrics.named import NamedFeatures
+from fewstep.system.files import sha256, whole_file
 from fewstep.version import __version__
 
 CACHE = "FEWSTEP_CACHE"

@@ -23,7 +23,8 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.discrete import (
+from fewstep.objectives.shared.copies import follow, frozen_copy
+from fewstep.objectives.shared.discrete import (
     Draws,
     PairWeight,
     SameNoise,
@@ -33,8 +34,8 @@ from fewstep.objectives.discrete import (
     frozen_parts,
     renoise_contract,
 )
-from fewstep.objectives.distances import Distance, l2
-from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, follow, frozen_copy
+from fewstep.objectives.shared.distances import Distance, l2
+from fewstep.objectives.shared.drop import ConditionDrop, conditions, draw_noised
 from fewstep.times import UniformIndex, karras
 
 __all__ = ["Consistency", "Draws", "Fixed", "Progressive", "SameNoise", "Scales", "TeacherStep"]

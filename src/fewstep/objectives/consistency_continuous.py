@@ -26,8 +26,14 @@ from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.distances import Distance
-from fewstep.objectives.terms import ConditionDrop, Draws, conditions, draw_noised, guidance_of
+from fewstep.objectives.shared.distances import Distance
+from fewstep.objectives.shared.drop import (
+    ConditionDrop,
+    Draws,
+    conditions,
+    draw_noised,
+    guidance_of,
+)
 from fewstep.times import Times, law_on
 
 

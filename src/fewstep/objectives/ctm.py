@@ -28,9 +28,12 @@ from torch import Tensor, nn
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives import terms
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.distances import Distance, l2
+from fewstep.objectives.shared import adversarial as terms
+from fewstep.objectives.shared.copies import follow, frozen_copy, on_path_of
+from fewstep.objectives.shared.distances import Distance, l2
+from fewstep.objectives.shared.drop import draw_noised
+from fewstep.objectives.shared.weights import SnrWeight
 from fewstep.paths import Event, Time
 from fewstep.solvers import Step, heun
 from fewstep.times import Times, Uniform, law_on
@@ -54,10 +57,8 @@ class ConsistencyTrajectory(Objective):
         student: a denoiser of two times, whose network has a ``last_weight``.
         teacher: a denoiser on the same path; without one, the target takes its place.
         grid: descending from ``t_max`` to ``t_min``; 18 or 40 times of Karras's rule in the paper.
-        solver_steps: the largest m; the chance of an m is proportional to it. 17 or 39 in the
-            paper.
-        times, weight: of the denoising term; :class:`fewstep.times.HalfHigh` and EDM's in the
-            paper.
+        solver_steps: the largest m, 17 or 39 in the paper; an m's chance is proportional to it.
+        times, weight: of the denoising term; the paper has ``fewstep.times.HalfHigh`` and EDM's.
         solver: one step of the teacher's ODE.
         rate: averaging rate of the target, in [0, 1).
         distance: d; published runs use LPIPS.
@@ -75,7 +76,7 @@ class ConsistencyTrajectory(Objective):
         grid: Tensor,
         solver_steps: int,
         times: Times,
-        weight: terms.SnrWeight,
+        weight: SnrWeight,
         solver: Step = heun,
         rate: float = 0.999,
         distance: Distance = l2,
@@ -96,12 +97,11 @@ class ConsistencyTrajectory(Objective):
                 f"and {gamma}"
             )
         terms.last_weight(student)  # or refuse
-        self.student = student
-        self.target = terms.frozen_copy(student)
-        self.teacher = None if teacher is None else terms.on_path_of(student, teacher)
+        self.student, self.target = student, frozen_copy(student)
+        self.teacher = None if teacher is None else on_path_of(student, teacher)
         self.discriminator: Any = discriminator
         if (judging := getattr(discriminator, "denoiser", None)) is not None:
-            terms.on_path_of(student, judging)
+            on_path_of(student, judging)
         own = {"teacher": teacher, "distance": distance, "discriminator.denoiser": judging}
         self.frozen = tuple(name for name, part in own.items() if isinstance(part, nn.Module))
         self.grid, self.solver_steps, self.solver, self.rate = grid, solver_steps, solver, rate
@@ -119,9 +119,9 @@ class ConsistencyTrajectory(Objective):
         last = first + m + (Uniform()(b, rng) * (points - m - first)).long()
         grid = self.grid.to(device, widest(device))
         trajectory = grid[first + torch.arange(m + 1, device=device)[:, None]]
-        _, noise, _ = terms.draw_noised(batch, trajectory[0], None, rng)
+        _, noise, _ = draw_noised(batch, trajectory[0], None, rng)
         t = self.times.draw(self.student.path, b, rng)
-        t, noise_denoising, _ = terms.draw_noised(batch, t, None, rng)
+        t, noise_denoising, _ = draw_noised(batch, t, None, rng)
         adversarial = self.discriminator is not None and step >= self.adversarial_start
         return Draws(trajectory, grid[last], noise, t, noise_denoising, torch.tensor(adversarial))
 
@@ -183,7 +183,7 @@ class ConsistencyTrajectory(Objective):
     def after_step(self, step: int) -> None:
         """Move the target towards the student after the student's updates."""
         if self.trains_student(step):
-            terms.follow(self.target, self.student, self.rate)
+            follow(self.target, self.student, self.rate)
 
     def contract(self, data: DataSpec) -> Contract:
         """Users may jump between any two times, with a share gamma of fresh noise."""

@@ -27,15 +27,15 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import (
+from fewstep.objectives.shared.distances import l2
+from fewstep.objectives.shared.drop import (
     ConditionDrop,
     Draws,
-    SnrWeight,
     conditions,
     draw_noised,
     guidance_of,
 )
+from fewstep.objectives.shared.weights import SnrWeight
 from fewstep.times import Times, law_on
 
 

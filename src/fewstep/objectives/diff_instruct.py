@@ -39,15 +39,17 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, expand, same_dropout
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.collapse import lag, statistics
-from fewstep.objectives.matching import (
+from fewstep.objectives.shared.collapse import lag, statistics
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.gradients import surrogate
+from fewstep.objectives.shared.matching import (
     Compared,
     FewSteps,
     check_critic,
     denoising_error,
     draw_compared,
 )
-from fewstep.objectives.terms import SnrWeight, on_path_of, surrogate, unweighted
+from fewstep.objectives.shared.weights import SnrWeight, unweighted
 from fewstep.times import LogNormal, Times, law_on
 
 LOG_NORMAL = LogNormal()

@@ -43,9 +43,11 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.collapse import lag, statistics
-from fewstep.objectives.distances import Distance, l2
-from fewstep.objectives.matching import (
+from fewstep.objectives.shared.collapse import lag, statistics
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.distances import Distance, l2
+from fewstep.objectives.shared.gradients import matching_gradient, surrogate
+from fewstep.objectives.shared.matching import (
     Compared,
     FewSteps,
     Made,
@@ -53,7 +55,7 @@ from fewstep.objectives.matching import (
     denoising_error,
     draw_compared,
 )
-from fewstep.objectives.terms import SnrWeight, matching_gradient, on_path_of, surrogate
+from fewstep.objectives.shared.weights import SnrWeight
 from fewstep.times import KarrasIndex, Times, law_on
 
 LEVELS, ALL_LEVELS = KarrasIndex(), KarrasIndex(0, 999)

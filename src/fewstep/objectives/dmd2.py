@@ -31,19 +31,18 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Cond, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.collapse import lag, statistics
-from fewstep.objectives.matching import FewSteps, Made, check_critic, denoising_error
-from fewstep.objectives.terms import Draws as Noised
-from fewstep.objectives.terms import (
-    SnrWeight,
-    draw_noised,
-    matching_gradient,
-    on_path_of,
+from fewstep.objectives.shared.adversarial import (
     over_heads,
     softplus_discriminator,
     softplus_generator,
-    surrogate,
 )
+from fewstep.objectives.shared.collapse import lag, statistics
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.drop import Draws as Noised
+from fewstep.objectives.shared.drop import draw_noised
+from fewstep.objectives.shared.gradients import matching_gradient, surrogate
+from fewstep.objectives.shared.matching import FewSteps, Made, check_critic, denoising_error
+from fewstep.objectives.shared.weights import SnrWeight
 from fewstep.paths import Event
 from fewstep.times import KarrasIndex, Law, Times, law_on
 

@@ -40,8 +40,8 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.collapse import statistics
-from fewstep.objectives.matching import FewSteps, Made
+from fewstep.objectives.shared.collapse import statistics
+from fewstep.objectives.shared.matching import FewSteps, Made
 from fewstep.paths import Event
 
 

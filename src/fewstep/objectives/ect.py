@@ -25,7 +25,7 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.discrete import (
+from fewstep.objectives.shared.discrete import (
     Curriculum,
     Draws,
     PairWeight,
@@ -37,8 +37,8 @@ from fewstep.objectives.discrete import (
     inverse_gap,
     renoise_contract,
 )
-from fewstep.objectives.distances import Distance, PseudoHuber
-from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised
+from fewstep.objectives.shared.distances import Distance, PseudoHuber
+from fewstep.objectives.shared.drop import ConditionDrop, conditions, draw_noised
 from fewstep.times import LogNormal, Times, law_on
 
 __all__ = ["Curriculum", "Draws", "EasyConsistency", "SameNoise", "TeacherStep"]

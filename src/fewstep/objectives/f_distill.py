@@ -1,7 +1,7 @@
 r"""f-distill (Xu et al. 2025, arXiv 2502.15681): distribution matching by any f-divergence.
 
 This is DMD2's matching term (Yin et al. 2024b) with each sample's gradient times $h(r) = f''(r)\,
-r^2$ of its density ratio $r$ (:mod:`fewstep.objectives.ratios`). For
+r^2$ of its density ratio $r$ (:mod:`fewstep.objectives.shared.ratios`). For
 $x_t = \alpha_t x + \sigma_t \epsilon$, $\mu_r$ is the teacher's answer and $\mu_f$ that of a
 network that trains on samples:
 
@@ -29,8 +29,17 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Cond, Rng, UsageError, expand
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.collapse import lag, statistics
-from fewstep.objectives.matching import (
+from fewstep.objectives.shared.adversarial import (
+    over_heads,
+    softplus_discriminator,
+    softplus_generator,
+)
+from fewstep.objectives.shared.collapse import lag, statistics
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.drop import Draws as Noised
+from fewstep.objectives.shared.drop import draw_noised
+from fewstep.objectives.shared.gradients import matching_gradient, surrogate
+from fewstep.objectives.shared.matching import (
     Compared,
     FewSteps,
     Made,
@@ -38,18 +47,8 @@ from fewstep.objectives.matching import (
     denoising_error,
     draw_compared,
 )
-from fewstep.objectives.ratios import Divergence, Factors
-from fewstep.objectives.terms import Draws as Noised
-from fewstep.objectives.terms import (
-    SnrWeight,
-    draw_noised,
-    matching_gradient,
-    on_path_of,
-    over_heads,
-    softplus_discriminator,
-    softplus_generator,
-    surrogate,
-)
+from fewstep.objectives.shared.ratios import Divergence, Factors
+from fewstep.objectives.shared.weights import SnrWeight
 from fewstep.paths import Event, Time
 from fewstep.times import KarrasIndex, Times, law_on
 

@@ -15,8 +15,14 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, expand
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import ConditionDrop, Draws, conditions, draw_noised, guidance_of
+from fewstep.objectives.shared.distances import l2
+from fewstep.objectives.shared.drop import (
+    ConditionDrop,
+    Draws,
+    conditions,
+    draw_noised,
+    guidance_of,
+)
 from fewstep.times import Times, law_on
 
 

@@ -38,7 +38,8 @@ from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.terms import draw_noised, on_path_of
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.drop import draw_noised
 from fewstep.paths import Event, Linear, Time
 from fewstep.times import LogitNormal, Uniform
 

@@ -22,7 +22,7 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.discrete import (
+from fewstep.objectives.shared.discrete import (
     Draws,
     SameNoise,
     check_pair,
@@ -31,8 +31,8 @@ from fewstep.objectives.discrete import (
     inverse_gap,
     renoise_contract,
 )
-from fewstep.objectives.distances import Distance, PseudoHuber
-from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised
+from fewstep.objectives.shared.distances import Distance, PseudoHuber
+from fewstep.objectives.shared.drop import ConditionDrop, conditions, draw_noised
 from fewstep.times import DiscreteLogNormal, karras
 
 __all__ = ["Doubling", "Draws", "ImprovedConsistency"]

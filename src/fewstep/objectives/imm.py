@@ -46,7 +46,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, same_dropout, widest
 from fewstep.models import Denoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, guidance_of
+from fewstep.objectives.shared.drop import ConditionDrop, conditions, draw_noised, guidance_of
 from fewstep.times import Uniform
 
 MIDDLE = 1.4

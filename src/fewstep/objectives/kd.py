@@ -30,8 +30,8 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, expand, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.distances import Distance, l2
-from fewstep.objectives.matching import FewSteps, answered
+from fewstep.objectives.shared.distances import Distance, l2
+from fewstep.objectives.shared.matching import FewSteps, answered
 from fewstep.paths import Event
 
 

@@ -33,11 +33,14 @@ from torch import Tensor, nn
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser, FeatureDiscriminator, Judge
-from fewstep.objectives import terms
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.collapse import statistics
-from fewstep.objectives.distances import l2
-from fewstep.objectives.matching import FewSteps, Made
+from fewstep.objectives.shared.adversarial import hinge_discriminator, hinge_generator, over_heads
+from fewstep.objectives.shared.collapse import statistics
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.distances import l2
+from fewstep.objectives.shared.drop import Draws as Noised
+from fewstep.objectives.shared.drop import draw_noised
+from fewstep.objectives.shared.matching import FewSteps, Made
 from fewstep.paths import Event
 from fewstep.times import LogNormal, Times, law_on
 
@@ -49,8 +52,8 @@ class Draws(NamedTuple):
     """Draws of the answers, then times and noise at which the judge and the teacher get them."""
 
     made: Made
-    judged: terms.Draws
-    taught: terms.Draws | None
+    judged: Noised
+    taught: Noised | None
 
 
 class LADD(Objective):
@@ -113,7 +116,7 @@ class LADD(Objective):
         self.student = student
         self.judge: Any = judge
         self.generate = generate.on(student.path)
-        self.teacher = None if teacher is None else terms.on_path_of(student, teacher)
+        self.teacher = None if teacher is None else on_path_of(student, teacher)
         heads = getattr(judge, "heads", None)
         beside = [
             n for n, m in judge.named_children() if heads is not None and heads not in m.modules()
@@ -128,17 +131,17 @@ class LADD(Objective):
         t = torch.full((b,), path.t_min, dtype=widest(device), device=device)
         if self.times is not None:
             t = self.times.draw(path, b, rng).clamp(path.t_min, path.t_max)
-        judged, taught = terms.draw_noised(batch, t, None, rng), None
+        judged, taught = draw_noised(batch, t, None, rng), None
         if self.teacher_times is not None:
             at = self.teacher_times.draw(path, b, rng)
-            taught = terms.draw_noised(batch, at, None, rng)
+            taught = draw_noised(batch, at, None, rng)
         return Draws(made, judged, taught)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Compute the student's adversarial and distillation terms."""
         x = self.generate(self.student, batch, draws.made, batch.cond)
         logits = self.judge(self._shown(x, draws.judged), draws.judged.t, batch.cond)
-        losses = {"adversarial": terms.over_heads(terms.hinge_generator, logits)}
+        losses = {"adversarial": over_heads(hinge_generator, logits)}
         if self.teacher is not None and draws.taught is not None:
             path, t = self.teacher.path, draws.taught.t
             with torch.no_grad():
@@ -161,12 +164,12 @@ class LADD(Objective):
         else:
             real = self.judge(shown, t, cond)
         fake = self.judge(self._shown(answer, draws.judged), t, cond)
-        losses["heads"] = terms.over_heads(terms.hinge_discriminator, real, fake)
+        losses["heads"] = over_heads(hinge_discriminator, real, fake)
         sides = {"logits/real": real, "logits/fake": fake}
-        means = {name: terms.over_heads(Tensor.mean, side) for name, side in sides.items()}
+        means = {name: over_heads(Tensor.mean, side) for name, side in sides.items()}
         return Loss(losses, {name: mean.detach() for name, mean in means.items()})
 
-    def _shown(self, x: Event, judged: terms.Draws) -> Event:
+    def _shown(self, x: Event, judged: Noised) -> Event:
         """Return what the judge gets of a sample: with noise, or for ADD the sample itself."""
         if self.times is None:
             return x

@@ -32,7 +32,8 @@ from fewstep.core import Batch, Rng, UsageError, expand
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, guidance_of, on_path_of
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.drop import ConditionDrop, conditions, draw_noised, guidance_of
 from fewstep.paths import Event, Linear, VarianceExploding
 from fewstep.times import Law, TwoTimes
 

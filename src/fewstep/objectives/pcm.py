@@ -27,16 +27,10 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
 from fewstep.models import AbstractDenoiser, FeatureDiscriminator
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.discrete import SameNoise, TeacherStep
-from fewstep.objectives.distances import Distance, Huber
-from fewstep.objectives.terms import (
-    ConditionDrop,
-    conditions,
-    draw_noised,
-    guidance_of,
-    hinge_discriminator,
-    hinge_generator_bounded,
-)
+from fewstep.objectives.shared.adversarial import hinge_discriminator, hinge_generator_bounded
+from fewstep.objectives.shared.discrete import SameNoise, TeacherStep
+from fewstep.objectives.shared.distances import Distance, Huber
+from fewstep.objectives.shared.drop import ConditionDrop, conditions, draw_noised, guidance_of
 from fewstep.paths import Event
 from fewstep.times import Phases
 

@@ -32,8 +32,9 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Rng, UsageError, expand, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Loss, Objective, Phase
-from fewstep.objectives.distances import Distance, l2
-from fewstep.objectives.terms import SnrWeight, follow, frozen_copy, on_path_of, truncated_snr
+from fewstep.objectives.shared.copies import follow, frozen_copy, on_path_of
+from fewstep.objectives.shared.distances import Distance, l2
+from fewstep.objectives.shared.weights import SnrWeight, truncated_snr
 from fewstep.paths import VarianceExploding
 from fewstep.times import karras, uniform
 

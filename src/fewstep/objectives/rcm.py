@@ -38,18 +38,13 @@ from fewstep.core import Batch, Cond, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.collapse import lag, statistics
-from fewstep.objectives.distances import l2
-from fewstep.objectives.matching import check_critic
-from fewstep.objectives.terms import (
-    draw_noised,
-    matching_gradient,
-    normalised,
-    on_path_of,
-    surrogate,
-    trig_flow,
-    trig_tangent,
-)
+from fewstep.objectives.shared.collapse import lag, statistics
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.distances import l2
+from fewstep.objectives.shared.drop import draw_noised
+from fewstep.objectives.shared.gradients import matching_gradient, surrogate
+from fewstep.objectives.shared.matching import check_critic
+from fewstep.objectives.shared.trigflow import normalised, trig_flow, trig_tangent
 from fewstep.paths import Event, Trig
 from fewstep.times import Times, law_on
 

@@ -37,16 +37,9 @@ from fewstep.core import Batch, Rng, UsageError, expand, per_sample
 from fewstep.derivatives import Derivative, jvp
 from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.terms import (
-    ConditionDrop,
-    conditions,
-    draw_noised,
-    guidance_of,
-    normalised,
-    on_path_of,
-    trig_flow,
-    trig_tangent,
-)
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.drop import ConditionDrop, conditions, draw_noised, guidance_of
+from fewstep.objectives.shared.trigflow import normalised, trig_flow, trig_tangent
 from fewstep.paths import Event, Trig
 from fewstep.times import Times, law_on
 

@@ -26,15 +26,9 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, expand, widest
 from fewstep.models import AbstractDenoiser, Guided
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import (
-    ConditionDrop,
-    conditions,
-    draw_noised,
-    follow,
-    frozen_copy,
-    guidance_of,
-)
+from fewstep.objectives.shared.copies import follow, frozen_copy
+from fewstep.objectives.shared.distances import l2
+from fewstep.objectives.shared.drop import ConditionDrop, conditions, draw_noised, guidance_of
 from fewstep.paths import Event, Linear, Time
 
 

@@ -47,22 +47,21 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError, per_sample
 from fewstep.models import AbstractDenoiser, Denoiser, Judge, LowRank
 from fewstep.objectives.base import Loss, Objective, Phase, every
-from fewstep.objectives.collapse import lag, statistics
-from fewstep.objectives.matching import (
+from fewstep.objectives.shared.adversarial import (
+    over_heads,
+    softplus_discriminator,
+    softplus_generator,
+)
+from fewstep.objectives.shared.collapse import lag, statistics
+from fewstep.objectives.shared.copies import on_path_of
+from fewstep.objectives.shared.matching import (
     Compared,
     FewSteps,
     check_critic,
     denoising_error,
     draw_compared,
 )
-from fewstep.objectives.terms import (
-    SnrWeight,
-    karras_weight,
-    on_path_of,
-    over_heads,
-    softplus_discriminator,
-    softplus_generator,
-)
+from fewstep.objectives.shared.weights import SnrWeight, karras_weight
 from fewstep.times import KarrasUniform, LogNormal, Times, law_on
 
 HIGHEST = float(KarrasUniform().at(torch.tensor(0.8, dtype=torch.float64)))

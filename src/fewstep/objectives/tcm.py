@@ -26,7 +26,8 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Batch, Rng, UsageError
 from fewstep.models import AbstractDenoiser, Switched
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
-from fewstep.objectives.discrete import (
+from fewstep.objectives.shared.copies import frozen_copy
+from fewstep.objectives.shared.discrete import (
     Curriculum,
     PairWeight,
     SameNoise,
@@ -37,8 +38,8 @@ from fewstep.objectives.discrete import (
     inverse_gap,
     renoise_contract,
 )
-from fewstep.objectives.distances import Distance, PseudoHuber
-from fewstep.objectives.terms import ConditionDrop, conditions, draw_noised, frozen_copy
+from fewstep.objectives.shared.distances import Distance, PseudoHuber
+from fewstep.objectives.shared.drop import ConditionDrop, conditions, draw_noised
 from fewstep.paths import Path
 from fewstep.times import Times, TruncatedLogStudent, law_on
 

@@ -52,7 +52,7 @@ def current(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
     """
     if "condition_drop" in arguments or name not in NAMES:  # as this version writes them
         return dict(arguments)
-    place, method = NAMES[name]
+    method = NAMES[name][1]
     own, renamed = set(vars(method.options())), dict(arguments)
     for old, new in RENAMED.items():
         if old in renamed and old not in own:
@@ -60,8 +60,6 @@ def current(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
     if method.name == "ct" and "start" in renamed:
         renamed = {_CT.get(key, key): value for key, value in renamed.items()}
         renamed |= {"teacher": "none"}
-    if place.keys == ("digits",) and method.name == "ct" and "width" in renamed:
-        renamed["fourier_scale"] = 1.0
     return renamed
 
 

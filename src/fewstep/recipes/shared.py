@@ -11,10 +11,10 @@ from fewstep.recipes.options import DistanceName
 
 if TYPE_CHECKING:
     from fewstep.models import AbstractDenoiser, Denoiser, FeatureDiscriminator
-    from fewstep.objectives.discrete import PairWeight
-    from fewstep.objectives.distances import Distance
-    from fewstep.objectives.matching import FewSteps
-    from fewstep.objectives.terms import SnrWeight
+    from fewstep.objectives.shared.discrete import PairWeight
+    from fewstep.objectives.shared.distances import Distance
+    from fewstep.objectives.shared.matching import FewSteps
+    from fewstep.objectives.shared.weights import SnrWeight
     from fewstep.paths import Path, Trig
     from fewstep.recipes.start import Start
     from fewstep.times import KarrasIndex
@@ -54,7 +54,7 @@ def distance(name: DistanceName, c: float | None = None) -> Distance:
     Raises:
         UsageError: the extra is not installed.
     """
-    from fewstep.objectives.distances import LPIPS, PseudoHuber, l1, l2
+    from fewstep.objectives.shared.distances import LPIPS, PseudoHuber, l1, l2
 
     if name != "lpips":
         return {"l1": l1, "l2": l2, "pseudo-huber": PseudoHuber(c)}[name]
@@ -75,8 +75,8 @@ def per_root_dimension(c: float, start: Start) -> float:
 
 def pair_weight(start: Start, path: Path, edm: bool) -> PairWeight:
     """EDM's weight of the later time, 1/t^2 + 1/sigma_data^2, or 1/(t - r)."""
-    from fewstep.objectives.discrete import inverse_gap
-    from fewstep.objectives.terms import karras_weight
+    from fewstep.objectives.shared.discrete import inverse_gap
+    from fewstep.objectives.shared.weights import karras_weight
 
     snr = karras_weight(start.sigma_data)
     return (lambda t, r: snr(path.snr(t))) if edm else inverse_gap
@@ -118,8 +118,8 @@ def generator(
         level: noise level that the generator starts from; None is the teacher's highest.
         highest: noise level up to which scores are compared; None is the teacher's highest.
     """
-    from fewstep.objectives.matching import FewSteps
-    from fewstep.objectives.terms import karras_weight
+    from fewstep.objectives.shared.matching import FewSteps
+    from fewstep.objectives.shared.weights import karras_weight
     from fewstep.paths import VarianceExploding
     from fewstep.times import KarrasIndex
 

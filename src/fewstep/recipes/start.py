@@ -14,6 +14,7 @@ from fewstep.data import Dataset, EDMAugment, Flip, spec_of
 from fewstep.data.catalogue import training_data
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
+from fewstep.evaluation.report import report, watch
 from fewstep.model import Model, find
 from fewstep.models import (
     EDM,
@@ -30,13 +31,12 @@ from fewstep.models.fresh import fresh_network, seeded, with_dropout
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.models.preconditioning import Preconditioning
 from fewstep.objectives.base import Objective
-from fewstep.objectives.terms import ConditionDrop
+from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import Path, VarianceExploding
 from fewstep.recipes.method import MethodOptions
 from fewstep.recipes.options import NONE
 from fewstep.recipes.recipe import Recipe
 from fewstep.recipes.records import upgraded
-from fewstep.recipes.report import report, watch
 from fewstep.teachers import guided, levels, read, teacher_of
 from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.checkpoints import fingerprint

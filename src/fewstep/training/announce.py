@@ -17,7 +17,7 @@ from fewstep.core import UsageError
 from fewstep.data import spec_of
 from fewstep.doctor import quick
 from fewstep.model import find
-from fewstep.status import unfinished
+from fewstep.system.status import unfinished
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder, notes
 from fewstep.training.memory import estimate, table

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.terms import follow, frozen_copy
+from fewstep.objectives.shared.copies import follow, frozen_copy
 
 Rule = Callable[[int], float]
 

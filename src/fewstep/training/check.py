@@ -13,7 +13,7 @@ from fewstep.derivatives import finite_difference, jvp
 from fewstep.models import LowRank
 from fewstep.models.discriminator import Heads
 from fewstep.objectives.base import Objective
-from fewstep.processes import World
+from fewstep.system.processes import World
 from fewstep.training.config import TrainConfig
 from fewstep.training.trained import chosen_in
 from fewstep.weights import averageable

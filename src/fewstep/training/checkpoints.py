@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.core import UsageError, local
-from fewstep.files import drop, tidy, whole_folder
-from fewstep.processes import ALONE, World
+from fewstep.system.files import drop, tidy, whole_folder
+from fewstep.system.processes import ALONE, World
 from fewstep.training.distribution import rows
 from fewstep.weights import separate, tied, write
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fewstep.core import Cond
 from fewstep.data import spec_of
+from fewstep.evaluation.pictures import drawable, picture
 from fewstep.model import Model
 from fewstep.models import AbstractDenoiser, Network
-from fewstep.pictures import drawable, picture
 from fewstep.training.conditions import picture_conditions
 from fewstep.training.config import Run
 from fewstep.training.delivery import main_average, model_of

@@ -17,8 +17,8 @@ import torch
 
 from fewstep.core import UsageError
 from fewstep.data.fingerprint import differences, fingerprint
-from fewstep.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.model import find
+from fewstep.system.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.training.config import FREE, Run
 from fewstep.version import __version__
 

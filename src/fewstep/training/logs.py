@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fewstep.core import UsageError
-from fewstep.files import whole_file
+from fewstep.system.files import whole_file
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder
 from fewstep.training.memory import most_resident

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fewstep.allocations import Watched, storages
 from fewstep.core import Batch, Rng
 from fewstep.objectives.base import Loss, Phase
+from fewstep.system.allocations import Watched, storages
 from fewstep.training.config import Run
 from fewstep.training.distribution import networks, units
 from fewstep.training.trainer import Trainer, training

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.core import UsageError
-from fewstep.files import whole_folder
 from fewstep.model import load
+from fewstep.system.files import whole_folder
 from fewstep.training.folder import RunFolder
 from fewstep.training.posthoc import PowerFunction, posthoc_coefficients
 from fewstep.training.trainer import Trainer

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from fewstep.core import UsageError
-from fewstep.devices import usable_device
 from fewstep.errors import Interrupted
 from fewstep.model import Model
 from fewstep.models.spec import denoiser_spec
-from fewstep.processes import World, joined
+from fewstep.system.devices import usable_device
+from fewstep.system.processes import World, joined
 from fewstep.training import checkpoints, first
 from fewstep.training.announce import cautions, header, plan, teachers_faults
 from fewstep.training.check import check, check_derivative

@@ -13,8 +13,8 @@ from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.models import AbstractDenoiser, Network
 from fewstep.objectives.base import Objective, Phase
-from fewstep.objectives.terms import frozen_copy
-from fewstep.processes import ALONE, World
+from fewstep.objectives.shared.copies import frozen_copy
+from fewstep.system.processes import ALONE, World
 from fewstep.training.averages import Averages, Rule
 from fewstep.training.check import check
 from fewstep.training.checkpoints import State, fingerprint, load_into, once

@@ -24,7 +24,7 @@ class ConsistencyDistillation(MethodOptions):
 
     def objective(self, start: Start) -> Objective:
         from fewstep.objectives.consistency import Consistency, Fixed, TeacherStep
-        from fewstep.objectives.terms import equal_weight
+        from fewstep.objectives.shared.weights import equal_weight
 
         at_least("points", self.points, 2)
         share("target", self.target)

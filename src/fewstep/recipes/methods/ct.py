@@ -29,8 +29,8 @@ class ConsistencyTraining(MethodOptions):
 
     def objective(self, start: Start) -> Objective:
         from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
-        from fewstep.objectives.discrete import inverse_gap
-        from fewstep.objectives.terms import equal_weight
+        from fewstep.objectives.shared.discrete import inverse_gap
+        from fewstep.objectives.shared.weights import equal_weight
         from fewstep.times import DiscreteLogNormal, UniformIndex
 
         at_least("first", self.first, 2)

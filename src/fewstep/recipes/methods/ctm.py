@@ -29,7 +29,7 @@ class ConsistencyTrajectory(MethodOptions):
 
     def objective(self, start: Start) -> Objective:
         from fewstep.objectives.ctm import ConsistencyTrajectory as Objective
-        from fewstep.objectives.terms import karras_weight
+        from fewstep.objectives.shared.weights import karras_weight
         from fewstep.times import HalfHigh, karras
 
         student = start.student(two_time=True)

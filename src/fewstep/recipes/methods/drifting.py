@@ -18,7 +18,7 @@ class Drifting(MethodOptions):
 
     def objective(self, start: Start) -> Objective:
         from fewstep.objectives.drifting import Drifting as Objective
-        from fewstep.objectives.matching import FewSteps
+        from fewstep.objectives.shared.matching import FewSteps
         from fewstep.paths import VarianceExploding
 
         path = VarianceExploding(0.0, start.levels.t_max)

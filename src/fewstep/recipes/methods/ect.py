@@ -26,8 +26,8 @@ class EasyConsistencyTuning(MethodOptions):
     """Weigh by 1/t^2 + 1/sigma_data^2, as on ImageNet-64, instead of 1/(t - r)."""
 
     def objective(self, start: Start) -> Objective:
-        from fewstep.objectives.distances import PseudoHuber
         from fewstep.objectives.ect import Curriculum, EasyConsistency, SameNoise
+        from fewstep.objectives.shared.distances import PseudoHuber
         from fewstep.paths import VarianceExploding
         from fewstep.times import LogNormal
 

@@ -20,7 +20,7 @@ class EDM(MethodOptions):
 
     def objective(self, start: Start) -> Objective:
         from fewstep.objectives.denoising import Denoising
-        from fewstep.objectives.terms import karras_weight
+        from fewstep.objectives.shared.weights import karras_weight
         from fewstep.times import LogNormal
 
         return Denoising(

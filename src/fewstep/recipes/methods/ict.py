@@ -20,8 +20,8 @@ class ImprovedConsistencyTraining(MethodOptions):
     """Constant of the pseudo-Huber distance of whole samples, over the root of their dimension."""
 
     def objective(self, start: Start) -> Objective:
-        from fewstep.objectives.distances import PseudoHuber
         from fewstep.objectives.ict import Doubling, ImprovedConsistency
+        from fewstep.objectives.shared.distances import PseudoHuber
 
         return ImprovedConsistency(
             start.student(boundary=True),

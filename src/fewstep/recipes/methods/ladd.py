@@ -32,7 +32,7 @@ class AdversarialDistillation(MethodOptions):
 
     def objective(self, start: Start) -> Objective:
         from fewstep.objectives.ladd import LADD
-        from fewstep.objectives.matching import FewSteps
+        from fewstep.objectives.shared.matching import FewSteps
         from fewstep.times import LogNormal
 
         if start.guidance != 1.0 and not self.distillation:

@@ -49,7 +49,7 @@ def _objective(options: Options, start: Start, distils: bool) -> Objective:
     from functools import partial
 
     from fewstep.objectives.scm import SCM
-    from fewstep.objectives.terms import normalised
+    from fewstep.objectives.shared.trigflow import normalised
     from fewstep.times import LogNormal
 
     path = trig(start)

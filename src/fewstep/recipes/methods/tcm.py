@@ -26,7 +26,7 @@ class TruncatedConsistencyTraining(MethodOptions):
     """Weigh by 1/t^2 + 1/sigma_data^2, as on ImageNet-64, instead of 1/(t - r)."""
 
     def objective(self, start: Start) -> Objective:
-        from fewstep.objectives.distances import PseudoHuber
+        from fewstep.objectives.shared.distances import PseudoHuber
         from fewstep.objectives.tcm import Curriculum, SameNoise, TruncatedConsistency
         from fewstep.paths import VarianceExploding
 

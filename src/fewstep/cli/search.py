@@ -1,71 +1,15 @@
-"""The verbs that choose: a method (compare) and sampling times (search)."""
+"""``fewstep search``."""
 
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from fewstep.cli.values import numbers
 from fewstep.errors import UsageError
-from fewstep.recipes.methods import STUDENTS
-
-
-def compare(
-    *,
-    data: str = "digits",
-    methods: str = ",".join(STUDENTS),
-    budget: str = "60s",
-    seeds: int = 3,
-    first_seed: int = 1,
-    steps: str = "1,2,4",
-    teacher: str | None = None,
-    resolution: int | None = None,
-    held_out: str | None = None,
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
-    out: Path | None = None,
-) -> None:
-    """Train methods side by side from one teacher, and report which serves best.
-
-    An interrupted comparison goes on where it was; a method that fails is reported.
-
-    Args:
-        data: digits, a toy's name, fashion-mnist, cifar10, or a folder or zip of images.
-        methods: names, with commas between them; dmd2+adversarial=0 changes a method's options.
-        budget: of each method and seed: seconds of training (60s) or samples seen (20000samples).
-        seeds: trainings of each method.
-        first_seed: of the first of them.
-        steps: numbers of sampling steps to judge.
-        teacher: a diffusion model that all start from; the digits have one.
-        resolution: of a folder of images.
-        held_out: for a folder of images: others, that no model saw.
-        n: samples and held-out data compared, at most.
-        out: the folder of runs and report; by default runs/compare-DATA.
-    """
-    from fewstep.compare import Budget, Plan, Study
-    from fewstep.training.train import Interrupted
-    from fewstep.verbs import numbers
-
-    plan = Plan(
-        data=data,
-        methods=methods.split(","),
-        budget=Budget.of(budget),
-        seeds=seeds,
-        first_seed=first_seed,
-        steps=numbers("--steps", steps, int),
-        teacher=teacher,
-        resolution=resolution,
-        held_out=held_out,
-        n=n,
-    )
-    try:
-        page = Study(plan).run(out or Path("runs") / f"compare-{Path(data).stem}")
-    except Interrupted as stopped:
-        print(f"fewstep: {stopped}", file=sys.stderr)
-        raise SystemExit(128 + stopped.signum) from None
-    print(f"wrote {page}, {page.with_name('report.json')}")
 
 
 def search(
@@ -110,7 +54,6 @@ def search(
     if out is not None and out.exists():
         raise UsageError(f"{out} is there already; choose another --out")
     from fewstep.model import find, load
-    from fewstep.verbs import numbers
 
     counts = sorted(set(numbers("--steps", steps, int)))
     folder = find(model, average)
@@ -118,8 +61,8 @@ def search(
         raise UsageError(f"the bundled {model} stays as it is; give --out FOLDER for a copy")
 
     from fewstep import evaluation
-    from fewstep import search as searching
     from fewstep.data.catalogue import judging_features
+    from fewstep.evaluation import search as searching
     from fewstep.recipes.records import own_data
 
     loaded = load(model, average=average, device=device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import write_json
+from fewstep.system.files import write_json
 
 LEGEND = (
     "fd, swd: Frechet and sliced Wasserstein distance to held-out data (train: to training data);\n"

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fewstep.evaluation import named_protocol, table, write_metrics
+from fewstep.evaluation.pictures import rows
 from fewstep.model import Model
-from fewstep.pictures import rows
 
 TEACHER_STEPS = 18
 """Heun steps of a diffusion model: 35 network calls."""

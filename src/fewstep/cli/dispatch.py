@@ -1,4 +1,4 @@
-"""The command line: which verb is meant, how errors are told, and training."""
+"""Which verb is meant, and how errors are said."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any
 
 import tyro
 
-from fewstep.choosing import compare, search
+from fewstep.cli.average import average
+from fewstep.cli.bench import bench
+from fewstep.cli.check import check
+from fewstep.cli.compare import compare
+from fewstep.cli.doctor import doctor
+from fewstep.cli.evaluate import evaluate
+from fewstep.cli.pairs import pairs
+from fewstep.cli.prepare import prepare
+from fewstep.cli.recipes import show_recipes
+from fewstep.cli.sample import sample
+from fewstep.cli.search import search
+from fewstep.cli.status import status
+from fewstep.cli.train import train_recipe
 from fewstep.errors import Interrupted, UsageError, nearest
-from fewstep.files import TEMPORARY
-from fewstep.preparing import check, pairs, prepare
-from fewstep.recipes import NAMES, Recipe, rebuild, recipe
-from fewstep.recipes.options import NONE
-from fewstep.verbs import average, bench, doctor, evaluate, sample, status
+from fewstep.system.files import TEMPORARY
 
 USAGE = """\
 fewstep: generative models that need one to four network calls
@@ -109,8 +114,8 @@ def _runtime(debug: bool, error: RuntimeError) -> None:
 
 def _dispatch(args: list[str]) -> None:
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "recipes": _recipes,
-        "train": _train,
+        "recipes": show_recipes,
+        "train": train_recipe,
         "sample": lambda rest: _call("fewstep sample", sample, rest),
         "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
         "status": lambda rest: _call("fewstep status", status, rest),
@@ -135,73 +140,6 @@ def _dispatch(args: list[str]) -> None:
 
 def _call(prog: str, function: Callable[..., Any], args: list[str]) -> Any:
     return tyro.cli(function, prog=prog, args=args)
-
-
-Chosen = TypeVar("Chosen")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training(Generic[Chosen]):
-    """The options of ``fewstep train``."""
-
-    recipe: Annotated[Chosen, tyro.conf.arg(name="")]
-    out: Path
-    """The run folder; the same command resumes the run that is in it."""
-    fresh: bool = False
-    """Move an old run aside first, and start anew."""
-    dry_run: bool = False
-    """Print what would be done and the memory that it needs, and stop."""
-
-
-# Verbs.
-
-
-def _recipes(args: list[str]) -> None:
-    if args and args[0] not in {"-h", "--help"}:
-        raise UsageError(f"fewstep recipes takes no arguments, got {args}")
-    names = ("recipe", "method", "data", "teacher", "cost", "result")
-    lines = [names, *map(_line, NAMES)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    for line in lines:
-        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
-
-
-def _line(name: str) -> tuple[str, ...]:
-    """A recipe's line of ``fewstep recipes``."""
-    shown = recipe(name)
-    teacher = shown.start.teacher
-    own = teacher.removeprefix("runs/") == teacher
-    source = "-" if teacher == NONE else teacher if own else shown.place.trained_by(shown.method)
-    result = shown.place.setting(shown.method).result
-    return (name, shown.method.title, shown.place.title, source, shown.cost, result)
-
-
-def _train(args: list[str]) -> None:
-    if not args or args[0] in {"-h", "--help"}:
-        print("usage: fewstep train RECIPE [options]; fewstep train RECIPE --help lists them")
-        print("       fewstep train --again RUN --out NEW [options] repeats a run\n")
-        _recipes([])
-        return
-    if args[0] == "--again" and len(args) > 1:
-        first, prog, rest = rebuild(args[1]), f"fewstep train --again {args[1]}", args[2:]
-        out = None
-    else:
-        first, prog, rest = recipe(args[0]), f"fewstep train {args[0]}", args[1:]
-        out = Path("runs") / args[0]
-    for word, value in pairwise(rest):  # sizes in the help are those of the chosen network
-        if word == "--network":
-            first = first.change(network=value)
-    default = Training(recipe=first, out=out or tyro.MISSING)
-    kind = Training[Recipe[first.method.options]]
-    chosen = tyro.cli(
-        kind, default=default, prog=prog, args=rest, description=first.method.options.__doc__
-    )
-    from fewstep.training.train import dry, train
-
-    if chosen.dry_run:
-        print(dry(chosen.recipe.build(), chosen.out))
-        return
-    train(chosen.recipe, chosen.out, fresh=chosen.fresh)
 
 
 def _data(args: list[str]) -> None:

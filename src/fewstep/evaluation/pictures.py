@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fewstep.core import UsageError
-from fewstep.files import whole_file
+from fewstep.system.files import whole_file
 
 SMALLEST = 48
 """Pixels that a sample's shorter side is enlarged to, by a whole factor."""

@@ -30,8 +30,7 @@ from fewstep.contract import Sampling
 from fewstep.core import UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.data.specs import conditions_of
-from fewstep.evaluation import DRAWS, FIRST_SEED
-from fewstep.files import whole_file, whole_folder
+from fewstep.evaluation.protocol import DRAWS, FIRST_SEED
 from fewstep.metrics import (
     Features,
     flatten,
@@ -42,6 +41,7 @@ from fewstep.metrics import (
 )
 from fewstep.model import Model
 from fewstep.paths import Path as NoisePath
+from fewstep.system.files import whole_file, whole_folder
 
 Distance = Callable[[Sequence[float]], float]
 """How far the samples made with these times are from data."""

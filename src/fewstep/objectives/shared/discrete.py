@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, UsageError, expand, same_dropout
 from fewstep.models import AbstractDenoiser
-from fewstep.objectives.distances import Distance
-from fewstep.objectives.terms import ConditionDrop, guidance_of
+from fewstep.objectives.shared.distances import Distance
+from fewstep.objectives.shared.drop import ConditionDrop, guidance_of
 from fewstep.paths import Event, Path, Time
 from fewstep.solvers import Step, heun
 

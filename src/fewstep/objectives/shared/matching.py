@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import Batch, Cond, Rng, UsageError, widest
 from fewstep.models import AbstractDenoiser, FeatureDiscriminator
-from fewstep.objectives.distances import l2
-from fewstep.objectives.terms import draw_noised
+from fewstep.objectives.shared.distances import l2
+from fewstep.objectives.shared.drop import draw_noised
 from fewstep.paths import Event, Path, Time
 from fewstep.times import Law
 

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.bars import bar
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
 from fewstep.data import Dataset
@@ -27,6 +26,7 @@ from fewstep.data.catalogue import entry, held_out_data, judging_features, train
 from fewstep.data.prepared import SUFFIX
 from fewstep.data.specs import check_classes, conditions_of, spec_of
 from fewstep.errors import nearest
+from fewstep.evaluation.tables import table, write_metrics
 from fewstep.metrics import (
     Features,
     Moments,
@@ -45,8 +45,8 @@ from fewstep.metrics import (
     sliced_wasserstein,
 )
 from fewstep.model import Model
-from fewstep.processes import ALONE, World
-from fewstep.tables import table, write_metrics
+from fewstep.system.bars import bar
+from fewstep.system.processes import ALONE, World
 
 __all__ = [
     "METRICS",

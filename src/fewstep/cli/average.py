@@ -1,0 +1,30 @@
+"""``fewstep average``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def average(
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    std: float,
+    out: Path,
+    step: int | None = None,
+) -> None:
+    """Make a power-function average of any width from the snapshots of a run.
+
+    Args:
+        run: a run folder with snapshots (--train.snapshot-every and --power when training).
+        std: relative width of the average, e.g. 0.1.
+        out: the model folder to write.
+        step: average up to this step's snapshot; by default the last.
+    """
+    from fewstep.training.snapshots import reconstruct
+
+    used = reconstruct(run, std, out, step)
+    print(f"wrote the average of width {std:g} of {used} snapshots to {out}")

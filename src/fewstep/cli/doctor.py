@@ -1,0 +1,58 @@
+"""``fewstep doctor``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from fewstep.errors import UsageError
+
+
+def doctor(
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
+    /,
+    *,
+    data: str | None = None,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 256,
+    average: str | None = None,
+    device: str | None = None,
+    json: bool = False,
+) -> None:
+    """Say what a diffusion model is, and whether it may be distilled.
+
+    Each line ends in what to do, or in fine. The exit code is 1 if distilling is pointless.
+
+    Args:
+        model: a model folder, a run folder or a bundled name.
+        data: digits, mnist, fashion-mnist, cifar10, a toy's name, or the images it learnt from (a
+            folder, zip or prepared file); by default what its run learnt from. Without data, less
+            can be said.
+        n: number of samples of the data, at least 2.
+        average: name of one of the run's averages, if not the first.
+        device: where to run; an accelerator if there is one.
+        json: print everything, measurements included, as JSON.
+    """
+    if n < 2:
+        raise UsageError(f"-n must be at least 2, got {n}")
+    from json import dumps
+
+    from fewstep import evaluation
+    from fewstep.doctor import examine
+    from fewstep.model import load
+    from fewstep.recipes.records import own_data
+
+    loaded = load(model, average=average, device=device)
+    made = loaded.contract.data
+    try:
+        samples, _ = evaluation.learnt(data or own_data(model), made, None, loaded.device)
+    except UsageError as error:
+        if data is not None:
+            raise
+        print(f"without data: {error}", file=sys.stderr)
+        samples = None
+    examination = examine(loaded, samples, n=n)
+    print(dumps(examination.as_json(), indent=2) if json else examination.text())
+    if not examination.distillable:
+        raise SystemExit(1)

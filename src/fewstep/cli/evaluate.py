@@ -1,0 +1,80 @@
+"""``fewstep evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fewstep.cli.sample import say_unfinished
+from fewstep.cli.values import numbers
+from fewstep.errors import UsageError
+
+
+def evaluate(
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
+    /,
+    *,
+    data: str | None = None,
+    held_out: str | None = None,
+    metrics: str = "fd,swd,nn",
+    features: str | None = None,
+    steps: str = "1,2",
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
+    guidance: float | None = None,
+    average: str | None = None,
+    step: int | None = None,
+    device: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Compare a model with data it learnt from and data it never saw.
+
+    Under torchrun the processes share the work.
+
+    Args:
+        model: a model folder, a run folder or a bundled name.
+        data: digits, mnist, fashion-mnist, cifar10, a toy's name, or the images it learnt from (a
+            folder, zip or prepared file); by default what a run learnt from, digits for a model
+            without a run.
+        held_out: for images of your own: a folder, zip or prepared file that it never saw.
+        metrics: some of fd, swd, nn, kid, pr (precision, recall), dc (density, coverage).
+        features: that all but swd and nn are taken in, NAME or NAME:FILE of weights: digits,
+            pixels, effnet-lite0, resnet20, resnet56, inception, dinov2.
+        steps: step counts, e.g. 1,2; for a diffusion model 18 means 35 calls.
+        n: for toys and images: samples and held-out data compared, at most.
+        guidance: scale of classifier-free guidance.
+        average: another of the run's averages than its first.
+        step: the run's model as it was at this step, of which a checkpoint is kept.
+        device: where to run; an accelerator if there is one.
+        out: a JSON file for the numbers.
+    """
+    counts = numbers("--steps", steps, int)
+    if n < 2:
+        raise UsageError(f"-n must be at least 2, got {n}")
+    from fewstep import evaluation
+    from fewstep.model import find, load
+    from fewstep.recipes.records import own_data
+    from fewstep.system.processes import joined
+
+    with joined() as world:
+        loaded = load(model, average=average, device=device, step=step)
+        if world.first:
+            say_unfinished(find(model, average, step))
+        data = data or own_data(model)
+        protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
+        protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
+        protocol = evaluation.shared(protocol, world)
+        judged = {steps: protocol.judge(loaded, steps, guidance) for steps in counts}
+        floor = protocol.floor()
+    if not world.first:
+        return
+    named = {str(loaded.calls(steps, guidance)): row for steps, row in judged.items()}
+    lines = [(f"{calls} call{'s' * (calls != '1')}", row) for calls, row in named.items()]
+    slowest = min(row["images_per_second"] for row in named.values())
+    print(evaluation.table([*lines, ("floor", floor)], slowest))
+    for note in protocol.notes():
+        print(note)
+    if out is not None:
+        evaluation.write_metrics(out, {"model": named, "floor": floor, **protocol.judged_in()})
+        print(f"wrote {out}")

@@ -1,0 +1,88 @@
+"""``fewstep data pairs``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    pass
+
+
+def pairs(
+    teacher: Annotated[str, tyro.conf.arg(metavar="TEACHER")],
+    /,
+    *,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])],
+    out: Path,
+    solver: Literal["heun", "euler", "dpm++2m"] = "heun",
+    steps: int = 18,
+    guidance: float | None = None,
+    label: str | None = None,
+    cond: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    seed: int = 0,
+    shard_size: int = 1024,
+    batch: int = 256,
+    paths: int = 0,
+    average: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Write noise and what a diffusion model makes of it, for methods that learn from such pairs.
+
+    A killed command goes on when it is repeated. Several processes (torchrun) share the work.
+
+    Args:
+        teacher: a model folder, a run folder or a bundled name.
+        n: how many.
+        out: the folder.
+        solver: of the model's ODE.
+        steps: times at which the solver stops; 18 of Heun's method are 35 network calls.
+        guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
+        label: the class of all pairs, its name or its number from 0 (the number of classes means
+            none); by default the classes take turns.
+        cond: a condition of all pairs, NAME=VALUE; repeat it for several. VALUE is a class's name
+            or number, numbers with commas between them, or a .npy or .npz file with one row or one
+            a pair.
+        seed: pair i is a function of (seed, i), as sample i is.
+        shard_size: pairs in a file.
+        batch: pairs at a time.
+        paths: states between noise and sample to store too, for students of several steps.
+        average: another of the run's averages than its first.
+        device: where to run; an accelerator if there is one.
+    """
+    from fewstep.model import find, load
+    from fewstep.pairs import make
+    from fewstep.system.devices import usable_device
+    from fewstep.system.processes import announced
+
+    world = announced()
+    place = usable_device(device)
+    if place.type == "cuda" and world.size > 1:
+        place = f"cuda:{world.local}"
+    model = load(teacher, average=average, device=place)
+    print(f"model: {find(teacher, average)}", file=sys.stderr)
+    given = model.contract.data.parse(cond, label)
+    made, kept, found = make(
+        model,
+        out,
+        n,
+        solver=solver,
+        steps=steps,
+        guidance=guidance,
+        label=given.pop("label", None),
+        cond=given,
+        seed=seed,
+        shard_size=shard_size,
+        batch=batch,
+        paths=paths,
+        world=world,
+    )
+    told = f"made {made} shard(s), kept {kept}"
+    if found is None:
+        print(f"{told}; process {world.rank} of {world.size} is done, others are not")
+    else:
+        shape = "x".join(map(str, found.shape))
+        print(f"{told}; wrote {len(found):,} pair(s) of {shape} to {out}")

@@ -1,0 +1,126 @@
+"""``fewstep sample``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from fewstep.cli.values import numbers
+from fewstep.errors import UsageError
+
+
+def sample(
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
+    /,
+    *,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64,
+    out: Path = Path("samples.png"),
+    steps: int | None = None,
+    times: str | None = None,
+    seed: int = 0,
+    seeds: str | None = None,
+    label: str | None = None,
+    cond: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    lengths: str | None = None,
+    guidance: float | None = None,
+    gamma: float | None = None,
+    average: str | None = None,
+    step: int | None = None,
+    device: str | None = None,
+    columns: int | None = None,
+) -> None:
+    """Draw samples from a model.
+
+    Args:
+        model: a model folder, a run folder or a bundled name.
+        n: how many.
+        out: a .png picture, an .npz with x, label and cond.NAME for the other conditions, or a
+            folder with one picture a sample, named by its index or, with --seeds, by its seed.
+        steps: steps of the sampler; by default the model's fewest (18 for a diffusion model).
+        times: the times of the calls instead, descending, e.g. 80,0.8.
+        seed: sample i is a function of (seed, i).
+        seeds: one a sample instead of -n and --seed, e.g. 0-63 or 1,5,9.
+        label: the class of all samples, its name or its number from 0 (the number of classes means
+            none); by default the classes take turns.
+        cond: a condition of all samples, NAME=VALUE; repeat it for several. VALUE is a class's name
+            or number, numbers with commas between them, or a .npy or .npz file with one row or one
+            a sample.
+        lengths: of samples that differ in length, one for all or one each, e.g. 40 or 40,52,33.
+        guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
+        gamma: share of fresh noise, from 0 to 1, of models that are sampled with one.
+        average: another of the run's averages than its first.
+        step: the run's model as it was at this step, of which a checkpoint is kept.
+        device: where to run; an accelerator if there is one.
+        columns: of the grid.
+    """
+    if n < 1:
+        raise UsageError(f"-n must be at least 1, got {n}")
+    if columns is not None and columns < 1:
+        raise UsageError(f"--columns must be at least 1, got {columns}")
+    chosen = numbers("--seeds", seeds, int) if seeds is not None else None
+    at = numbers("--times", times, float) if times is not None else None
+    if out.suffix not in {".png", ".npz", ""}:
+        raise UsageError(f"--out must be a .png, an .npz or a folder, got {out}")
+
+    from fewstep.model import find, load
+
+    loaded = load(model, average=average, device=device, step=step)
+    print(f"model: {find(model, average, step)}", file=sys.stderr)
+    say_unfinished(find(model, average, step))
+    given = loaded.contract.data.parse(cond, label)
+    long = numbers("--lengths", lengths, int) if lengths is not None else None
+    x = loaded.sample(
+        n,
+        steps=steps,
+        times=at,
+        seed=seed,
+        seeds=chosen,
+        cond=given,
+        lengths=long,
+        guidance=guidance,
+        gamma=gamma,
+    )
+    own = chosen or list(range(len(x)))
+    conditions = loaded.conditions(own, given, lengths=long)
+    _write_samples(x, out, own, conditions, columns)
+    calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None
+    calls = calls or loaded.calls(len(at) if at else steps, guidance)
+    print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}")
+
+
+def say_unfinished(folder: Path) -> None:
+    """Say on stderr that a model is of a run which is still training or was interrupted."""
+    from fewstep.system.status import unfinished
+
+    if (told := unfinished(folder)) is not None:
+        print(told, file=sys.stderr)
+
+
+def _write_samples(
+    x: Any, out: Path, seeds: list[int], conditions: Mapping[str, Any], columns: int | None
+) -> None:
+    import numpy as np
+
+    from fewstep.evaluation import pictures
+    from fewstep.system.files import whole_file
+
+    if out.suffix == ".npz":
+        arrays: dict[str, Any] = {"label": np.zeros(len(x), np.int64)}
+        for key, value in conditions.items():
+            name = key if key in {"label", "mask"} else f"cond.{key}"
+            arrays[name] = value.numpy()
+        with whole_file(out) as fresh:
+            np.savez(fresh, x=x.cpu().numpy(), **arrays)
+        return
+    if not pictures.drawable(x.shape[1:]):
+        raise UsageError(f"samples of shape {tuple(x.shape[1:])} are no picture; use --out x.npz")
+    if out.suffix == ".png":
+        pictures.picture(x, out, columns)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for one, seed in zip(x, seeds, strict=True):
+        pictures.picture(one[None], out / f"{seed:06d}.png", 1)

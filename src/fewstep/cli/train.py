@@ -1,0 +1,57 @@
+"""``fewstep train``, also ``--again``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Generic, TypeVar
+
+import tyro
+
+from fewstep.cli.recipes import show_recipes
+from fewstep.recipes import Recipe, rebuild, recipe
+
+Chosen = TypeVar("Chosen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Generic[Chosen]):
+    """The options of ``fewstep train``."""
+
+    recipe: Annotated[Chosen, tyro.conf.arg(name="")]
+    out: Path
+    """The run folder; the same command resumes the run that is in it."""
+    fresh: bool = False
+    """Move an old run aside first, and start anew."""
+    dry_run: bool = False
+    """Print what would be done and the memory that it needs, and stop."""
+
+
+def train_recipe(args: list[str]) -> None:
+    """Train a recipe, or a run again."""
+    if not args or args[0] in {"-h", "--help"}:
+        print("usage: fewstep train RECIPE [options]; fewstep train RECIPE --help lists them")
+        print("       fewstep train --again RUN --out NEW [options] repeats a run\n")
+        show_recipes([])
+        return
+    if args[0] == "--again" and len(args) > 1:
+        first, prog, rest = rebuild(args[1]), f"fewstep train --again {args[1]}", args[2:]
+        out = None
+    else:
+        first, prog, rest = recipe(args[0]), f"fewstep train {args[0]}", args[1:]
+        out = Path("runs") / args[0]
+    for word, value in pairwise(rest):  # sizes in the help are those of the chosen network
+        if word == "--network":
+            first = first.change(network=value)
+    default = Training(recipe=first, out=out or tyro.MISSING)
+    kind = Training[Recipe[first.method.options]]
+    chosen = tyro.cli(
+        kind, default=default, prog=prog, args=rest, description=first.method.options.__doc__
+    )
+    from fewstep.training.train import dry, train
+
+    if chosen.dry_run:
+        print(dry(chosen.recipe.build(), chosen.out))
+        return
+    train(chosen.recipe, chosen.out, fresh=chosen.fresh)
