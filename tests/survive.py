@@ -51,7 +51,7 @@ class Told:
         return len(self.data)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        if len(indices) == 2:  # the checks before the first step
+        if len(indices) in (2, 64):  # the checks before the first step
             return self.data.batch(indices)
         self.count += 1
         return self.tell(self.count, self.data.batch(indices))

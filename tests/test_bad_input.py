@@ -44,7 +44,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     few = {"steps": 2, "batch": 8}
     trained(add("toy"), "toy-edm", **few)
     trained(add("digits"), "digits-edm", **few)
-    trained(add("digits-student"), "digits-cd", teacher=at["digits"], **few)
+    undropped = {"teacher": at["digits"], "options": {"condition_drop": 0.0}}
+    trained(add("digits-student"), "digits-cd", **undropped, **few)
     trained(add("toy-student"), "toy-cd", teacher=at["toy"], **few)
     trained(add("image-teacher"), "edm", data=at["images"], **few)
 
@@ -112,7 +113,7 @@ MESSAGES = {
     "model, search": ("search digit-cd", "'digit-cd'", "did you mean 'digits-cd'"),
     "model is a file": ("sample {file}", "{file}"),
     "model is any folder": ("sample {foreign}", "{foreign}", "run"),
-    "toy data": (f"{TOY} --data two-mode", "'two-mode'", "did you mean two-modes"),
+    "toy data": (f"{TOY} --data two-mode", "'two-mode'", "did you mean 'two-modes'"),
     # Teachers.
     "no teacher, toys": (f"train toy-cd --teacher {{nowhere}} {QUICK}", "{nowhere}", "toy-edm"),
     "no teacher, images": (
@@ -149,7 +150,7 @@ MESSAGES = {
     ),
     "teacher is damaged": (f"train toy-cd --teacher {{flipped}} {QUICK}", "{flipped}", "damaged"),
     # Pictures.
-    "no data": (f"train edm --data {{nowhere}} {UNET}", "{nowhere}", "does not exist"),
+    "no data": (f"train edm --data {{nowhere}} {UNET}", "{nowhere}", "no data at"),
     "empty data": (f"train edm --data {{empty}} {UNET}", "{empty}", "no images"),
     "data is a file": (f"train edm --data {{file}} {UNET}", "{file}"),
     "truncated picture": (f"train edm --data {{truncated}} {UNET}", "class0/00.png"),
@@ -183,8 +184,8 @@ MESSAGES = {
     # Methods.
     "points negative": (f"train toy-cd --teacher {{toy}} {QUICK} --points -3", "points", "-3"),
     "points 1": (f"train toy-cd --teacher {{toy}} {QUICK} --points 1", "points", "1"),
-    "start 1": (f"train toy-ct --width 8 {QUICK} --start 1", "start", "1"),
-    "end below start": (f"train toy-ct --width 8 {QUICK} --start 9 --end 8", "end", "8"),
+    "first 1": (f"train toy-ct --width 8 {QUICK} --first 1", "first", "1"),
+    "last below first": (f"train toy-ct --width 8 {QUICK} --first 9 --last 8", "last", "8"),
     # Training.
     "train steps 0": (f"{TOY} --train.steps 0", "train.steps", "0"),
     "train steps 0, progressive": (

@@ -671,7 +671,7 @@ def test_the_command_exits_with_1_where_distilling_is_pointless(tmp_path, capsys
     scalings = NoisePrediction(path=VarianceExploding(), time_scale=1.0)
     sick = Model(Denoiser(model.denoiser.net, scalings), model.contract)
     sick.save(tmp_path / "sick")
-    outcome = fewstep(capsys, "doctor", tmp_path / "sick", "--device", "cpu", "-n", 64)
+    outcome = fewstep(capsys, "doctor", tmp_path / "sick", "--data", "digits", "-n", 64)
     assert outcome.code == 1
     assert "do not distil" in outcome.out.splitlines()[-1]
     assert "parametrisation" in outcome.out.splitlines()[-1]

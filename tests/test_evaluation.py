@@ -238,7 +238,7 @@ def test_evaluate_digits_by_all_metrics(runs, tmp_path, capsys, monkeypatch):
     held_out = data.digits("held_out").subset(np.arange(0, 597, 10))
     short = dataclasses.replace(CATALOGUE["digits"], held_out=lambda n: held_out)
     monkeypatch.setitem(CATALOGUE, "digits", short)
-    monkeypatch.setattr(evaluation, "DRAWS", 1)
+    monkeypatch.setattr("fewstep.evaluation.protocol.DRAWS", 1)
     out = tmp_path / "m.json"
     args = ("--steps", 1, "--metrics", ALL, "--features", "digits", "--out", out)
     outcome = fewstep(capsys, "evaluate", runs["digits-edm"], *args)

@@ -116,8 +116,9 @@ def test_commands_of_the_page_are_understood(command, monkeypatch):
         """With the same options, but only noting what they are."""
         return functools.wraps(function)(lambda *_, **given: seen.append(given))
 
-    monkeypatch.setattr(Recipe, "build", lambda self: seen.append(self))
-    monkeypatch.setattr("fewstep.training.train.train", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "fewstep.training.train.train", lambda recipe, *_, **__: seen.append(recipe)
+    )
     for verb in ("sample", "evaluate"):
         monkeypatch.setattr(cli, verb, unrun(getattr(cli, verb)))
     cli.main(shlex.split(command)[1:])

@@ -17,7 +17,8 @@ from torch import nn
 from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import UsageError, expand
 from fewstep.data import Arrays, toy
-from fewstep.evaluation import DRAWS, FIRST_SEED, learnt
+from fewstep.evaluation import training_samples
+from fewstep.evaluation.protocol import DRAWS, FIRST_SEED
 from fewstep.evaluation.search import Found, check, distance_to, greedy, watched, write
 from fewstep.metrics import flatten
 from fewstep.model import Model, find, load
@@ -237,9 +238,13 @@ def test_search_draws_no_held_out_data(monkeypatch):
         raise AssertionError(args)
 
     monkeypatch.setattr("fewstep.evaluation.protocol.held_out_data", never)
-    data, _ = learnt("digits", DataSpec(shape=(1, 8, 8), labels=10), None, torch.device("cpu"))
+    data, _ = training_samples(
+        "digits", DataSpec(shape=(1, 8, 8), labels=10), None, torch.device("cpu")
+    )
     assert len(data) == 1200
-    drawn, judge = learnt("moons", DataSpec(shape=(2,), range=None), None, torch.device("cpu"))
+    drawn, judge = training_samples(
+        "moons", DataSpec(shape=(2,), range=None), None, torch.device("cpu")
+    )
     assert judge is flatten
     assert torch.equal(drawn.batch(range(9)).x0, toy("moons", 20_000, 0).batch(range(9)).x0)
 
@@ -315,7 +320,7 @@ def test_search_writes_what_sample_uses(runs, capsys):
     assert (told["metric"], told["n"], told["seed"], told["data"]) == ("swd", 40, 0, "two-modes")
 
     # The distance that was told is that of the model as it is written.
-    data, judge = learnt("two-modes", loaded.contract.data, None, torch.device("cpu"))
+    data, judge = training_samples("two-modes", loaded.contract.data, None, torch.device("cpu"))
     distance = distance_to(data, loaded, "swd", judge, 40, 0)
     assert distance(loaded.times(2)) == told["steps"]["2"]["distance"]
     args = ("sample", student, "-n", 4, "--steps", 2, "--out", "x.npz", "--device", "cpu")

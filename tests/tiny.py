@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +78,16 @@ class WithPairs:
         return dataclasses.replace(batch, aux=aux)
 
 
-def build(name: str, *, data: Path | None = None, teacher: Path | None = None, **train: Any):
+def build(
+    name: str,
+    *,
+    data: Path | None = None,
+    teacher: Path | None = None,
+    options: Mapping[str, Any] = {},
+    **train: Any,
+):
     """A tiny run of a recipe, without its report."""
-    own: dict[str, Any] = dict(OPTIONS[name])
+    own: dict[str, Any] = {**OPTIONS[name], **options}
     if name in {"edm", "cd", "ct"}:
         own["data"] = str(data)
     if name in TEACHERS:

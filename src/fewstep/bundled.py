@@ -21,6 +21,6 @@ def check_teacher(name: str, trained_by: str) -> None:
     """
     if not Path(name).exists() and name not in BUNDLED:
         raise UsageError(
-            f"no teacher {name!r}: not a folder, and not bundled ({', '.join(BUNDLED)}); train one "
-            f"with: fewstep train {trained_by} --out {name}"
+            f"no teacher {name!r}: not a folder, and not bundled ({', '.join(BUNDLED)}); name one "
+            f"with --teacher, or train one with: fewstep train {trained_by} --out {name}"
         )

@@ -22,7 +22,7 @@ class Interrupted(Exception):
 
 
 MANY = 30
-"""More names than these are not all told in a message."""
+"""A message lists no more names than these."""
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

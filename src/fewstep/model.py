@@ -31,7 +31,7 @@ from fewstep.values import lengths_of, undeclared
 from fewstep.weights import freeze, load_weights, separate, tied
 
 FORMAT = 2
-"""Of what is written; config.json of format 1 can be read too."""
+"""Format of the config.json that is written; format 1 can be read too."""
 READABLE = (1, 2)
 EDM_LEVELS = VarianceExploding()
 

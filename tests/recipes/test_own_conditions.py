@@ -30,8 +30,8 @@ GIVEN = {
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fewstep.training.train.PICTURED", 4)
-    monkeypatch.setattr("fewstep.training.train.FIRST", 2)
+    monkeypatch.setattr("fewstep.training.drawing.PICTURED", 4)
+    monkeypatch.setattr("fewstep.training.drawing.FIRST", 2)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def words(*rows: dict[str, float]) -> list[list[str]]:
     """Of rows no value of which is that of the row before."""
     health = Health()
     fresh = ({k: v * (1 + 1e-6 * i) for k, v in row.items()} for i, row in enumerate(rows))
-    return [health.told(row) for row in fresh]
+    return [health.warnings(row) for row in fresh]
 
 
 @pytest.mark.parametrize("sign", ILL)
@@ -53,7 +53,7 @@ def test_rows_without_a_value_neither_count_nor_calm():
 def test_old_values_do_not_count():
     health = Health()
     rows = [{"spread": v} for v in (0.1, 0.1, 0.1, 0.2, 0.2, 0.15, 0.15)]
-    assert [len(health.told(row)) for row in rows] == [0, 0, 0, 0, 0, 1, 0]
+    assert [len(health.warnings(row)) for row in rows] == [0, 0, 0, 0, 0, 1, 0]
 
 
 def test_each_has_its_own_word():

@@ -42,7 +42,7 @@ class Broken:
         return len(self.data)
 
     def batch(self, indices):
-        if len(indices) == 2:  # the checks before the first step
+        if len(indices) in (2, 64):  # the checks before the first step
             return self.data.batch(indices)
         raise {error}("row 7 is broken")
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fewstep.errors import Interrupted
+from fewstep.system.status import rows_of, unfinished
 from fewstep.training.train import train
 from survive import run_of
 
@@ -22,13 +23,28 @@ def test_a_signal_in_an_evaluation_stops_the_run(at, number, tmp_path):
         calls.append(model)
         if len(calls) * 3 == at:
             os.kill(os.getpid(), number)
-        return {}
+        return {"sum": model.sample(4).sum().item()}
 
-    run = run_of(steps=12, evaluate_every=3)
+    def begun(name):
+        run = run_of(steps=12, evaluate_every=3, sample_every=4)
+        return train(replace(run, watch=watch), tmp_path / name)
+
     with pytest.raises(Interrupted) as stopped:
-        train(replace(run, watch=watch), tmp_path / "run")
+        begun("run")
     assert stopped.value.signum == number
-    assert not (tmp_path / "run" / "model").exists()
-    done = train(run_of(steps=12, evaluate_every=3), tmp_path / "run")
-    whole = train(run_of(steps=12, evaluate_every=3), tmp_path / "whole")
+    assert unfinished(tmp_path / "run" / "model")
+    done, whole = begun("run"), begun("whole")
     assert done.sample(4).equal(whole.sample(4))
+    ours, theirs = (evaluations(tmp_path / name) for name in ("run", "whole"))
+    assert [step for step, _ in ours] == [3, 6, 9, 12]
+    assert ours == theirs
+    pictures = [
+        sorted(p.name for p in (tmp_path / n / "samples").iterdir()) for n in ("run", "whole")
+    ]
+    assert pictures[0] == pictures[1]
+
+
+def evaluations(run):
+    """The evaluations in a run's log."""
+    rows = rows_of(run / "log.jsonl")
+    return [(row["step"], row["eval/sum"]) for row in rows if "eval/sum" in row]

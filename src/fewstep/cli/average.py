@@ -19,7 +19,7 @@ def average(
     """Make a power-function average of any width from the snapshots of a run.
 
     Args:
-        run: a run folder with snapshots (--train.snapshot-every and --power when training).
+        run: the folder of a run with --train.snapshot-every and --average-widths.
         std: relative width of the average, e.g. 0.1.
         out: the model folder to write.
         step: average up to this step's snapshot; by default the last.

@@ -26,9 +26,9 @@ def doctor(
 
     Args:
         model: a model folder, a run folder or a bundled name.
-        data: digits, mnist, fashion-mnist, cifar10, a toy's name, or the images it learnt from (a
-            folder, zip or prepared file); by default what its run learnt from. Without data, less
-            can be said.
+        data: digits, mnist, fashion-mnist, cifar10, a toy's name, or its training images (a
+            folder, zip or prepared file); by default the training data of its run. Without data,
+            less can be said.
         n: number of samples of the data, at least 2.
         average: name of one of the run's averages, if not the first.
         device: where to run; an accelerator if there is one.
@@ -46,7 +46,7 @@ def doctor(
     loaded = load(model, average=average, device=device)
     made = loaded.contract.data
     try:
-        samples, _ = evaluation.learnt(data or own_data(model), made, None, loaded.device)
+        samples, _ = evaluation.training_samples(data or own_data(model), made, None, loaded.device)
     except UsageError as error:
         if data is not None:
             raise

@@ -28,14 +28,14 @@ def evaluate(
     device: str | None = None,
     out: Path | None = None,
 ) -> None:
-    """Compare a model with data it learnt from and data it never saw.
+    """Compare a model with its training data and with data that it never saw.
 
     Under torchrun the processes share the work.
 
     Args:
         model: a model folder, a run folder or a bundled name.
-        data: digits, mnist, fashion-mnist, cifar10, a toy's name, or the images it learnt from (a
-            folder, zip or prepared file); by default what a run learnt from, digits for a model
+        data: digits, mnist, fashion-mnist, cifar10, a toy's name, or its training images (a
+            folder, zip or prepared file); by default the training data of a run, digits for a model
             without a run.
         held_out: for images of your own: a folder, zip or prepared file that it never saw.
         metrics: some of fd, swd, nn, kid, pr (precision, recall), dc (density, coverage).

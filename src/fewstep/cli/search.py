@@ -35,8 +35,8 @@ def search(
     Args:
         model: a model folder, a run folder or a bundled name.
         steps: step counts, e.g. 2,3,4.
-        data: digits, mnist, fashion-mnist, cifar10, a toy's name, or the images it learnt from (a
-            folder, zip or prepared file); by default what a run learnt from, digits for a model
+        data: digits, mnist, fashion-mnist, cifar10, a toy's name, or its training images (a
+            folder, zip or prepared file); by default the training data of a run, digits for a model
             without a run.
         metric: the distance to minimise.
         features: in which fd and kid are taken, as of evaluate.
@@ -70,9 +70,9 @@ def search(
     contract = loaded.contract
     searching.check(contract.sampling, contract.method, counts, seed)
     data = data or own_data(model)
-    learnt, judge = evaluation.learnt(data, contract.data, features, loaded.device)
-    n = min(n, len(learnt))
-    distance = searching.distance_to(learnt, loaded, metric, judge, n, seed)
+    samples, judge = evaluation.training_samples(data, contract.data, features, loaded.device)
+    n = min(n, len(samples))
+    distance = searching.distance_to(samples, loaded, metric, judge, n, seed)
     before = {k: loaded.times(k) for k in range(1, counts[-1] + 1)}
     found, fewer = {}, math.inf
     print(f"steps  {metric + ' before':>10}  {'after':>10}  times")

@@ -49,6 +49,7 @@ def train_recipe(args: list[str]) -> None:
     chosen = tyro.cli(
         kind, default=default, prog=prog, args=rest, description=first.method.options.__doc__
     )
+    chosen.recipe.check()
     from fewstep.training.train import dry, train
 
     if chosen.dry_run:

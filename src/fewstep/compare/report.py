@@ -33,14 +33,14 @@ def write_report(plan: Plan, common: Mapping[str, Any], out: Path) -> None:
     """Write the report of what is done so far."""
     methods = {name: _method(plan, name, out) for name in plan.methods}
     methods = {name: found for name, found in methods.items() if found}
-    told = {
+    facts = {
         "data": plan.data,
         "budget": f"{plan.budget.amount:g} {plan.budget.kind}",
         "seeds": plan.seeds,
         **common,
         "methods": methods,
     }
-    rounded = json.loads(json.dumps(told), parse_float=lambda s: float(f"{float(s):.6g}"))
+    rounded = json.loads(json.dumps(facts), parse_float=lambda s: float(f"{float(s):.6g}"))
     write_json(out / "report.json", rounded)
     drawn = _charts(plan, rounded)
     for name, svg in drawn.items():
@@ -89,10 +89,10 @@ def _unless_none(of: Any, column: Sequence[float | None]) -> float | None:
     return None if None in column else of(column)
 
 
-def _charts(plan: Plan, told: Mapping[str, Any]) -> dict[str, str]:
+def _charts(plan: Plan, facts: Mapping[str, Any]) -> dict[str, str]:
     floors = {
-        f"teacher, {told['calls']} calls": told["teacher"]["fd"],
-        "floor": told["floor"]["fd"],
+        f"teacher, {facts['calls']} calls": facts["teacher"]["fd"],
+        "floor": facts["floor"]["fd"],
     }
     by_steps = [
         Line(
@@ -103,11 +103,11 @@ def _charts(plan: Plan, told: Mapping[str, Any]) -> dict[str, str]:
                 if entry["fd"][str(n)] is not None
             ],
         )
-        for name, entry in told["methods"].items()
+        for name, entry in facts["methods"].items()
     ]
     by_time = [
         Line(name, _mean_curve(entry["curves"]))
-        for name, entry in told["methods"].items()
+        for name, entry in facts["methods"].items()
         if entry.get("curves")
     ]
     ticks = {float(k): str(n) for k, n in enumerate(plan.steps)}
@@ -124,23 +124,23 @@ def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float
     ]
 
 
-def _page(plan: Plan, told: Mapping[str, Any], drawn: Mapping[str, str], out: Path) -> str:
-    title = f"{len(told['methods'])} methods on {plan.data}, {told['budget']} each"
+def _page(plan: Plan, facts: Mapping[str, Any], drawn: Mapping[str, str], out: Path) -> str:
+    title = f"{len(facts['methods'])} methods on {plan.data}, {facts['budget']} each"
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(_preface(plan, told))}</p>",
-        f'<div class="wide">{_table(plan, told)}</div>',
+        f"<p>{escape(_preface(plan, facts))}</p>",
+        f'<div class="wide">{_table(plan, facts)}</div>',
         "<h2>Distance against steps</h2>",
         drawn["steps"].replace(NAMESPACE, ""),
         "<h2>Distance against training time</h2>",
         drawn["time"].replace(NAMESPACE, ""),
         "<h2>Samples</h2>",
-        *_grids(plan, told, out),
+        *_grids(plan, facts, out),
         "<h2>Settings</h2>",
         *(
             f"<details><summary>{escape(Entrant.of(name).title)}</summary>"
             f"<pre>{escape(json.dumps(entry['settings'], indent=1))}</pre></details>"
-            for name, entry in told["methods"].items()
+            for name, entry in facts["methods"].items()
             if "settings" in entry
         ),
     ]
@@ -152,37 +152,37 @@ def _page(plan: Plan, told: Mapping[str, Any], drawn: Mapping[str, str], out: Pa
     )
 
 
-def _preface(plan: Plan, told: Mapping[str, Any]) -> str:
+def _preface(plan: Plan, facts: Mapping[str, Any]) -> str:
     return (
-        f"Every method starts from the same teacher ({told['parameters']:,} parameters), sees the "
-        f"same data in the same order and has {told['budget']} of training, on {told['device']} "
-        f"with {told['threads']} thread(s) and torch {told['torch']}. Means over {plan.seeds} "
+        f"Every method starts from the same teacher ({facts['parameters']:,} parameters), sees the "
+        f"same data in the same order and has {facts['budget']} of training, on {facts['device']} "
+        f"with {facts['threads']} thread(s) and torch {facts['torch']}. Means over {plan.seeds} "
         "trainings, with their standard deviation; fd is the Frechet distance to held-out data "
         "in the features of this data's protocol. Settings were chosen on other seeds. A dash "
         "means that the method cannot be sampled so; (1 of 3) that the other trainings failed or "
         "are still to come."
         + (
-            f" {told['pairs']['n']:,} pairs of noise and the teacher's samples, for methods that "
-            f"learn from them, were made before, in {told['pairs']['seconds']:,.0f} s."
-            if "pairs" in told
+            f" {facts['pairs']['n']:,} pairs of noise and the teacher's samples, for methods that "
+            f"learn from them, were made before, in {facts['pairs']['seconds']:,.0f} s."
+            if "pairs" in facts
             else ""
         )
     )
 
 
-def _table(plan: Plan, told: Mapping[str, Any]) -> str:
+def _table(plan: Plan, facts: Mapping[str, Any]) -> str:
     heads = ["method", "starts from"]
     heads += [f"fd, {n} step{'s' * (n > 1)}" for n in plan.steps]
     heads += ["swd", "nn", "seconds", "samples", "samples/s", "non-finite", "spikes"]
     best = {
         n: min(
-            (e["fd"][str(n)] for e in told["methods"].values() if e["fd"][str(n)] is not None),
+            (e["fd"][str(n)] for e in facts["methods"].values() if e["fd"][str(n)] is not None),
             default=None,
         )
         for n in plan.steps
     }
     rows = []
-    for name, entry in told["methods"].items():
+    for name, entry in facts["methods"].items():
         part = f" ({entry['seeds']} of {plan.seeds})" if entry["seeds"] < plan.seeds else ""
         cells = [f"<td>{escape(Entrant.of(name).title)}{part}</td>"]
         cells.append(f"<td>{escape(entry['start'])}</td>")
@@ -207,18 +207,18 @@ def _table(plan: Plan, told: Mapping[str, Any]) -> str:
             f"<td>{entry['spikes']:g}</td>",
         ]
         rows.append("".join(cells))
-    for title, key in ((f"teacher, {told['calls']} calls", "teacher"), ("floor", "floor")):
-        fd = f'<td colspan="{len(plan.steps)}">{told[key]["fd"]:.3f}</td>'
-        swd = f"<td>{told[key]['swd']:.3f}</td>"
+    for title, key in ((f"teacher, {facts['calls']} calls", "teacher"), ("floor", "floor")):
+        fd = f'<td colspan="{len(plan.steps)}">{facts[key]["fd"]:.3f}</td>'
+        swd = f"<td>{facts[key]['swd']:.3f}</td>"
         rest = "<td></td>" * (len(heads) - 3 - len(plan.steps))
         rows.append(f"<td>{escape(title)}</td><td></td>{fd}{swd}{rest}")
     head = "".join(f"<th>{escape(h)}</th>" for h in heads)
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
-def _grids(plan: Plan, told: Mapping[str, Any], out: Path) -> list[str]:
-    shown = [_figure(out / "teacher.png", f"teacher, {told['calls']} calls")]
-    for name, entry in told["methods"].items():
+def _grids(plan: Plan, facts: Mapping[str, Any], out: Path) -> list[str]:
+    shown = [_figure(out / "teacher.png", f"teacher, {facts['calls']} calls")]
+    for name, entry in facts["methods"].items():
         for n in plan.steps:
             file = out / name / f"seed-{plan.first_seed}" / f"samples-{n}.png"
             if entry["fd"][str(n)] is not None:

@@ -29,7 +29,7 @@ from fewstep.training.checkpoints import fingerprint
 TEACHER_STEPS = 18
 
 PAIRS = 10_000
-"""Of noise and the teacher's samples, for methods that learn from them."""
+"""Pairs of noise and the teacher's samples, for methods that learn from them."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 
 FIRST = 64
-"""Samples that are looked at before data is learnt from."""
+"""Samples that are checked before training."""
 SLACK = 1e-3
 """How far values may lie outside their range, for rounding."""
 

@@ -194,7 +194,7 @@ def _eight_bits(image: Image.Image, where: str, content: bytes) -> Image.Image:
 
 
 def _colour_of_12_bits(image: Image.Image, content: bytes) -> Image.Image:
-    """Of a PNG of 16 bits and three colours Pillow keeps the upper 8, which 12 hardly reach."""
+    """Colours of 12 bits in a PNG of 16, whose upper 8, which Pillow keeps, they hardly reach."""
     upper = np.asarray(image)
     if upper[..., :3].max() >= 2**4:
         return image

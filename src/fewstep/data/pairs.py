@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 RECORD = "pairs.json"
 PREFIX = "pair_"
-"""Of what is a pair's in ``Batch.aux``, beside data of another kind."""
+"""Prefix of a pair's tensors in ``Batch.aux``, beside data of another kind."""
 OTHER = "cond_"
-"""Of the tensors of conditions that are not the label."""
+"""Prefix of the tensors of conditions that are not the label."""
 
 AGAIN = "repeat the command that made it, fewstep data pairs: it keeps what is whole"
 

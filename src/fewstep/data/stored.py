@@ -38,7 +38,7 @@ KINDS = {
     "F32": "<f4",
     "F64": "<f8",
 }
-"""Of tensors in safetensors files, as numpy names them."""
+"""Types of tensors in safetensors files, as numpy names them."""
 
 
 class _About(BaseModel):

@@ -34,7 +34,7 @@ def examine(
 
     Args:
         model: the teacher.
-        data: what it learnt from; without, the readings of its output cannot be compared.
+        data: its training data; without them the readings of its output cannot be compared.
         n: number of samples, at most as many as there are data.
         time_limit: seconds for timing calls.
 

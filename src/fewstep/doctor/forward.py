@@ -17,7 +17,7 @@ from fewstep.models import AbstractDenoiser, Denoiser
 COPIED = 2**30
 """Networks with more parameters than this are not copied in float64."""
 WRONG = 1e-3
-"""Of the derivative's norm; in float64 a right one is within 1e-6 of its finite difference."""
+"""Largest error, as a share of the derivative's norm; in float64 a right one has 1e-6."""
 STEPS = (1e-4, 1e-5, 1e-6)
 SAMPLES, TIMES = 2, 3
 NEEDED_BY = "sCM, MeanFlow, rCM and flow maps"

@@ -116,7 +116,7 @@ def prepare(model: Model, data: Dataset | None, n: int) -> Probe:
         if not spec.fits(data.shape):
             raise UsageError(
                 f"the model generates samples of shape {spec.shape}, the data has "
-                f"{tuple(data.shape)}; give what it learnt from with --data"
+                f"{tuple(data.shape)}; give its training data with --data"
             )
         rng = np.random.default_rng(entropy(SEED, "doctor"))
         n = min(n, len(data))

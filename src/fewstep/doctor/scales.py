@@ -96,7 +96,7 @@ def scale(probe: Probe) -> Finding:
     if 1 / SCALE_OFF <= ratio <= SCALE_OFF:
         return Finding(name=name, value=value, numbers=numbers)
     advice = (
-        f"multiply the data by {1 / ratio:.3g} if the teacher learnt it so (latents have a scale "
+        f"multiply the data by {1 / ratio:.3g} if the teacher was trained so (latents have a scale "
         f"factor), or train the teacher with sigma_data={std:.3g}"
     )
     return Finding(

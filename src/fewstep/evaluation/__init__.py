@@ -6,9 +6,9 @@ from fewstep.evaluation.protocol import (
     METRICS,
     Protocol,
     chosen,
-    learnt,
     named_protocol,
     shared,
+    training_samples,
 )
 from fewstep.evaluation.tables import table, write_metrics
 
@@ -16,9 +16,9 @@ __all__ = [
     "METRICS",
     "Protocol",
     "chosen",
-    "learnt",
     "named_protocol",
     "shared",
     "table",
+    "training_samples",
     "write_metrics",
 ]

@@ -52,10 +52,10 @@ __all__ = [
     "METRICS",
     "Protocol",
     "chosen",
-    "learnt",
     "named_protocol",
     "shared",
     "table",
+    "training_samples",
     "write_metrics",
 ]
 
@@ -74,7 +74,7 @@ class Protocol:
     """What models are compared with.
 
     Args:
-        train: what they learnt from.
+        train: their training data.
         held_out: what they never saw; its conditions are the samples' conditions. Where samples
             differ in length, masks are the samples' masks too, and what is not real counts as 0.
         features: that the Frechet distance is taken in.
@@ -101,9 +101,9 @@ class Protocol:
     def notes(self) -> list[str]:
         """What a reader of the table must know besides."""
         lines = [
-            f"fd: {told['distance']}, of features {told['name']}, weights "
-            f"{told['weights'][:12] or 'none'}, resize {told['resize']}"
-            for told in self.judged_in().values()
+            f"fd: {judge['distance']}, of features {judge['name']}, weights "
+            f"{judge['weights'][:12] or 'none'}, resize {judge['resize']}"
+            for judge in self.judged_in().values()
         ]
         lines += [f"reference: {self.references}"] if self.references else []
         n = len(self.held_out)
@@ -307,10 +307,10 @@ def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> P
     return Protocol(train.batch(np.arange(len(train))), rest, FEATURES[judging_features(data)]())
 
 
-def learnt(
+def training_samples(
     data: str, made: DataSpec, features: str | None, device: torch.device
 ) -> tuple[Dataset, Features]:
-    """What a model learned from, without anything held out, and the features to judge it in.
+    """A model's training data, without held-out samples, and the features to judge it in.
 
     Args:
         data: as in :func:`named_protocol`.
@@ -343,7 +343,7 @@ def _check_made(name: str, data: Dataset, made: DataSpec, further: str) -> None:
     if not made.fits(data.shape) or data.labels != made.labels:
         raise UsageError(
             f"the model draws {tuple(made.shape)} with {made.labels} labels, {name} is "
-            f"{tuple(data.shape)} with {data.labels}; give what it learnt from with --data "
+            f"{tuple(data.shape)} with {data.labels}; give its training data with --data "
             f"{further}"
         )
     check_classes("the model", made, name, spec_of(data))

@@ -127,7 +127,7 @@ def distance_to(
     """The distance of ``n`` samples of a model to as many training samples, conditions and all.
 
     Args:
-        data: what the model learnt from.
+        data: the training data of the model.
         model: to be sampled.
         metric: of ``MEASURES``.
         features: in which all but ``swd`` is taken.
@@ -221,10 +221,10 @@ def write(
 def _write(folder: Path, config: Any, record: Any) -> None:
     # Both are on the disk before either takes its place.
     with (
-        whole_file(folder / "search.json") as told,
+        whole_file(folder / "search.json") as outcome,
         whole_file(folder / "config.json") as contract,
     ):
-        for fresh, value in ((told, record), (contract, config)):
+        for fresh, value in ((outcome, record), (contract, config)):
             fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

@@ -108,7 +108,7 @@ class Balls:
 def meetings(
     x: Balls, y: Balls, both: bool = True
 ) -> Iterator[tuple[slice, Bool[Tensor, " part m"], Bool[Tensor, " m part"] | None]]:
-    """Of consecutive parts of the points ``x``: which, in which balls of ``y``, and vice versa.
+    """Yield consecutive parts of the points ``x``, the balls of ``y`` they are in, and vice versa.
 
     Args:
         x: some points.

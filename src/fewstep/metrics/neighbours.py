@@ -10,7 +10,7 @@ from fewstep.core import UsageError
 from fewstep.metrics.features import blocks, row_pair
 
 CANDIDATES = 8
-"""Of a sample's nearest neighbours in single precision, the nearest in double is taken."""
+"""Number of nearest neighbours in single precision, of which the nearest in double is taken."""
 
 
 def pairwise(

@@ -46,7 +46,7 @@ def trace_of_root_between(a: Float[Tensor, " n d"], b: Float[Tensor, " m d"]) ->
 
 
 def _sum_of_roots(gram: Float[Tensor, " d d"]) -> Tensor | None:
-    """Of the eigenvalues of a symmetric matrix; None where rounding may spoil the sum.
+    """Sum of the roots of a symmetric matrix's eigenvalues; None where rounding may spoil it.
 
     Every eigenvalue is off by some rounding of the largest, in either direction. So is the root of
     one below that, whose errors all go up; an error ``e`` of a value ``v`` above it is one of
@@ -61,7 +61,7 @@ def _sum_of_roots(gram: Float[Tensor, " d d"]) -> Tensor | None:
 
 
 def _centred(x: Float[Tensor, " n d"]) -> Float[Tensor, " k d"]:
-    """Of n samples, n - 1 rows whose products are the unbiased covariance.
+    """Rows (n - 1 for n samples) whose products are the unbiased covariance.
 
     A reflection turns the direction of the mean over samples, in which centred samples are zero,
     into the first row. To leave that row out removes a singular value that is 0 but for rounding.

@@ -74,8 +74,8 @@ class Judge(nn.Module):
         example: data, of which those are read.
         axis: where the channels of a feature are; -1 for a transformer's tokens.
         at: which units, counted as they run; none is all of them.
-        width: of the heads' hidden layer.
-        classes: number of labels that the heads are told; see :class:`Heads`.
+        width: width of the heads' hidden layer.
+        classes: number of labels that the heads read; see :class:`Heads`.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class FeatureDiscriminator(nn.Module):
         denoiser: frozen here; a diffusion model on the path of what is judged.
         example: data, of which the features' sizes are read.
         axis: where the channels of a feature are; -1 for a transformer's tokens.
-        width: of the heads' hidden layer.
-        classes: number of labels that the heads are told; see :class:`Heads`.
+        width: width of the heads' hidden layer.
+        classes: number of labels that the heads read; see :class:`Heads`.
     """
 
     def __init__(

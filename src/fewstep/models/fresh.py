@@ -39,7 +39,7 @@ def fresh_network(
         UsageError: an option that this network has not, or a size that it cannot have.
     """
     known = signature(NETWORKS[kind]).parameters
-    given = {name: value for name, value in sizes.items() if value not in (None, False)}
+    given = {n: value for n, value in sizes.items() if value is not None and value is not False}
     for name, value in given.items():
         option = name.replace("_", "-")
         if name not in known:

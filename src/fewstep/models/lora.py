@@ -126,7 +126,7 @@ class LowRank(AbstractDenoiser):
         return self._tree[0].raw(x, t, s, cond)
 
     def train(self, mode: bool = True) -> LowRank:
-        """Of the network too."""
+        """Set the mode of the network too."""
         self._tree[0].train(mode)
         return super().train(mode)
 

@@ -113,14 +113,22 @@ class Recipe(Generic[Options]):
         }
         return replace(self, train=settings, **changed)
 
+    def check(self) -> None:
+        """Refuse a teacher that does not exist; this imports no torch.
+
+        Raises:
+            UsageError: neither a folder nor a bundled model has its name.
+        """
+        if self.start.teacher != NONE:
+            check_teacher(self.start.teacher, self.place.trained_by(self.method))
+
     def build(self) -> Run:
         """The run: data, networks, objective, averages and report.
 
         Raises:
             UsageError: the options contradict each other, the data or the teacher.
         """
-        if self.start.teacher != NONE:  # before torch is imported
-            check_teacher(self.start.teacher, self.place.trained_by(self.method))
+        self.check()
         from fewstep.recipes.start import begin
 
         for name, value in self.arguments().items():

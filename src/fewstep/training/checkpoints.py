@@ -79,7 +79,7 @@ def _save_together(
     world: World,
     beside: Callable[[Path], object],
 ) -> None:
-    """The first process makes the folder and names it; a failure of one is told to all."""
+    """The first process makes the folder and names it; all learn of the failure of one."""
     made: list[Path] = []
 
     def together(act: Callable[[], None]) -> None:

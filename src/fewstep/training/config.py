@@ -64,21 +64,21 @@ class TrainConfig:
     warmup: int = 0
     """Steps of linear warm-up."""
     optimizer: Literal["adam", "adamw", "radam"] = "adam"
-    """Fused where torch has a fused kernel."""
+    """Optimiser; torch's fused kernel is used where there is one."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of the optimiser."""
+    """Decay rates of the optimiser's two averages, each in [0, 1)."""
     eps: float = 1e-8
-    """Of the optimiser."""
+    """Number that the optimiser adds to its denominator."""
     weight_decay: float = 0.0
-    """Of the optimiser; decoupled for adamw."""
+    """Weight decay of the optimiser; adamw decouples it."""
     clip: float = 0.0
     """Largest norm of a phase's gradient; 0 for no limit."""
     spike: float = 0.0
     """Skip a step whose gradient norm is so many times the median of the last 100; 0 never does."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the networks' arithmetic in training (autocast); weights and optimiser stay fp32."""
+    """Precision of the networks' arithmetic (autocast); weights and optimiser stay fp32."""
     seed: int = 0
-    """Of initialisation, order and draws."""
+    """Seed of the first weights, of the order of the data and of all draws."""
     device: str = "auto"
     """A torch device, or auto: an accelerator if there is one."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

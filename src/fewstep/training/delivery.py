@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 
@@ -11,6 +10,7 @@ from fewstep.contract import Contract
 from fewstep.core import UsageError
 from fewstep.data import spec_of
 from fewstep.model import Model
+from fewstep.system.status import rows_of
 from fewstep.training.announce import card
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder
@@ -78,8 +78,8 @@ class Best:
                 )
             )
         self.value: float | None = None
-        self.told = False
-        for row in _rows(folder) if self.metric else []:
+        self.warned = False
+        for row in rows_of(folder.log) if self.metric else []:
             if row["step"] <= start:
                 given = {k.removeprefix("eval/"): v for k, v in row.items() if "eval/" in k}
                 self.improved(given)
@@ -97,9 +97,9 @@ class Best:
 
     def unknown(self, numbers: Mapping[str, float]) -> str | None:
         """What to say, once, where no evaluation has the metric."""
-        if self.told or not self.metric or self._name(numbers) is not None:
+        if self.warned or not self.metric or self._name(numbers) is not None:
             return None
-        self.told = True
+        self.warned = True
         return (
             f"--train.keep-best {self.metric}: no such number among {', '.join(numbers)}; no best "
             "model is kept"
@@ -110,17 +110,3 @@ class Best:
         if not self.metric or self.metric in numbers:
             return self.metric or None
         return next((name for name in numbers if name.split("/")[0] == self.metric), None)
-
-
-def _rows(folder: RunFolder) -> list[dict[str, float]]:
-    if not folder.log.exists():
-        return []
-    rows = []
-    for line in folder.log.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # a killed process may leave half a row
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows

@@ -194,7 +194,7 @@ def _said_by(data: Any, name: str) -> Any:
 
 
 def _sources(arguments: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Of arguments that name files, where these are; of those that name models, their sha256."""
+    """Paths of the files that arguments name, and the sha256 of the models that they name."""
     places, models = {}, {}
     for name, value in arguments.items():
         if not isinstance(value, str) or not value:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 IN_A_ROW = 3
 """Rows that must agree: statistics of one batch are noisy."""
 LEAST_SPREAD = 0.25
-"""Of samples, as a share of the data's: a quarter is left when most modes are gone."""
+"""Smallest spread of samples, as a share of the data's: a quarter is left without most modes."""
 MOST_SPREAD = 4.0
-"""As far on the other side: samples leave the data's range."""
+"""Largest spread of samples, as a share of the data's: above it they leave the data's range."""
 BRIGHTNESS = 0.5
-"""Of [-1, 1]: batches of data differ from each other by a tenth of it."""
+"""Largest difference in brightness, in a range of [-1, 1]: batches of data differ by a tenth."""
 LAG = 0.4
 """A correlation, 0 but for chance where the critic keeps up with the generator.
 
@@ -69,8 +69,8 @@ class Health:
         self.seen = [0] * len(SIGNS)
         self.last: Mapping[str, float] = {}
 
-    def told(self, row: Mapping[str, float]) -> list[str]:
-        """What is to be said after this row; a row without a new value says nothing of it."""
+    def warnings(self, row: Mapping[str, float]) -> list[str]:
+        """The warnings after this row; a sign without a new value in the row gives none."""
         words, last, self.last = [], self.last, dict(row)
         for i, sign in enumerate(SIGNS):
             if sign.name not in row or row[sign.name] == last.get(sign.name):

@@ -1,8 +1,8 @@
-"""What a run will hold in memory, told from a few samples before anything large exists.
+"""The memory that a run will need, estimated from a few samples before anything large exists.
 
 All operations of a loss and its backward pass are watched on a small microbatch and on one of twice
 its size. The bytes that live after each of them are a + c b in the size b of the microbatch, so the
-most that ever live can be told for any b, wherever in the pass that is: activations, their
+most that ever live can be computed for any b, wherever in the pass that is: activations, their
 gradients and those of the weights come and go at times of their own.
 """
 
@@ -90,7 +90,7 @@ class Estimate:
 
 
 def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
-    """Of a trainer on one process, for one of ``size`` processes that will train together."""
+    """Estimate the memory of one of ``size`` processes from a trainer on one process."""
     objective, config = trainer.objective, trainer.config
     sharded = size > 1 and config.parallel == "fsdp"
     share = size if sharded else 1
@@ -236,5 +236,5 @@ def _tensors(batch: Batch) -> int:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of their storages, each counted once."""
+    """Bytes of the tensors' storages, each counted once."""
     return sum({s.data_ptr(): s.nbytes() for s in storages([*tensors])}.values())

@@ -23,7 +23,7 @@ Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
 class Offload:
-    """Of one trainer; the last phase's things stay until another begins.
+    """What one trainer moves to the CPU; the last phase's things stay until another begins.
 
     A frozen network comes back when it, or a module in it, is called. It then stays through this
     phase's later turns, so a network that a phase never calls does not move in and out.

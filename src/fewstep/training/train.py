@@ -20,6 +20,7 @@ from fewstep.model import Model
 from fewstep.models.spec import denoiser_spec
 from fewstep.system.devices import usable_device
 from fewstep.system.processes import World, joined
+from fewstep.system.status import rows_of
 from fewstep.training import checkpoints, first
 from fewstep.training.announce import cautions, header, plan, teachers_faults
 from fewstep.training.check import check, check_derivative
@@ -164,9 +165,9 @@ def _open(
             stack.enter_context(folder.opened(record, run.upgrade))
         except UsageError as error:
             problem = error
-    told = world.agreed(None if problem is None else str(problem))
-    if told is not None:
-        raise problem or UsageError(told)
+    fault = world.agreed(None if problem is None else str(problem))
+    if fault is not None:
+        raise problem or UsageError(fault)
 
 
 def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
@@ -178,6 +179,8 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
         pictures = Pictures(run, trainer, folder, caught)
         if trainer.step == 0 and config.sample_every:
             pictures.draw()
+        elif trainer.step:
+            _left_out(run, trainer, folder, logger, best, pictures, caught)
         while trainer.step < config.steps:
             trainer.advance()
             step = trainer.step
@@ -186,13 +189,12 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
             def due(every: int, step: int = step, last: bool = last) -> bool:
                 return every > 0 and (last or step % every == 0)
 
-            signum = world.largest(caught[0] if caught else 0)
             row = world.mean(trainer.latest) if due(config.log_every) else None
             if logger is not None:
                 logger.advance(step)
                 if row is not None:
                     logger.row(step, {**row, "skipped": float(trainer.skipped)})
-                    for word in health.told(row):
+                    for word in health.warnings(row):
                         _say(f"step {step}: {word}")
             if due(config.sample_every):
                 pictures.draw()
@@ -200,12 +202,38 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
                 _evaluate(run, trainer, folder, logger, best, caught)
             if config.snapshot_every and due(config.snapshot_every):
                 snapshot(trainer, folder)
+            # A signal during the pictures or the evaluation leaves them out; resuming makes them.
+            signum = world.largest(caught[0] if caught else 0)
             if signum or due(config.save_every):
                 saved = _save(run, trainer, folder)
                 # A signal may have come since, and after the last step nobody would ask again.
                 signum = world.largest(caught[0] if caught else 0) if last else signum
                 if signum:
                     raise Interrupted(signum, saved)
+
+
+def _left_out(
+    run: Run,
+    trainer: Trainer,
+    folder: RunFolder,
+    logger: Logger | None,
+    best: Best,
+    pictures: Pictures,
+    caught: list[int],
+) -> None:
+    """Draw and evaluate at the step of the checkpoint, where a signal prevented it."""
+    config, step, world = run.config, trainer.step, trainer.world
+    last = step == config.steps
+    picture = folder.samples / f"{step:09d}.png"
+    draw = config.sample_every > 0 and (last or step % config.sample_every == 0)
+    evaluate = config.evaluate_every > 0 and step % config.evaluate_every == 0
+    there = {name for row in rows_of(folder.log) if row["step"] == step for name in row}
+    if world.agreed(draw and not picture.exists()):
+        pictures.draw()
+    if world.agreed(evaluate and not any(name.startswith("eval/") for name in there)):
+        _evaluate(run, trainer, folder, logger, best, caught)
+    if signum := world.largest(caught[0] if caught else 0):
+        raise Interrupted(signum, checkpoints.newest(folder.checkpoints))
 
 
 def _evaluate(

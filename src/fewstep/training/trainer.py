@@ -137,7 +137,7 @@ class Trainer:
                 self.averages.update(self.objective.student)
         self.skipped += not good
         self.step += 1
-        # A phase that is not due when a row is written is told of by its last update.
+        # A row holds the values of a phase's last update where the phase is not due itself.
         self.latest |= logs
         for name, count in self.failed.items():
             if count >= PATIENCE:

@@ -22,7 +22,7 @@ from fewstep.data.sources.base import Item, Source, bad
 
 MAX_TEXT = 2**20
 MAX_FILES = 64
-"""Of one sample."""
+"""Most files of one sample."""
 
 
 def tar(paths: Sequence[Path], labels: str) -> Source:

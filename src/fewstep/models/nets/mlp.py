@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Cond
+from fewstep.core import Cond, UsageError
 from fewstep.models.nets.blocks import (
     AbstractNetwork,
     FourierEmbedding,
@@ -82,6 +82,8 @@ class ResidualMLP(AbstractNetwork):
             "two_time": two_time,
             "guidance": guidance,
         }
+        if width < 2:
+            raise UsageError(f"an mlp has a width of at least 2, got {width}")
         embedding = width // 2
         self.conditions = Conditions("ResidualMLP", embedding, vectors)
         self.options |= self.conditions.options
