@@ -146,7 +146,7 @@ def test_values_are_converted(given, key, wanted):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"lable": 2}, "did you mean 'label'"),
+        ({"labell": 2}, "did you mean 'label'"),
         ({"text_mask": [1]}, "did you mean 'text'"),
         ({"label": 4}, r"\[0, 2\]"),
         ({"label": "cow"}, "no class 'cow'.*cat, dog, owl"),

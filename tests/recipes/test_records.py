@@ -164,7 +164,7 @@ def test_again_needs_a_run_and_a_folder(tmp_path, capsys):
     ("damage", "says"),
     [
         ({"recipe": "digits-xyz"}, "no recipe of this version"),
-        ({"arguments": {"condition_drop": 0.1, "pionts": 3}}, "no option pionts"),
+        ({"arguments": {"condition_drop": 0.1, "pointz": 3}}, "no option pointz"),
         ({"train": {"stesp": 3}}, "train.stesp is no option"),
         ({"train": 3}, "damaged"),
     ],
