@@ -163,6 +163,8 @@ MESSAGES = {
         "18",
     ),
     # Networks.
+    "condition drop 2": (f"train edm --data {{images}} {UNET} --condition-drop 2", "[0, 1)"),
+    "again what": ("train --again", "--again needs a run folder"),
     "width 0": (f"{TOY} --width 0", "width", "0"),
     "width 1": (f"train toy-ct --width 1 {QUICK}", "width", "1"),
     "blocks 0": (f"{TOY} --blocks 0", "blocks", "0"),

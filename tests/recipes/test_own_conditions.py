@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 import fewstep as library
+from fewstep.conditions import Label
+from fewstep.contract import DataSpec
 from fewstep.data import write_arrays
+from fewstep.errors import UsageError
+from fewstep.models.fresh import fresh_network
 from fewstep.training.checkpoints import fingerprint
 from tiny import fewstep, timeless
 
@@ -131,3 +135,17 @@ def test_a_teacher_of_other_conditions_is_refused(files, tmp_path, capsys):
     assert outcome.code == 2
     assert "observation (5,)" in outcome.err
     assert "sketch (1, 8, 8)" in outcome.err
+
+
+def test_a_condition_that_no_network_reads_is_refused():
+    spec = DataSpec(shape=(2,), range=None, conditions={"style": Label(classes=3)})
+    with pytest.raises(UsageError, match="no network reads the condition 'style', a Label"):
+        fresh_network("mlp", {"width": 8}, spec, augment=False, seed=0)
+
+
+def test_the_doctor_knows_guidance_of_other_conditions(files, tmp_path, capsys):
+    teacher = tmp_path / "teacher"
+    args = command("vector", files, teacher, 1, *NETWORKS["vector"], "--train.sample-every", 0)
+    assert fewstep(capsys, "train", "edm", *args).code == 0
+    outcome = fewstep(capsys, "doctor", teacher, "-n", 8)
+    assert "against no observation; fine" in outcome.out

@@ -10,6 +10,7 @@ from typing import Annotated, Generic, TypeVar
 import tyro
 
 from fewstep.cli.recipes import show_recipes
+from fewstep.errors import UsageError
 from fewstep.recipes import Recipe, rebuild, recipe
 
 Chosen = TypeVar("Chosen")
@@ -35,7 +36,9 @@ def train_recipe(args: list[str]) -> None:
         print("       fewstep train --again RUN --out NEW [options] repeats a run\n")
         show_recipes([])
         return
-    if args[0] == "--again" and len(args) > 1:
+    if args == ["--again"]:
+        raise UsageError("--again needs a run folder: fewstep train --again RUN --out NEW")
+    if args[0] == "--again":
         first, prog, rest = rebuild(args[1]), f"fewstep train --again {args[1]}", args[2:]
         out = None
     else:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fewstep.conditions import Condition, Image, Label, Sequence, Vector
+from fewstep.conditions import Condition, Image, Label, Mask, Sequence, Vector
 from fewstep.data.naming import in_order, shortened
 from fewstep.errors import UsageError, nearest
 
@@ -125,7 +125,10 @@ def _column(name: str, value: Any, n: int, kind: Condition | None, check: bool) 
         found = label_column(first, n, kind.classes)
         return Column(kind, found.arrays)
     if not isinstance(kind, Vector | Image | Sequence):
-        raise UsageError(f"the condition {name!r} cannot be given as an array; give mask=...")
+        raise UsageError(
+            f"the condition {name!r}, a {type(kind).__name__}, cannot be given as an array"
+            + ("; give mask=..." if isinstance(kind, Mask) else "")
+        )
     shape = (kind.length, *kind.shape) if isinstance(kind, Sequence) else kind.shape
     if first.shape != (n, *shape):
         raise UsageError(

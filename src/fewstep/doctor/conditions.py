@@ -31,6 +31,8 @@ def guidance(probe: Probe) -> Finding:
     if "label" not in keys:
         if allowed is None:
             return _finding("none, the network reads no label", "fine", "fine")
+        if read := [name for name in contract.data.nulls if name in keys]:
+            return _finding(f"scales {limits}, against no {', '.join(read)}", "fine", "fine")
         return _finding(
             f"the contract allows scales {limits}, but the network reads no label",
             "warn",

@@ -340,11 +340,12 @@ def _like(data: str, made: DataSpec) -> dict[str, Any]:
 
 
 def _check_made(name: str, data: Dataset, made: DataSpec, further: str) -> None:
-    if not made.fits(data.shape) or data.labels != made.labels:
+    same = made.fits(data.shape)
+    if not same or data.labels != made.labels:
+        ours, theirs = (f" with {n} labels" if same else "" for n in (made.labels, data.labels))
         raise UsageError(
-            f"the model draws {tuple(made.shape)} with {made.labels} labels, {name} is "
-            f"{tuple(data.shape)} with {data.labels}; give its training data with --data "
-            f"{further}"
+            f"the model draws {tuple(made.shape)}{ours}, {name} is {tuple(data.shape)}{theirs}; "
+            f"give its training data with --data {further}"
         )
     check_classes("the model", made, name, spec_of(data))
 

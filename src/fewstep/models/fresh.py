@@ -60,6 +60,14 @@ def fresh_network(
             raise UsageError(
                 f"the network {kind} cannot read {conditions}; take --network {' or '.join(able)}"
             )
+    unread = set(spec.conditions) - {"label", "mask"}
+    unread -= {name for names in inputs.values() if isinstance(names, dict) for name in names}
+    if unread:
+        name = min(unread)
+        raise UsageError(
+            f"no network reads the condition {name!r}, a {type(spec.conditions[name]).__name__}; "
+            "leave it out of the data, or train a network of your own in Python"
+        )
     with seeded(seed):
         return NETWORKS[kind](shape=spec.shape, classes=spec.labels, **given, **inputs)
 

@@ -41,7 +41,7 @@ class NetworkOptions:
     """
 
     network: NetworkName = "ddpmpp"
-    """Family of the network."""
+    """Family of a new network; a student with a teacher begins as the teacher instead."""
     width: Whole = None
     """Width of an mlp or dit."""
     channels: Whole = None
