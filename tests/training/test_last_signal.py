@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fewstep.errors import Interrupted
-from fewstep.system.status import rows_of, unfinished
+from fewstep.system.status import log_rows, unfinished
 from fewstep.training.train import train
 from survive import run_of
 
@@ -46,5 +46,5 @@ def test_a_signal_in_an_evaluation_stops_the_run(at, number, tmp_path):
 
 def evaluations(run):
     """The evaluations in a run's log."""
-    rows = rows_of(run / "log.jsonl")
+    rows = log_rows(run / "log.jsonl")
     return [(row["step"], row["eval/sum"]) for row in rows if "eval/sum" in row]

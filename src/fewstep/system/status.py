@@ -102,7 +102,7 @@ def status(run: str | Path) -> Status:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{record} is damaged ({error!r})") from error
     log = run / "log.jsonl"
-    rows = rows_of(log)
+    rows = log_rows(log)
     named = next((row for row in reversed(rows) if "loss" in row), {})
     # A row after a save or a picture counts these in its rate; most rows do not.
     rates = [row["steps_per_second"] for row in rows[-11:] if "steps_per_second" in row]
@@ -147,7 +147,7 @@ def unfinished(folder: str | Path) -> str | None:
     )
 
 
-def rows_of(log: Path) -> list[dict[str, Any]]:
+def log_rows(log: Path) -> list[dict[str, Any]]:
     """Whole rows; a living or killed process may leave half of the last one."""
     rows = []
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:

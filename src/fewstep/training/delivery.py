@@ -10,7 +10,7 @@ from fewstep.contract import Contract
 from fewstep.core import UsageError
 from fewstep.data import spec_of
 from fewstep.model import Model
-from fewstep.system.status import rows_of
+from fewstep.system.status import log_rows
 from fewstep.training.announce import card
 from fewstep.training.config import Run
 from fewstep.training.folder import RunFolder
@@ -79,7 +79,7 @@ class Best:
             )
         self.value: float | None = None
         self.warned = False
-        for row in rows_of(folder.log) if self.metric else []:
+        for row in log_rows(folder.log) if self.metric else []:
             if row["step"] <= start:
                 given = {k.removeprefix("eval/"): v for k, v in row.items() if "eval/" in k}
                 self.improved(given)

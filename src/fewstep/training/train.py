@@ -20,7 +20,7 @@ from fewstep.model import Model
 from fewstep.models.spec import denoiser_spec
 from fewstep.system.devices import usable_device
 from fewstep.system.processes import World, joined
-from fewstep.system.status import rows_of
+from fewstep.system.status import log_rows
 from fewstep.training import checkpoints, first
 from fewstep.training.announce import cautions, header, plan, teachers_faults
 from fewstep.training.check import check, check_derivative
@@ -227,7 +227,7 @@ def _left_out(
     picture = folder.samples / f"{step:09d}.png"
     draw = config.sample_every > 0 and (last or step % config.sample_every == 0)
     evaluate = config.evaluate_every > 0 and step % config.evaluate_every == 0
-    there = {name for row in rows_of(folder.log) if row["step"] == step for name in row}
+    there = {name for row in log_rows(folder.log) if row["step"] == step for name in row}
     if world.agreed(draw and not picture.exists()):
         pictures.draw()
     if world.agreed(evaluate and not any(name.startswith("eval/") for name in there)):
