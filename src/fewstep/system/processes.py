@@ -7,6 +7,7 @@ Launched by ``torchrun``, or by anything that sets RANK, WORLD_SIZE, MASTER_ADDR
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,3 +126,6 @@ def joined() -> Iterator[World]:
         dist.barrier()  # nobody leaves while another still speaks to them
     finally:
         dist.destroy_process_group()
+        # Gloo's threads outlive the group (torch 2.13). One that still drops a tensor of Python
+        # while the interpreter ends aborts the process (pytorch/pytorch#179291).
+        time.sleep(0.2)
