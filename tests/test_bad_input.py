@@ -183,6 +183,22 @@ MESSAGES = {
     "dropout of the MLP": (f"train digits-edm --width 8 {QUICK} --dropout 2", "dropout", "2"),
     "sigma data 0": (f"train edm --data {{images}} {UNET} --sigma-data 0", "sigma", "0"),
     "sigma data nan": (f"train edm --data {{images}} {UNET} --sigma-data nan", "sigma", "nan"),
+    "width beside a teacher": (
+        f"train digits-cd {QUICK} --width 8",
+        "--width describes a new network",
+        "digits-edm",
+        "--teacher none",
+    ),
+    "network beside a teacher": (
+        f"train digits-cd {QUICK} --network ddpmpp",
+        "--network describes a new network",
+        "digits-edm",
+    ),
+    "sigma data beside a teacher": (
+        f"train digits-cd {QUICK} --sigma-data 0.3",
+        "--sigma-data 0.3 contradicts the teacher",
+        "leave it out",
+    ),
     # Methods.
     "points negative": (f"train toy-cd --teacher {{toy}} {QUICK} --points -3", "points", "-3"),
     "points 1": (f"train toy-cd --teacher {{toy}} {QUICK} --points 1", "points", "1"),

@@ -114,13 +114,23 @@ class Recipe(Generic[Options]):
         return replace(self, train=settings, **changed)
 
     def check(self) -> None:
-        """Refuse a teacher that does not exist; this imports no torch.
+        """Refuse a teacher that does not exist, or sizes beside it; this imports no torch.
 
         Raises:
-            UsageError: neither a folder nor a bundled model has its name.
+            UsageError: neither a folder nor a bundled model has its name, or an option describes
+                another network than the teacher's.
         """
-        if self.start.teacher != NONE:
-            check_teacher(self.start.teacher, self.place.trained_by(self.method))
+        if self.start.teacher == NONE:
+            return
+        usual = recipe(self.name).network
+        for name in (f.name for f in fields(usual)):
+            if getattr(self.network, name) != getattr(usual, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} describes a new network, but the student starts "
+                    f"with the network of the teacher {self.start.teacher}; leave it out, or give "
+                    f"--teacher {NONE}"
+                )
+        check_teacher(self.start.teacher, self.place.trained_by(self.method))
 
     def build(self) -> Run:
         """The run: data, networks, objective, averages and report.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ from fewstep.paths import Path, VarianceExploding
 from fewstep.recipes.method import MethodOptions
 from fewstep.recipes.options import NONE
 from fewstep.recipes.recipe import Recipe
-from fewstep.recipes.records import upgraded
+from fewstep.recipes.records import own_data, upgraded
 from fewstep.teachers import guided, levels, read, teacher_of
 from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.checkpoints import fingerprint
@@ -222,7 +223,7 @@ class Start:
             averages=averages(recipe),
             finish=report(recipe.data.data, teacher, time.perf_counter()) if reports else None,
             watch=watch(recipe.data.data) if reports else None,
-            note="" if self.model is None else f"teacher: {find(recipe.start.teacher)}",
+            note="" if self.model is None else _teachers_note(recipe),
             augment=augmentation(recipe),
             sampling_times=self.sampling_times(objective.student.path) if free else {},
             teacher=self.model,
@@ -246,6 +247,7 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
     if options.teacher != NONE:
         model = teacher_of(spec, options.teacher, trained_by, method.after)
         source = read(model, options.teacher)
+        _check_sigma_data(recipe, source)
     elif method.scratch:
         sizes = {f.name: getattr(recipe.network, f.name) for f in fields(recipe.network)}
         kind, augments = sizes.pop("network"), recipe.augment.augment > 0
@@ -274,6 +276,32 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         drop=ConditionDrop(options.condition_drop, nulls) if drops else None,
     )
     return start.with_pairs(str(recipe.arguments().get("pairs", "")))
+
+
+def _check_sigma_data(recipe: Recipe[MethodOptions], source: Denoiser) -> None:
+    """Refuse an option that an EDM teacher's own value would silently replace."""
+    scalings, given = source.preconditioning, recipe.start.sigma_data
+    if not isinstance(scalings, EDM) or given in {
+        recipe.place.start.sigma_data,
+        scalings.sigma_data,
+    }:
+        return
+    raise UsageError(
+        f"--sigma-data {given:g} contradicts the teacher, whose network was made for "
+        f"{scalings.sigma_data:g}; leave it out"
+    )
+
+
+def _teachers_note(recipe: Recipe[MethodOptions]) -> str:
+    """Where the teacher lies, and what it learned from, where that is other data."""
+    name, data = recipe.start.teacher, recipe.data.data
+    note = f"teacher: {find(name)}"
+    try:
+        learned_from = own_data(name)
+    except UsageError:  # its data is not on record
+        return note
+    same = learned_from == data or os.path.realpath(learned_from) == os.path.realpath(data)
+    return note if same else f"{note}, which learned from {learned_from} and not from {data}"
 
 
 def averages(recipe: Recipe[MethodOptions]) -> dict[str, Rule]:

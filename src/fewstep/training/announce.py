@@ -95,7 +95,10 @@ def teachers_faults(run: Run) -> list[str]:
         examination = quick(run.teacher, run.data)
     except UsageError as error:
         return [f"teacher: not examined: {error}"]
-    return [f"teacher: {one}" for one in (*examination.of("stop"), *examination.of("warn"))]
+    faults = [f"teacher: {one}" for one in (*examination.of("stop"), *examination.of("warn"))]
+    if not examination.distillable:
+        faults.append("training goes on all the same; fewstep doctor says more of the teacher")
+    return faults
 
 
 def plan(run: Run, record: dict[str, Any], trainer: Trainer, out: Path) -> str:
