@@ -60,6 +60,28 @@ def test_figures_of_the_digits_are_those_of_the_comparison():
         )
 
 
+def test_the_report_of_the_digits_has_the_numbers_of_its_page():
+    report = (ROOT / "docs" / "compare-digits.html").read_text()
+    assert '<meta name="viewport"' in report
+    assert "fewstep compare --data digits" in report
+    shown = {
+        title: [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td.*?</td>", cells)]
+        for title, cells in re.findall(r'<th scope="row">(.*?)</th>(.*)</tr>', report)
+    }
+    page = (ROOT / "docs" / "compare.md").read_text()
+    rows = [
+        line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\|.* ± ", line)
+    ]
+    assert len(rows) == len(shown) - 2
+    for title, *cells in rows:
+        _, one, two, four, _, nn, seconds, samples, *_ = shown[title]
+        assert cells[:3] == [one, two, four], title
+        assert float(cells[3]) == pytest.approx(float(nn), abs=0.0051)
+        assert cells[4:6] == [seconds, samples], title
+    for title in ("teacher", "floor"):
+        assert f"| {title} | {shown[title][0]} | {shown[title][1]} |".replace("  ", " ") in page
+
+
 def test_method_files_are_short():
     for file in (ROOT / "src" / "fewstep" / "objectives").glob("*.py"):
         assert len(file.read_text().splitlines()) <= 200, file.name
