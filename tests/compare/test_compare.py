@@ -143,7 +143,7 @@ def test_a_method_runs_beside_itself_with_other_options(teacher, tmp_path, capsy
     assert [told["pcm"]["fd"][n] is None for n in STEPS] == [True, True, False]
     assert [told["pcm+phases=2"]["fd"][n] is None for n in STEPS] == [True, False, True]
     assert told["pcm+phases=2"]["settings"][0]["phases"] == 2
-    assert "<td>PCM, phases 2</td>" in (tmp_path / "report.html").read_text()
+    assert ">PCM, phases 2</th>" in (tmp_path / "report.html").read_text()
 
 
 def test_a_method_that_fails_is_told_and_the_others_go_on(study):
@@ -245,7 +245,9 @@ def test_a_finished_study_is_not_trained_again(study, teacher, tmp_path, capsys,
     assert outcome.code == 0
     # Only what failed is tried again.
     assert all("ict" in told or "Doubling" in told for told in outcome.err.splitlines())
-    assert read(out) == read(study[0])
+    # The copy has another folder, and the retry may be of another day.
+    own = {"command": None, "date": None}
+    assert read(out) | own == read(study[0]) | own
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fewstep.pairs import make
 from fewstep.recipes.options import NONE
 from fewstep.system.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.training.checkpoints import fingerprint
+from fewstep.version import __version__
 
 TEACHER_STEPS = 18
 
@@ -109,7 +111,8 @@ class Study:
                     (place / "failed.txt").write_text(traceback.format_exc(), encoding="utf-8")
                     _say(f"    failed: {found['failed'].splitlines()[0]}")
                 failed += [found["failed"]] if "failed" in found else []
-                write_json(result, found)
+                made = {"date": datetime.now(UTC).date().isoformat(), "fewstep": __version__}
+                write_json(result, found | made)
             write_report(plan, common, out)
         if len(failed) == len(rounds):
             raise UsageError(
