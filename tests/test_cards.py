@@ -90,7 +90,7 @@ def test_a_card_says_what_is_not_known(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["renoise", "ode"])
-@pytest.mark.parametrize("name", ["m", "with space", "it's"])
+@pytest.mark.parametrize("name", ["m", "with space", "it's", 'a "quoted"', "ümlaut"])
 def test_the_calls_of_a_card_run(kind, name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = model_of(kind=kind)
@@ -138,6 +138,13 @@ def test_networks_of_the_user(tmp_path):
     # Nobody can sample it without its condition; it is saved all the same, without a picture.
     assert "samples.png" not in card
     assert load(folder, network=Mine(), device="cpu").sample(1, cond={"obs": [1.0]}).shape[0] == 1
+
+
+def test_a_model_without_any_times_is_saved(tmp_path):
+    model = model_of()
+    sampling = Sampling(start=Start(t=80.0, std=80.0), kind="renoise")
+    model.contract = model.contract.model_copy(update={"sampling": sampling})
+    assert "samples.png" not in card_of(model.save(tmp_path / "m"))
 
 
 @pytest.mark.parametrize(("shape", "small"), [((1, 8, 8), False), ((3, 96, 96), True)])
@@ -252,7 +259,7 @@ def test_the_card_of_a_run_with_a_report_has_its_numbers(tmp_path, capsys, monke
 @pytest.mark.parametrize("name", ["digits-cd", "digits-edm"])
 def test_the_bundled_models_have_cards(name):
     card = card_of(find(name))
-    assert f"fewstep.load('{name}')" in block(card, "python")
+    assert f'fewstep.load("{name}")' in block(card, "python")
     assert "UCI, CC BY 4.0" in card
     assert "| floor |" in card
     assert "## Licence\n\nApache-2.0" in card

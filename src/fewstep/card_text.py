@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -136,7 +137,7 @@ def _calls(contract: Contract, place: str, steps: int, custom: str | None) -> tu
     length = None if free is None else data.shape[-1] or getattr(free, "length", None) or 64
     lengths = "" if length is None else f", lengths={length}"
     python = (
-        f"import fewstep\n\nmodel = fewstep.load({place!r}{network})\n"
+        f"import fewstep\n\nmodel = fewstep.load({json.dumps(place)}{network})\n"
         f"x = model.sample({SHOWN}, steps={steps}, seed=0{lengths})  # ({SHOWN}, {shape})"
     )
     if custom:

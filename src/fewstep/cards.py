@@ -73,12 +73,16 @@ def write(
     else:
         with whole_file(folder / PICTURE) as fresh:
             fresh.write_bytes(_small(grid(x)))
+    try:
+        steps, calls = len(model.times()), model.calls()
+    except UsageError:  # a contract without any times, which is saved all the same
+        steps, calls = 1, 1
     markdown = text(
         model.card if card is None else card,
         model.contract,
         str(folder) if place is None else place,
-        steps=len(model.times()),
-        calls=model.calls(),
+        steps=steps,
+        calls=calls,
         custom=custom_network(model.denoiser),
         shown=0 if x is None else len(x),
         numbers=numbers,
@@ -100,9 +104,9 @@ def _drawn(sample: Callable[..., Tensor], data: DataSpec, n: int) -> Tensor | No
         return None
     try:
         return sample(n, seed=0)
-    except (UsageError, RuntimeError):
-        # Its network needs conditions that only its user knows, or there is too little memory: the
-        # weights are saved all the same.
+    except Exception:  # networks of users raise all kinds
+        # It needs conditions that only its user knows, or too much memory: the weights are saved
+        # all the same.
         return None
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tyro
 
 import fewstep
 from fewstep.errors import UsageError
 from fewstep.recipes import recipe
+from fewstep.recipes.options import AverageOptions, NetworkOptions
 from fewstep.training.checkpoints import fingerprint
 from tiny import build, settings
 
@@ -90,6 +92,13 @@ def test_impossible_shares_are_refused_at_once(option, value):
     said = rf"--{option.replace('_', '-')} must lie in \[0, 1\), got"
     with pytest.raises(UsageError, match=said):
         recipe("digits-edm").change(**{option: value})
+
+
+def test_lists_on_the_command_line():
+    for words, value in ((["16", "32"], (16, 32)), (["None"], None), (["7"], (7,))):
+        assert tyro.cli(NetworkOptions, args=["--widths", *words]).widths == value
+    assert tyro.cli(AverageOptions, args=["--rates", "0.9", "0.99"]).rates == (0.9, 0.99)
+    assert tyro.cli(AverageOptions, args=[]).rates == (0.999,)
 
 
 def test_possible_values_are_taken():
