@@ -114,9 +114,7 @@ def test_a_model_of_two_networks_is_one_graph(files):
     spec = DataSpec(shape=(2,), range=None, conditions={"label": Label(classes=3)})
     start = Start(t=80.0, std=80.0)
     sampling = Sampling(start=start, kind="renoise", times={1: (80.0,)}, any_times=True)
-    one = Model(
-        Switched(low, high, 1.0), Contract(method="tcm", data=spec, sampling=sampling)
-    )
+    one = Model(Switched(low, high, 1.0), Contract(method="tcm", data=spec, sampling=sampling))
     file = files / "switched.onnx"
     write_onnx(
         evaluated(DenoiserGraph(one.denoiser)), examples(one.denoiser, one.contract, 2), file
@@ -124,7 +122,9 @@ def test_a_model_of_two_networks_is_one_graph(files):
     run = EngineDenoiser(one.denoiser, open_onnx(file))
     x, t = torch.randn(6, 2), torch.tensor([0.01, 0.5, 0.999, 1.0, 3.0, 80.0])
     cond = {"label": torch.tensor([0, 1, 2, 3, 0, 1])}
-    torch.testing.assert_close(run(x, t, None, cond), one.denoiser(x, t, None, cond), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        run(x, t, None, cond), one.denoiser(x, t, None, cond), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
@@ -142,9 +142,7 @@ def test_the_card_and_the_contract_lie_beside_the_graph(to, tmp_path, capsys, mo
     room: dict = {}
     exec(compile(code, "card", "exec"), room)
     x, t = torch.from_numpy(room["x"]).float(), torch.full((4,), 80.0)
-    right = library.load("digits-cd", device="cpu").denoiser(
-        x, t, None, {"label": torch.arange(4)}
-    )
+    right = library.load("digits-cd", device="cpu").denoiser(x, t, None, {"label": torch.arange(4)})
     np.testing.assert_allclose(room["x0"], right.numpy(), atol=1e-5)
 
 
@@ -203,7 +201,7 @@ def test_small_constants_stay_in_the_graph(files):
 def test_the_graph_holds_no_path_of_the_machine(tmp_path):
     export(library.load("digits-cd", device="cpu"), "onnx", tmp_path / "out")
     content = (tmp_path / "out" / "model.onnx").read_bytes()
-    for word in (b"site-packages", b"/src/", str(Path.cwd()).encode(), b"File \""):
+    for word in (b"site-packages", b"/src/", str(Path.cwd()).encode(), b'File "'):
         assert word not in content
 
 
@@ -262,17 +260,71 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path, capsys):
 
     import importlib
 
-    monkeypatch.setattr(
-        importlib, "import_module", lambda name: without(name)
-    )
+    monkeypatch.setattr(importlib, "import_module", lambda name: without(name))
     outcome = fewstep(capsys, "export", "digits-cd", "--to", "onnx", "--out", tmp_path / "out")
     assert outcome.code == 2
     assert "pip install 'fewstep[onnx]'" in outcome.err
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def shipped(tmp_path):
+    """A model folder of one's own."""
+    return library.load("digits-cd", device="cpu").save(tmp_path / "model")
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_the_same_call_gives_the_same_samples(engine, shipped, tmp_path, capsys):
+    eager = library.load(shipped, device="cpu")
+    run = library.load(shipped, engine=engine)
+    given = {"n": 5, "steps": 2, "seed": 3, "label": 7}
+    torch.testing.assert_close(run.sample(**given), eager.sample(**given), atol=2e-5, rtol=0)
+    (graph,) = (shipped / "engines").iterdir()
+    made = graph.stat().st_mtime_ns
+    out = tmp_path / "x.npz"
+    args = ("sample", shipped, "--engine", engine, "-n", 5, "--steps", 2, "--seed", 3)
+    outcome = fewstep(capsys, *args, "--label", 7, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert graph.stat().st_mtime_ns == made  # exported once
+    np.testing.assert_allclose(np.load(out)["x"], eager.sample(**given).numpy(), atol=2e-5)
+
+
+def test_guidance_and_the_solver_work_through_an_engine(tmp_path):
+    folder = library.load("digits-edm", device="cpu").save(tmp_path / "model")
+    eager, run = library.load(folder, device="cpu"), library.load(folder, engine="onnx")
+    given = {"n": 3, "steps": 4, "guidance": 2.0}
+    torch.testing.assert_close(run.sample(**given), eager.sample(**given), atol=1e-4, rtol=0)
+
+
+def test_a_graph_of_other_weights_is_not_used(shipped):
+    library.load(shipped, engine="onnx")
+    one = library.load(shipped, device="cpu")
+    with torch.no_grad():
+        for p in one.denoiser.parameters():
+            p.mul_(1.1)
+    (old,) = (shipped / "engines").iterdir()
+    kept = old.read_bytes()
+    one.save(shipped)
+    (shipped / "engines").mkdir()
+    old.write_bytes(kept)
+    torch.testing.assert_close(
+        library.load(shipped, engine="onnx").sample(2), one.sample(2), atol=2e-5, rtol=0
+    )
+
+
+def test_a_bundled_model_keeps_its_graph_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.load("digits-cd", engine="onnx")
+    assert len([*(tmp_path / "fewstep" / "engines").iterdir()]) == 1
+
+
+def test_an_exported_engine_runs_on_the_cpu_alone():
+    with pytest.raises(UsageError, match="runs on the CPU"):
+        library.load("digits-cd", engine="onnx", device="cuda")
+
+
 def test_engines_are_named():
     assert ENGINES == ("eager", "compile", "onnx", "openvino")
     one = library.load("digits-cd", device="cpu")
     with pytest.raises(UsageError, match="did you mean 'onnx'"):
-        run_by("onxx", one.denoiser, one.contract, Path("."), "")
+        run_by("onxx", one.denoiser, one.contract, Path())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tyro
@@ -16,6 +18,7 @@ from fewstep.cli.check import check
 from fewstep.cli.compare import compare
 from fewstep.cli.doctor import doctor
 from fewstep.cli.evaluate import evaluate
+from fewstep.cli.export import export
 from fewstep.cli.pairs import pairs
 from fewstep.cli.prepare import prepare
 from fewstep.cli.recipes import show_recipes
@@ -23,7 +26,7 @@ from fewstep.cli.sample import sample
 from fewstep.cli.search import search
 from fewstep.cli.status import status
 from fewstep.cli.train import train_recipe
-from fewstep.errors import Interrupted, UsageError, nearest
+from fewstep.errors import Interrupted, UsageError, UsageWarning, nearest
 from fewstep.system.files import TEMPORARY
 
 USAGE = """\
@@ -38,6 +41,7 @@ fewstep: generative models that need one to four network calls
   fewstep compare --data digits --budget 60s    every method on equal terms
   fewstep search MODEL --steps 2,3,4            better times for few steps
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
+  fewstep export MODEL --to onnx --out DIR      for other programs, compared with torch at once
   fewstep bench                                 what the library costs on this machine
   fewstep data check SOURCE                     what would be read, and a picture of it
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
@@ -54,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        _dispatch(args)
+        with _plain_warnings():
+            _dispatch(args)
     except UsageError as error:
         _stop(debug, str(error), 2)
     except BrokenPipeError:
@@ -73,6 +78,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         _stop(debug, "interrupted", 130)
     except RuntimeError as error:
         _runtime(debug, error)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print the library's warnings about what was asked for as a line of their own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UsageWarning)
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **further: Any) -> None:
+            if issubclass(category, UsageWarning):
+                print(f"note: {message}", file=sys.stderr, flush=True)
+            else:
+                usual(message, category, *place, **further)
+
+        warnings.showwarning = show
+        yield
 
 
 _OF_THE_DISK = {
@@ -118,6 +140,7 @@ def _dispatch(args: list[str]) -> None:
         "train": train_recipe,
         "sample": lambda rest: _call("fewstep sample", sample, rest),
         "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
+        "export": lambda rest: _call("fewstep export", export, rest),
         "status": lambda rest: _call("fewstep status", status, rest),
         "doctor": lambda rest: _call("fewstep doctor", doctor, rest),
         "average": lambda rest: _call("fewstep average", average, rest),

@@ -44,7 +44,7 @@ class Study:
 
     plan: Plan
 
-    def run(self, out: Path) -> Path:
+    def run(self, out: str | Path) -> Path:
         """Train and judge what is not done yet, and write the report.
 
         Args:
@@ -53,6 +53,7 @@ class Study:
         Returns:
             The report's HTML page.
         """
+        out = Path(out)
         teacher = self._teacher()
         threads = self.plan.place.train.threads
         if threads:

@@ -33,7 +33,7 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 
 
 def run_by(
-    engine: str, denoiser: AbstractDenoiser, contract: Contract, folder: Path, digest: str
+    engine: str, denoiser: AbstractDenoiser, contract: Contract, folder: Path
 ) -> AbstractDenoiser:
     """The denoiser, run by an engine.
 
@@ -44,7 +44,6 @@ def run_by(
         denoiser: on the CPU for the last two.
         contract: its data gives the inputs that the graph is exported and checked with.
         folder: the model folder, beside whose files the exported graph is kept.
-        digest: of the weights; a graph of other weights is not used.
 
     Raises:
         UsageError: there is no such engine, its extra is not installed, or its answers differ from
@@ -57,4 +56,4 @@ def run_by(
     if engine == "compile":
         return CompiledDenoiser(denoiser)
     opened = {"onnx": open_onnx, "openvino": open_openvino}[engine]
-    return EngineDenoiser(denoiser, opened(cached(denoiser, contract, folder, digest)))
+    return EngineDenoiser(denoiser, opened(cached(denoiser, contract, folder)))

@@ -24,7 +24,7 @@ FOLDER = "engines"
 """The folder of exported graphs in a model folder."""
 
 
-def cached(denoiser: AbstractDenoiser, contract: Contract, folder: Path, digest: str) -> Path:
+def cached(denoiser: AbstractDenoiser, contract: Contract, folder: Path) -> Path:
     """The file of a denoiser's graph, which is exported and compared with torch if it is new.
 
     It lies in the model folder, or in the user's cache: that of a bundled model, and where the
@@ -33,7 +33,9 @@ def cached(denoiser: AbstractDenoiser, contract: Contract, folder: Path, digest:
     Raises:
         UsageError: it cannot be exported, or does not answer as torch does.
     """
-    key = hashlib.sha256(f"{digest} {__version__} {torch.__version__} {OPSET}".encode())
+    # config.json has the hash of the weights.
+    own = (folder / "config.json").read_bytes()
+    key = hashlib.sha256(own + f"{__version__} {torch.__version__} {OPSET}".encode())
     name = f"{key.hexdigest()[:16]}.onnx"
     places = [_cache()] if _PACKAGE in folder.resolve().parents else [folder / FOLDER, _cache()]
     for place in places:

@@ -111,7 +111,9 @@ def examples(denoiser: AbstractDenoiser, contract: Contract, n: int) -> dict[str
         x[3] = x[2]
     inputs = {"x": x.float(), "t": t.float()}
     if denoiser.two_time:
-        inputs["s"] = (t * torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)[torch.arange(n) % 3]).float()
+        inputs["s"] = (
+            t * torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)[torch.arange(n) % 3]
+        ).float()
     values = data.defaults(range(n))
     for key in denoiser.cond_keys:
         value = values.get(key, torch.ones(n))  # a guidance scale that the network reads
@@ -130,5 +132,3 @@ def _lowest(denoiser: AbstractDenoiser, contract: Contract) -> float:
     x = torch.zeros((1, *shape), dtype=torch.float64)
     answer = denoiser(x, at, at if denoiser.two_time else None, cond)
     return t if bool(answer.isfinite().all()) else start / 1000
-
-

@@ -36,7 +36,9 @@ def notes(model: Model, to: str, steps: int | None) -> dict[str, Any]:
         "graph": "denoiser" if steps is None else "sampler",
         "fewstep": __version__,
         "contract": model.contract.model_dump(mode="json"),
-        "inputs": ["noise"] if steps is not None else ["x", "t", *(["s"] if model.denoiser.two_time else [])],
+        "inputs": ["noise"]
+        if steps is not None
+        else ["x", "t", *(["s"] if model.denoiser.two_time else [])],
         "conditions": [*model.denoiser.cond_keys],
         "times": {str(count): model.times(count) for count in wanted},
     }

@@ -242,8 +242,6 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         recipe.data.data, resolution=recipe.data.resolution, labels=recipe.data.labels
     )
     spec, model, trained_by = spec_of(data), None, recipe.place.trained_by(method)
-    if not 0 <= options.condition_drop < 1:
-        raise UsageError(f"--condition-drop must lie in [0, 1), got {options.condition_drop}")
     if options.teacher != NONE:
         model = teacher_of(spec, options.teacher, trained_by, method.after)
         source = read(model, options.teacher)
@@ -317,8 +315,6 @@ def averages(recipe: Recipe[MethodOptions]) -> dict[str, Rule]:
 def augmentation(recipe: Recipe[MethodOptions]) -> Augment | None:
     """What happens to each batch."""
     options = recipe.augment
-    if not 0 <= options.augment < 1:
-        raise UsageError(f"augment must lie in [0, 1), got {options.augment}")
     if options.augment:
         return EDMAugment(options.augment)
     return Flip() if options.flip else None
