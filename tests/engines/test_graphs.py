@@ -65,7 +65,6 @@ def test_every_network_answers_as_torch_does(name, files):
 
 
 def test_a_policy_s_network_is_exported_for_onnx_runtime(files):
-    """OpenVINO 2026.4 compiles Mish on no processor with AVX-512, and says so in one message."""
     torch.manual_seed(0)
     net = UNet1d((2, 16), widths=(8, 16), embedding=8, kernel=3, vectors={"pose": 4})
     with torch.no_grad():
@@ -77,10 +76,22 @@ def test_a_policy_s_network_is_exported_for_onnx_runtime(files):
         evaluated(DenoiserGraph(one.denoiser)), examples(one.denoiser, one.contract, 2), file
     )
     assert largest_error(one.denoiser, one.contract, open_onnx(file)) < 2e-5
-    try:
-        assert largest_error(one.denoiser, one.contract, open_openvino(file)) < 2e-5
-    except UsageError as error:
-        assert "OpenVINO cannot compile this network" in str(error)
+
+
+def test_what_openvino_cannot_compile_is_one_message(files, monkeypatch):
+    """OpenVINO 2026.4 has no code for Mish, for one, on some processors."""
+    one, file = model(built("mlp")), files / "refused.onnx"
+    inputs = examples(one.denoiser, one.contract, 2)
+    write_onnx(evaluated(DenoiserGraph(one.denoiser)), inputs, file)
+    session = open_openvino(file)
+
+    class Core:
+        def compile_model(self, *args):
+            raise RuntimeError("Exception from core.cpp:1:\nno code for Mish.\n")
+
+    monkeypatch.setattr(session, "_core", Core())
+    with pytest.raises(UsageError, match=r"\(no code for Mish\.\); use the engine onnx"):
+        session({key: value.numpy() for key, value in inputs.items()})
 
 
 def test_conditions_second_times_and_sequences_are_inputs(files):
@@ -174,10 +185,10 @@ class Forgetful(nn.Module):
     """A network that adds to its answer what an exporter takes for nothing."""
 
     cond_keys, two_time = (), False
-    options = {"shape": (2,)}
 
     def __init__(self) -> None:
         super().__init__()
+        self.options = {"shape": (2,)}
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, x, c_noise, s_noise=None, cond=None):
@@ -218,7 +229,7 @@ def test_weights_of_openvino_are_float32(tmp_path):
     one = model(ResidualMLP((2,), width=16, blocks=2), Flow(path=Linear()))
     with torch.no_grad():
         for p in one.denoiser.parameters():
-            p.fill_(1.0009765625 + 2**-20)  # is no float16
+            p.fill_(0.01)  # is no float16
     export(one, "openvino", tmp_path / "out")
     read = vino.Core().read_model(str(tmp_path / "out" / "model.xml"))
     kinds = {

@@ -12,7 +12,8 @@ from fewstep.errors import UsageError
 from fewstep.models import AbstractDenoiser
 
 LARGEST_ERROR = 1e-4
-"""Largest difference of an answer in the data's unit; float32 makes about a hundredth of it."""
+"""Largest difference of an answer, relative to the largest one where that exceeds 1; float32 makes
+about a hundredth of it."""
 BATCHES = (1, 2, 7)
 """Sizes of batches that are compared: an exporter may fix the one that it was shown."""
 
@@ -35,7 +36,7 @@ def largest_error(denoiser: AbstractDenoiser, contract: Contract, session: Sessi
 
 
 def difference(out: torch.Tensor, right: torch.Tensor) -> float:
-    """The largest difference of two answers.
+    """The largest difference of two answers, relative to the largest one where that exceeds 1.
 
     Raises:
         UsageError: it exceeds :data:`LARGEST_ERROR`, shapes differ, or only one is finite.
@@ -50,7 +51,8 @@ def difference(out: torch.Tensor, right: torch.Tensor) -> float:
             "the exported graph has answers that are not finite where torch's are, or the "
             "converse; use the engine eager or compile"
         )
-    error = float((out - right).abs().nan_to_num().max())
+    scale = max(1.0, float(right.abs().nan_to_num(posinf=0.0).max()))
+    error = float((out - right).abs().nan_to_num().max()) / scale
     if error > LARGEST_ERROR:
         raise UsageError(
             f"the exported graph differs from torch by {error:.2g}, more than {LARGEST_ERROR:g}; "
