@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.core import UsageError
 from fewstep.derivatives import jvp
 from fewstep.models.nets import ADM, DDPMpp, NCSNpp
-from fewstep.models.nets.adm import ADMBlock
+from fewstep.models.nets.adm_blocks import ADMBlock
 from fewstep.models.nets.blocks import resize_box, resize_fir
 from oracles import D, normal
 from small_nets import NETWORKS, ask, shaken

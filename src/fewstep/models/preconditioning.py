@@ -306,6 +306,50 @@ class ScoreMatching(Preconditioning):
         return Scalings(one, t, one, t.log() - math.log(2))
 
 
+@dataclass(frozen=True, kw_only=True)
+class NearestStep(Preconditioning):
+    """Improved DDPM (Nichol & Dhariwal 2021) in EDM's reading: D = x - t F at the nearest step.
+
+    The network predicts the noise on a cosine schedule of ``steps`` and sees the number of the step
+    whose noise level is nearest to ``t``, counted from data to noise.
+
+    Args:
+        steps: of the schedule.
+        ratio: the lowest ratio of signal between neighbouring steps (EDM's C_1).
+        offset: of the cosine (EDM's C_2).
+        path: times are noise levels.
+    """
+
+    home = VarianceExploding
+    steps: int = 1000
+    ratio: float = 0.001
+    offset: float = 0.008
+    path: Path = field(default_factory=lambda: VarianceExploding(0.0065, 20_000.0))
+
+    def coefficients(self, t: Time) -> Scalings:
+        """F predicts the noise; the network sees a whole number."""
+        one = torch.ones_like(t)
+        levels = cosine_levels(self.steps, self.ratio, self.offset).to(t)
+        step = (t[:, None] - levels).abs().argmin(1).to(t.dtype)
+        return Scalings(one, -t, (t**2 + 1).rsqrt(), self.steps - 1 - step)
+
+
+def cosine_levels(steps: int, ratio: float, offset: float) -> Tensor:
+    """The noise levels of a cosine schedule from noise to data, the last of which is 0.
+
+    Args:
+        steps: of the schedule.
+        ratio: the lowest ratio of signal between neighbouring steps.
+        offset: of the cosine.
+    """
+    angle = torch.arange(steps + 1, dtype=torch.float64) / steps / (1 + offset)
+    power = (angle * (math.pi / 2)).sin() ** 2
+    growth = -(power[:-1] / power[1:]).clamp(min=ratio).log()
+    # log(1 + level^2) grows from step to step by the logarithm of the ratio.
+    total = growth.flip(0).cumsum(0).flip(0)
+    return torch.cat([torch.expm1(total).sqrt(), torch.zeros(1, dtype=torch.float64)])
+
+
 PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
     "edm": EDM,
     "consistency_boundary": ConsistencyBoundary,
@@ -317,5 +361,6 @@ PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
     "flow": Flow,
     "trigflow": TrigFlow,
     "score": ScoreMatching,
+    "nearest_step": NearestStep,
     "reparametrised": Reparametrised,
 }

@@ -12,6 +12,8 @@ derivatives, targets and accumulated batches see one network.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -42,10 +44,25 @@ SIZES: dict[str, dict[str, Any]] = {
 
 HEAD = 64
 """Channels of an attention head."""
-LIMIT = 256.0
-"""Activations are clipped to it."""
-RESIDUAL = 0.3
-"""Share of the branch in every residual sum."""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How the branches of a network are weighted; the published networks have these shares.
+
+    Args:
+        residual: the share of the branch in every residual sum.
+        attention: the share of attention in its sum.
+        concat: the share of the skip where the decoder joins it.
+        label: the share of the label in the embedding.
+        limit: activations are clipped to it.
+    """
+
+    residual: float = 0.3
+    attention: float = 0.3
+    concat: float = 0.5
+    label: float = 0.5
+    limit: float = 256.0
 
 
 class EDM2Block(nn.Module):
@@ -61,6 +78,8 @@ class EDM2Block(nn.Module):
         resample: 0.5, 1 or 2, before everything else.
         attend: whether attention follows.
         dropout: probability.
+        head_channels: channels of an attention head; a narrower block has one head.
+        balance: of its sums.
     """
 
     def __init__(
@@ -73,10 +92,13 @@ class EDM2Block(nn.Module):
         resample: float = 1,
         attend: bool = False,
         dropout: float = 0.0,
+        head_channels: int = HEAD,
+        balance: Balance | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.resample, self.attend = encoder, resample, attend
-        self.heads = max(1, c_out // HEAD)
+        self.balance = balance or Balance()
+        self.heads = max(1, c_out // head_channels)
         if attend and c_out % self.heads:
             raise UsageError(f"EDM2: {c_out} channels do not split into {self.heads} heads")
         self.skip = MPConv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
@@ -98,10 +120,12 @@ class EDM2Block(nn.Module):
         scale_BC = 1 + self.modulate(embedding_BE, self.gain)
         h_BCHW = mp_silu(h_BCHW * scale_BC[:, :, None, None])
         h_BCHW = self.conv1(self.dropout(h_BCHW))
-        x_BCHW = mp_sum(x_BCHW if self.encoder else self.skip(x_BCHW), h_BCHW, RESIDUAL)
+        x_BCHW = mp_sum(
+            x_BCHW if self.encoder else self.skip(x_BCHW), h_BCHW, self.balance.residual
+        )
         if self.attend:
-            x_BCHW = mp_sum(x_BCHW, self._attended(x_BCHW), RESIDUAL)
-        return x_BCHW.clamp(-LIMIT, LIMIT)
+            x_BCHW = mp_sum(x_BCHW, self._attended(x_BCHW), self.balance.attention)
+        return x_BCHW.clamp(-self.balance.limit, self.balance.limit)
 
     def _attended(self, x_BCHW: Tensor) -> Tensor:
         # The 3C rows of qkv are ordered by head, then channel, then q, k, v.
@@ -132,6 +156,12 @@ class EDM2(AbstractNetwork):
         guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
         positional: time enters by a ladder of frequencies from 1 down, instead of by random ones:
             sCM's choice (Lu & Song 2025), since derivatives in time grow with the frequencies.
+        head_channels: channels of an attention head.
+        middle_attention: whether the middle attends, as in all published networks.
+        noise_multiplier: width of the embedding of time in units of ``channels``; 0 for the width
+            of the finest resolution, as in all published networks.
+        embedding_multiplier: width of the whole embedding, likewise; 0 for the largest width.
+        balance: the shares of :class:`Balance` that differ from the published networks', by name.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (EDM2Block,)
@@ -148,6 +178,11 @@ class EDM2(AbstractNetwork):
         two_time: bool = False,
         guidance: bool = False,
         positional: bool = False,
+        head_channels: int = HEAD,
+        middle_attention: bool = True,
+        noise_multiplier: int = 0,
+        embedding_multiplier: int = 0,
+        balance: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.options = {
@@ -162,6 +197,21 @@ class EDM2(AbstractNetwork):
             "guidance": guidance,
             "positional": positional,
         }
+        # Options of imported networks are recorded where they differ from the usual.
+        unusual = {
+            "head_channels": (head_channels, HEAD),
+            "middle_attention": (middle_attention, True),
+            "noise_multiplier": (noise_multiplier, 0),
+            "embedding_multiplier": (embedding_multiplier, 0),
+            "balance": (dict(balance or {}), {}),
+        }
+        self.options |= {name: own for name, (own, usual) in unusual.items() if own != usual}
+        if head_channels < 1 or noise_multiplier < 0 or embedding_multiplier < 0:
+            raise UsageError(
+                "EDM2: expected positive head_channels and no negative multipliers, got "
+                f"{head_channels}, {noise_multiplier} and {embedding_multiplier}"
+            )
+        self.balance = _balance(balance or {})
         if channels < 1 or blocks < 0 or not multipliers or min(multipliers) < 1:
             raise UsageError(
                 f"EDM2: expected positive channels and multipliers and no negative number of "
@@ -173,30 +223,31 @@ class EDM2(AbstractNetwork):
                 f"EDM2: {len(multipliers)} resolutions need an event (c, h, w) whose h and w are "
                 f"divisible by {unit}, got {tuple(shape)}"
             )
-        if (guidance or positional) and channels * multipliers[0] % 2:
+        noise = channels * (noise_multiplier or multipliers[0])
+        if (guidance or positional) and noise % 2:
             raise UsageError(
-                f"EDM2: a ladder of cosines and sines fills an even number of channels, got "
-                f"{channels * multipliers[0]}"
+                f"EDM2: a ladder of cosines and sines fills an even number of channels, got {noise}"
             )
         self.cond_keys = condition_keys(classes, guidance)
         self.two_time, self.classes = two_time, classes
         widths = [channels * m for m in multipliers]
-        width = max(widths)
+        width = channels * embedding_multiplier or max(widths)
 
-        ladder = PositionalEmbedding(widths[0], amplitude=math.sqrt(2))
-        self.fourier = ladder if positional else MPFourier(widths[0])
-        self.time = MPConv(widths[0], width)
+        ladder = PositionalEmbedding(noise, amplitude=math.sqrt(2))
+        self.fourier = ladder if positional else MPFourier(noise)
+        self.time = MPConv(noise, width)
         self.label = MPConv(classes, width) if classes else None
         if two_time:
-            self.end = MPConv(widths[0], width)
+            self.end = MPConv(noise, width)
             self.end_gain = nn.Parameter(torch.zeros(1))
         self.ladder = ladder if guidance else None
         if guidance:
-            self.guidance = MPConv(widths[0], width)
+            self.guidance = MPConv(noise, width)
             self.guidance_gain = nn.Parameter(torch.zeros(1))
 
         def block(c_in: int, c_out: int, encoder: bool, **own: Any) -> EDM2Block:
-            return EDM2Block(c_in, c_out, width, encoder=encoder, dropout=dropout, **own)
+            shared = {"dropout": dropout, "head_channels": head_channels, "balance": self.balance}
+            return EDM2Block(c_in, c_out, width, encoder=encoder, **shared, **own)
 
         self.first = MPConv(shape[0] + 1, widths[0], 3)
         now, skips = widths[0], [widths[0]]
@@ -211,7 +262,9 @@ class EDM2(AbstractNetwork):
                 now = c_out
                 skips.append(now)
 
-        self.middle = nn.ModuleList([block(now, now, False, attend=True), block(now, now, False)])
+        self.middle = nn.ModuleList(
+            [block(now, now, False, attend=middle_attention), block(now, now, False)]
+        )
         self.decoder = nn.ModuleList()
         for level, c_out in reversed([*enumerate(widths)]):
             if level < len(widths) - 1:
@@ -238,8 +291,11 @@ class EDM2(AbstractNetwork):
             h = block(h, embedding)
         for block in self.decoder:
             # Only the blocks that double the resolution take no skip.
-            h = block(h if block.resample == 2 else mp_cat(h, skips.pop()), embedding)
+            h = block(h if block.resample == 2 else self._joined(h, skips.pop()), embedding)
         return self.last(h, self.last_gain)
+
+    def _joined(self, h: Tensor, skip: Tensor) -> Tensor:
+        return mp_cat(h, skip, self.balance.concat)
 
     def _embedded(self, c_noise: Tensor, s_noise: Tensor | None, cond: Cond | None) -> Tensor:
         embedding_BE = self.time(self.fourier(c_noise))
@@ -257,7 +313,7 @@ class EDM2(AbstractNetwork):
         if self.label is not None:
             one_hot = F.one_hot(label_of(cond), self.classes + 1)[:, :-1].to(embedding_BE.dtype)
             label_BE = self.label(one_hot * math.sqrt(self.classes))
-            embedding_BE = mp_sum(embedding_BE, label_BE, 0.5)
+            embedding_BE = mp_sum(embedding_BE, label_BE, self.balance.label)
         return mp_silu(embedding_BE)
 
     def normalise_weights(self) -> None:
@@ -269,6 +325,19 @@ class EDM2(AbstractNetwork):
         for module in self.modules():
             if isinstance(module, MPConv):
                 module.normalise_weights()
+
+
+def _balance(given: Mapping[str, float]) -> Balance:
+    """The usual shares but for those that are given."""
+    unknown = [name for name in given if name not in asdict(Balance())]
+    balance = Balance() if unknown else Balance(**given)
+    shares = (balance.residual, balance.attention, balance.concat, balance.label)
+    if unknown or balance.limit <= 0 or not all(0 < share < 1 for share in shares):
+        raise UsageError(
+            f"EDM2: balance takes shares between 0 and 1 of {[*asdict(Balance())]} (limit is any "
+            f"positive number), got {dict(given)}"
+        )
+    return balance
 
 
 class Uncertainty(nn.Module):
