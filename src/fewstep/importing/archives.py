@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from fewstep.importing.storages import Lazy, Storage, sized
 
 LARGEST_JSON = 2**24
 """Bytes of a description in JSON; the largest indices have some hundred thousands."""
+
+DAMAGED = (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError, RuntimeError, struct.error)
+"""What Python's reader of zip files raises where one is damaged."""
 
 EXPECTED = (
     "expected a file of torch.save (.pt, .pth, .ckpt), a network pickle of NVIDIA's repositories "
@@ -63,7 +67,7 @@ def open_archive(source: Path) -> Archive:
         data = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         kind, content = _content(source, data)
-    except (Broken, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (Broken, *DAMAGED) as error:
         raise UsageError(f"{source} cannot be read: {error}; {EXPECTED}") from error
     return Archive(source, kind, content, size)
 
@@ -131,7 +135,7 @@ def _member(source: Path, name: str, count: int) -> bytes:
     try:
         with zipfile.ZipFile(source) as archive:
             return archive.read(name)[:count]
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise UsageError(f"{source} cannot be read: {error}; the file is damaged") from error
 
 

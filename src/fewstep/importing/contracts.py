@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -12,6 +13,19 @@ from fewstep.errors import UsageError
 from fewstep.importing.options import ImportOptions
 from fewstep.models.preconditioning import EDM, ConsistencyBoundary, Preconditioning
 from fewstep.paths import Path, VarianceExploding
+
+Kind = Literal["renoise", "deterministic", "gamma", "ode"]
+
+METHODS: dict[str, tuple[str, Kind]] = {
+    "edm": ("edm", "ode"),
+    "ddpm-linear": ("edm", "ode"),
+    "ddpm-cosine": ("edm", "ode"),
+    "consistency": ("consistency", "renoise"),
+    "consistency-plain": ("consistency", "renoise"),
+    "meanflow": ("meanflow", "deterministic"),
+    "ctm": ("ctm", "gamma"),
+}
+"""The method and the kind of sampling of each reading; networks of two times have the last two."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ def contract_of(
     latent: bool = False,
     guided: bool = False,
 ) -> Contract:
-    """The contract of a diffusion model, or of a consistency model.
+    """The contract of a model.
 
     Args:
         reading: what the network's output means.
@@ -92,13 +106,14 @@ def contract_of(
         )
     except ValidationError as error:
         raise UsageError("; ".join(e["msg"] for e in error.errors())) from error
-    consistency = reading.startswith("consistency")
+    method, kind = METHODS[reading]
     sampling = Sampling(
         start=Start(t=path.t_max, std=path.start_std()),
-        kind="renoise" if consistency else "ode",
-        times={1: (path.t_max,)} if consistency else {},
+        kind=kind,
+        times={} if kind == "ode" else {1: (path.t_max,)},
         any_times=True,
         grid="uniform" if reading.startswith("ddpm") else "karras",
         guidance=Guidance() if guided and classes else None,
+        gamma=0.0 if kind == "gamma" else None,
     )
-    return Contract(method="consistency" if consistency else "edm", data=data, sampling=sampling)
+    return Contract(method=method, data=data, sampling=sampling)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,49 @@ def lazy_tensor(storage: Storage, offset: Any, shape: Any, stride: Any) -> Lazy:
         )
 
     return Lazy(tuple(shape), storage.dtype, load)
+
+
+def merged(tensors: Mapping[str, Lazy], first: str, second: str) -> Lazy:
+    """One linear layer's tensor of two layers' whose answers are added.
+
+    Weights stand side by side, so that the layer reads both inputs; biases are added.
+
+    Args:
+        tensors: of the network, by name.
+        first: the name of one layer's weight or bias.
+        second: the name of the other layer's.
+
+    Raises:
+        UsageError: the two do not fit together.
+    """
+    one, other = tensors[first], tensors[second]
+    if len(one.shape) not in (1, 2) or one.shape[0] != other.shape[0] or one.dtype != other.dtype:
+        raise UsageError(f"{first} and {second} in the file do not fit together")
+    if len(one.shape) == 1:
+        return Lazy(one.shape, one.dtype, lambda: one.tensor() + other.tensor())
+    shape = (one.shape[0], one.shape[1] + other.shape[-1])
+    return Lazy(shape, one.dtype, lambda: torch.cat([one.tensor(), other.tensor()], dim=1))
+
+
+def sizes(tensors: Mapping[str, Lazy], name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor that a network must have.
+
+    Args:
+        tensors: of the network, by name.
+        name: of the tensor.
+        rank: the number of its dimensions.
+
+    Raises:
+        UsageError: it is missing, or has another number of dimensions, or none of its sizes.
+    """
+    tensor = tensors.get(name)
+    if tensor is None:
+        raise UsageError(f"the file's network has no tensor {name}")
+    if len(tensor.shape) != rank or 0 in tensor.shape:
+        raise UsageError(
+            f"{name} in the file has the shape {tensor.shape}, expected {rank} sizes above 0"
+        )
+    return tensor.shape
 
 
 def sized(name: Any, count: Any, available: int) -> tuple[torch.dtype, int]:

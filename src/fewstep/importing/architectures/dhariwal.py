@@ -19,7 +19,7 @@ from fewstep.importing.architectures.karras import (
 )
 from fewstep.importing.fitting import Description, Target
 from fewstep.importing.parts import Part
-from fewstep.importing.storages import Lazy
+from fewstep.importing.storages import Lazy, sizes
 
 AUGMENT = "it tells the network how a sample was augmented, and is zero when a model generates"
 
@@ -52,13 +52,13 @@ def dhariwal(
     }
     targets, unused = targets_of(tensors, modules, prefix)
     notes: list[str] = []
-    label = tensors.get("map_label.weight")
-    if label is not None:
+    classes = 0
+    if "map_label.weight" in tensors:
+        classes = sizes(tensors, "map_label.weight", 2)[1]
         targets[f"{prefix}map_label.weight"] = Target("map_label.weight", _transposed)
     if "map_augment.weight" in tensors:
         unused[f"{prefix}map_augment.weight"] = AUGMENT
-    out = tensors.get("out_conv.weight")
-    if out is not None and out.shape[0] == 2 * channels_in:
+    if sizes(tensors, "out_conv.weight", 4)[0] == 2 * channels_in:
         for name in ("out_conv.weight", "out_conv.bias"):
             targets[prefix + name] = Target(f"last.{name[9:]}", lambda t: t[:channels_in].clone())
         notes.append("the second half of the network's output, a learned variance, is left out")
@@ -75,7 +75,7 @@ def dhariwal(
         "blocks": shape.blocks,
         "attention": shape.attending,
         "dropout": dropout_of(parts),
-        "classes": label.shape[-1] if label is not None else 0,
+        "classes": classes,
         "embedding_multiplier": embedding // noise,
         "middle_attention": shape.middle_attention,
         **heads_option(parts),

@@ -14,7 +14,7 @@ from fewstep.importing.architectures.heads import heads_option
 from fewstep.importing.architectures.karras import module_names, targets_of, unet_shape
 from fewstep.importing.fitting import Description, Target
 from fewstep.importing.parts import Part
-from fewstep.importing.storages import Lazy
+from fewstep.importing.storages import Lazy, sizes
 from fewstep.models.nets.edm2 import Balance
 
 LAYERS = {
@@ -46,11 +46,8 @@ def edm2_unet(
         UsageError: it is no such network, or a variant that the library does not have.
     """
     shape = unet_shape(tensors, "conv_res0", "attn_qkv")
-    noise = tensors.get("emb_noise.weight")
-    label = tensors.get("emb_label.weight")
-    if noise is None or len(noise.shape) != 2:
-        raise UsageError("the file's network has no layer emb_noise, as EDM2's has")
-    embedding, wide = noise.shape
+    embedding, wide = sizes(tensors, "emb_noise.weight", 2)
+    classes = sizes(tensors, "emb_label.weight", 2)[1] if "emb_label.weight" in tensors else 0
     # The finest width is a multiple of the channels; the largest number that all widths share
     # describes the same network.
     channels = math.gcd(*shape.widths, embedding, wide)
@@ -71,7 +68,7 @@ def edm2_unet(
         "blocks": shape.blocks,
         "attention": shape.attending,
         "dropout": _shared(parts, "dropout", 0.0),
-        "classes": label.shape[1] if label is not None and len(label.shape) == 2 else 0,
+        "classes": classes,
         "middle_attention": shape.middle_attention,
         "noise_multiplier": 0 if wide == shape.widths[0] else wide // channels,
         "embedding_multiplier": 0 if embedding == max(shape.widths) else embedding // channels,

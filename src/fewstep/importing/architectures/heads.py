@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from fewstep.errors import UsageError
 from fewstep.importing.parts import Part
 
-HEAD = 64
-"""Channels of a head in all published networks."""
-
 
 def heads_option(parts: Mapping[str, Part]) -> dict[str, int]:
     """The option of a network by which all of these blocks have their heads.
@@ -20,14 +17,18 @@ def heads_option(parts: Mapping[str, Part]) -> dict[str, int]:
     pairs = []
     for name, part in parts.items():
         heads = part.attributes.get("num_heads")
-        weights = [c.tensors["weight"] for n, c in part.children.items() if "qkv" in n]
+        weights = [
+            c.tensors["weight"]
+            for n, c in part.children.items()
+            if "qkv" in n and "weight" in c.tensors
+        ]
         if weights:
-            channels = weights[0].shape[0] // 3
-            if type(heads) is not int or heads < 1 or channels % heads:
+            channels = weights[0].shape[0] // 3 if weights[0].shape else 0
+            if type(heads) is not int or heads < 1 or not channels or channels % heads:
                 raise UsageError(f"{name} in the file has {channels} channels in {heads!r} heads")
             pairs.append((channels, heads))
-    if all(max(1, channels // HEAD) == heads for channels, heads in pairs):
-        return {"head_channels": HEAD}
+    if not pairs:
+        return {}
     sizes = {channels // heads for channels, heads in pairs}
     if len(sizes) == 1:
         return {"head_channels": sizes.pop()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fewstep.errors import UsageError
 from fewstep.importing.fitting import Target
 from fewstep.importing.parts import Part
-from fewstep.importing.storages import Lazy
+from fewstep.importing.storages import Lazy, sizes
 
 FILTER = "the filter of resampling, which the model has in its code"
 
@@ -74,27 +74,25 @@ def unet_shape(
         UsageError: they are of no such network.
     """
     first = [
-        (int(match[1]), tensor)
-        for name, tensor in tensors.items()
+        int(match[1])
+        for name in tensors
         if (match := re.fullmatch(r"enc\.(\d{1,7})x\1_conv\.weight", name))
     ]
-    if len(first) != 1 or len(first[0][1].shape) != 4:
+    if len(first) != 1 or not first[0]:
         raise UsageError(
             "the file's network has no first convolution under the name that EDM's U-Nets give it"
         )
-    resolution, start = first[0]
+    resolution = first[0]
     levels = 1 + sum(bool(re.fullmatch(rf"enc\.\d+x\d+_down\.{conv}\.weight", n)) for n in tensors)
     level = [f"{resolution >> i}x{resolution >> i}" for i in range(levels)]
     blocks = sum(
         bool(re.fullmatch(rf"enc\.{level[0]}_block\d+\.{conv}\.weight", n)) for n in tensors
     )
-    widths = [tensors.get(f"enc.{name}_block0.{conv}.weight") for name in level]
-    if not blocks or any(width is None for width in widths):
-        raise UsageError("the file's network lacks blocks of one of its resolutions")
+    widths = [sizes(tensors, f"enc.{name}_block0.{conv}.weight", 4)[0] for name in level]
     return UNetShape(
         resolution=resolution,
-        channels_in=start.shape[1],
-        widths=tuple(width.shape[0] for width in widths if width is not None),
+        channels_in=sizes(tensors, f"enc.{level[0]}_conv.weight", 4)[1],
+        widths=tuple(widths),
         blocks=blocks,
         attention=tuple(f"enc.{name}_block0.{attention}.weight" in tensors for name in level),
         middle_attention=f"dec.{level[-1]}_in0.{attention}.weight" in tensors,
@@ -107,10 +105,8 @@ def embedding_widths(tensors: Mapping[str, Lazy]) -> tuple[int, int]:
     Raises:
         UsageError: there is no such layer.
     """
-    layer = tensors.get("map_layer0.weight")
-    if layer is None or len(layer.shape) != 2:
-        raise UsageError("the file's network has no layer map_layer0, as EDM's U-Nets have")
-    return layer.shape[1], layer.shape[0]
+    wide, narrow = sizes(tensors, "map_layer0.weight", 2)
+    return narrow, wide
 
 
 def module_names(shape: UNetShape) -> dict[str, str]:

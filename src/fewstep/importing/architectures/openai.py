@@ -11,11 +11,13 @@ from torch import Tensor
 from fewstep.errors import UsageError
 from fewstep.importing.fitting import Description, Target
 from fewstep.importing.options import ImportOptions
-from fewstep.importing.storages import Lazy
+from fewstep.importing.storages import Lazy, sizes
 
 EMBEDDINGS = {
     "time_embed.0": "map_layer0",
     "time_embed.2": "map_layer1",
+    "time_embed_s.0": "end_layer0",
+    "time_embed_s.2": "end_layer1",
     "label_emb": "map_label",
     "out.0": "last_norm",
     "out.2": "last",
@@ -80,10 +82,7 @@ def layout_of(tensors: Mapping[str, Lazy]) -> Layout:
     attention: list[bool] = []
     for level in range(levels):
         first = 1 + level * each
-        conv = tensors.get(f"input_blocks.{first}.0.in_layers.2.weight")
-        if conv is None:
-            raise UsageError("the file's network lacks a residual block of its encoder")
-        widths.append(conv.shape[0])
+        widths.append(sizes(tensors, f"input_blocks.{first}.0.in_layers.2.weight", 4)[0])
         attention.append(f"input_blocks.{first}.1.qkv.weight" in tensors)
     convolutions = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) for name in tensors)
     for i in range(1, inputs):
@@ -117,11 +116,11 @@ def openai_unet(tensors: Mapping[str, Lazy], options: ImportOptions) -> Descript
         UsageError: it is no such network, or an option is needed.
     """
     layout = layout_of(tensors)
-    needed = ("time_embed.0.weight", "out.2.weight", "input_blocks.0.0.weight")
-    if any(name not in tensors for name in needed):
-        raise UsageError(f"the file's network lacks one of {', '.join(needed)}")
-    embedding, channels = tensors["time_embed.0.weight"].shape
-    in_channels, out_channels = tensors[needed[2]].shape[1], tensors[needed[1]].shape[0]
+    embedding, channels = sizes(tensors, "time_embed.0.weight", 2)
+    in_channels = sizes(tensors, "input_blocks.0.0.weight", 4)[1]
+    halved = sizes(tensors, "out.2.weight", 4)[0] == 2 * in_channels
+    shifting = sizes(tensors, "middle_block.0.emb_layers.1.weight", 2)[0] == 2 * layout.widths[-1]
+    classes = sizes(tensors, "label_emb.weight", 2)[0] if "label_emb.weight" in tensors else 0
     if options.resolution is None:
         raise UsageError(
             "the file does not say how large its pictures are; give --resolution N, e.g. 64"
@@ -144,11 +143,8 @@ def openai_unet(tensors: Mapping[str, Lazy], options: ImportOptions) -> Descript
             targets[name] = Target(
                 f"{layout.modules[module]}.{last}", _change(name, tensors, options)
             )
-    halved = out_channels == 2 * in_channels
     for last in ("weight", "bias") if halved else ():
         targets[f"out.2.{last}"] = Target(f"last.{last}", lambda t: t[:in_channels].clone())
-    affine = tensors.get("middle_block.0.emb_layers.1.weight")
-    label = tensors.get("label_emb.weight")
     resolution = options.resolution
     spec = {
         "kind": "adm",
@@ -158,13 +154,15 @@ def openai_unet(tensors: Mapping[str, Lazy], options: ImportOptions) -> Descript
         "blocks": layout.blocks,
         "attention": [resolution >> n for n, attends in enumerate(layout.attention) if attends],
         "dropout": 0.0,
-        "classes": label.shape[0] if label is not None else 0,
-        "scale_shift": affine is not None and affine.shape[0] == 2 * layout.widths[-1],
+        "classes": classes,
+        "scale_shift": shifting,
         "embedding_multiplier": embedding // channels,
         "groups": GROUPS,
         "convolutions": layout.convolutions,
         **({"heads": options.heads} if options.heads else {"head_channels": options.head_channels}),
     }
+    if "time_embed_s.0.weight" in tensors:
+        spec |= {"two_time": True, "end": "separate"}
     return Description(spec, targets, {}, (VARIANCE,) if halved else ())
 
 

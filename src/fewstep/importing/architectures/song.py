@@ -17,14 +17,17 @@ from fewstep.importing.architectures.karras import (
 )
 from fewstep.importing.fitting import Description, Target
 from fewstep.importing.parts import Part
-from fewstep.importing.storages import Lazy
+from fewstep.importing.storages import Lazy, sizes
 
 EMBEDDINGS = {
     "map_layer0": "map_layer0",
     "map_layer1": "map_layer1",
     "map_label": "map_label.linear",
     "map_augment": "map_augment",
+    "map_layer0_s": "end_layer0",
+    "map_layer1_s": "end_layer1",
 }
+SCALE = "the learned uncertainty, which training needs and generating does not"
 
 
 def song(
@@ -43,7 +46,7 @@ def song(
     parts = parts or {}
     shape = unet_shape(tensors)
     noise, embedding = embedding_widths(tensors)
-    channels = tensors[f"enc.{shape.level(0)}_conv.weight"].shape[0]
+    channels = sizes(tensors, f"enc.{shape.level(0)}_conv.weight", 4)[0]
     fourier = "map_noise.freqs" in tensors
     pyramid = any(name.endswith("_aux_residual.weight") for name in tensors)
     extra = [n for n in tensors if "_aux_down" in n or "_aux_skip" in n or "_aux_up" in n]
@@ -52,7 +55,9 @@ def song(
             "the file's SongUNet mixes embeddings and encoders as no published network does; "
             "DDPM++ (positional, standard) and NCSN++ (fourier, residual) can be imported"
         )
-    if noise != channels * (1 + fourier) or embedding != 4 * channels:
+    separate = "map_layer0_s.weight" in tensors
+    joined = not fourier and not separate and noise == 2 * channels
+    if noise != channels * (1 + fourier + joined) or embedding != 4 * channels:
         raise UsageError(
             f"the file's SongUNet embeds time in {noise} and {embedding} channels; "
             f"the published networks of {channels} channels have {channels * (1 + fourier)} and "
@@ -77,7 +82,10 @@ def song(
     targets, unused = targets_of(tensors, modules, prefix)
     if fourier:
         targets[f"{prefix}map_noise.freqs"] = Target("map_noise.frequencies")
-    label, augment = (tensors.get(f"{name}.weight") for name in ("map_label", "map_augment"))
+    classes, augment = (
+        sizes(tensors, f"{name}.weight", 2)[1] if f"{name}.weight" in tensors else 0
+        for name in ("map_label", "map_augment")
+    )
     spec = {
         "kind": "ncsnpp" if fourier else "ddpmpp",
         "shape": [shape.channels_in, shape.resolution, shape.resolution],
@@ -86,7 +94,10 @@ def song(
         "blocks": shape.blocks,
         "attention": shape.attending,
         "dropout": dropout_of(parts),
-        "classes": label.shape[-1] if label is not None else 0,
-        "augment": augment.shape[-1] if augment is not None else 0,
+        "classes": classes,
+        "augment": augment,
     }
+    if separate or joined:
+        spec |= {"two_time": True, "end": "separate" if separate else "joined"}
+    unused |= {f"{prefix}{name}": SCALE for name in tensors if name.startswith("logvar_")}
     return Description(spec, targets, unused)

@@ -12,7 +12,9 @@ Shape suffixes as in ``blocks``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,6 +74,8 @@ class ADM(AbstractNetwork):
         asymmetric: whether those add zeros at the right and the lower border only.
         sin_first: whether sines of time come before cosines, as in DDPM.
         endpoint: whether the frequencies of time end on 1/10000, as in DDPM.
+        end: how a second time enters: ``added`` to the first, or ``separate``, by an embedding of
+            its own that blocks read beside the first's, as in CTM.
     """
 
     units = (ADMBlock,)
@@ -100,6 +104,7 @@ class ADM(AbstractNetwork):
         asymmetric: bool = False,
         sin_first: bool = False,
         endpoint: bool = False,
+        end: Literal["added", "separate"] = "added",
     ) -> None:
         super().__init__()
         self.options = {
@@ -127,6 +132,7 @@ class ADM(AbstractNetwork):
             "asymmetric": (asymmetric, False),
             "sin_first": (sin_first, False),
             "endpoint": (endpoint, False),
+            "end": (end, "added"),
         }
         self.options |= {name: own for name, (own, usual) in unusual.items() if own != usual}
         if min(head_channels, embedding_multiplier) < 1 or min(heads, groups) < 0 or eps <= 0:
@@ -135,6 +141,9 @@ class ADM(AbstractNetwork):
                 f"negative heads and groups, got {head_channels}, {embedding_multiplier}, {eps}, "
                 f"{heads} and {groups}"
             )
+        separate = end == "separate"
+        if separate and not two_time:
+            raise UsageError("ADM: end='separate' needs two_time=True")
         if double_norm and not scale_shift:
             raise UsageError("ADM: double_norm normalises scale and shift; keep scale_shift=True")
         check_unet("ADM", shape, channels, multipliers)
@@ -155,10 +164,14 @@ class ADM(AbstractNetwork):
         self.two_time = two_time
 
         self.map_noise = PositionalEmbedding(channels, endpoint=endpoint, sin_first=sin_first)
-        self.map_end = zero(nn.Linear(channels, channels, bias=False)) if two_time else None
+        self.map_end = (
+            zero(nn.Linear(channels, channels, bias=False)) if two_time and not separate else None
+        )
         self.map_guidance = GuidanceEmbedding(channels, channels) if guidance else None
         self.map_layer0 = nn.Linear(channels, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
+        self.end_layer0 = nn.Linear(channels, embedding) if separate else None
+        self.end_layer1 = nn.Linear(embedding, embedding) if separate else None
         self.map_label = LabelTable(classes, embedding) if classes else None
 
         def block(c_in: int, c_out: int, resample: float, attend: bool) -> nn.Module:
@@ -169,7 +182,7 @@ class ADM(AbstractNetwork):
             return ADMBlock(
                 c_in,
                 c_out,
-                embedding,
+                2 * embedding if separate else embedding,
                 resample=resample,
                 attend=attend,
                 scale_shift=scale_shift,
@@ -207,6 +220,10 @@ class ADM(AbstractNetwork):
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
         embedding = self.conditions.add_vectors(embedding, cond)
+        if self.end_layer0 is not None and self.end_layer1 is not None:
+            end = self.map_noise(c_noise if s_noise is None else s_noise)
+            end = self.end_layer1(F.silu(self.end_layer0(end)))
+            embedding = torch.cat([embedding, end], dim=1)
         embedding = F.silu(embedding)
 
         skips = encode(self.encoder, self.first(x), embedding)
