@@ -12,6 +12,7 @@ from torch import Tensor
 import fewstep
 from checkpoint_files import TIGHT, Official, Rounding, compare, official
 from fewstep import ImportOptions, UsageError, import_checkpoint
+from fewstep.importing import import_pair
 from fewstep.importing.archives import open_archive
 from fewstep.importing.parts import part_of
 from fewstep.models import EDM, ConsistencyBoundary, Denoiser, NearestStep
@@ -147,17 +148,35 @@ def test_ect_s_training_state_is_the_raw_network_and_needs_a_word(tmp_path):
 
 def test_tcm(tmp_path, record_property):
     topic = official("tcm_two_stage", tmp_path)
-    stages = [import_checkpoint(topic.file(f"stage{n}-network")).model.denoiser for n in (1, 2)]
-    answers = [denoised(stage, topic) for stage in stages]
-    above = (topic.arrays["sigma"] >= topic.settings["transition_t"])[:, None, None, None]
+    low, high = (topic.file(f"stage{n}-network") for n in (1, 2))
+    pair = import_pair(high, low, topic.settings["transition_t"])
 
     def values() -> Iterator[tuple]:
-        yield "denoised_stage1", answers[0], TIGHT
-        yield "denoised_stage2", answers[1], TIGHT
-        yield "denoised", torch.where(above, answers[1], answers[0]), TIGHT
+        yield "denoised_stage1", denoised(import_checkpoint(low).model.denoiser, topic), TIGHT
+        yield "denoised_stage2", denoised(import_checkpoint(high).model.denoiser, topic), TIGHT
+        yield "denoised", denoised(pair.model.denoiser, topic), TIGHT
 
     compare(topic, values(), record_property)
+    assert pair.model.contract.sampling.kind == "renoise"
     import_checkpoint(topic.file("training-state"), ImportOptions(reading="consistency-plain"))
+
+
+def test_two_networks_of_one_model(tmp_path):
+    topic = official("ect_ecm", tmp_path)
+    path, state = topic.file("network-snapshot"), topic.file("training-state")
+    options = ImportOptions(reading="consistency")
+    pair = import_pair(path, state, 2.0, replace(options))
+    low, high = (import_checkpoint(each, options).model.denoiser for each in (state, path))
+    above = (topic.arrays["sigma"] >= 2.0)[:, None, None, None]
+    want = torch.where(above, denoised(high, topic), denoised(low, topic))
+    loaded = fewstep.load(pair.model.save(tmp_path / "m"), device="cpu")
+    assert torch.equal(denoised(loaded.denoiser, topic), want)
+    assert len(pair.report.used) == 2 * len(import_checkpoint(path).report.used)
+    with pytest.raises(UsageError, match="must meet between"):
+        import_pair(path, path, 100.0, options)
+    other = official("edm_adm_cond", tmp_path).file(".pkl")
+    with pytest.raises(UsageError, match="no two stages of one model"):
+        import_pair(path, other, 2.0, options)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_openai(name, tmp_path, record_property):
         scaled = (c_in[:, None, None, None] * arrays["x"]).float()
         with torch.no_grad():
             raw = denoiser.net(scaled, arrays["network_input_time"].float(), None, cond)
-        yield "raw", raw, TIMES
+        yield "raw", raw, TIMES, raw.shape[1]
 
     compare(topic, values(), record_property)
 

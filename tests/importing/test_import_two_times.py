@@ -60,13 +60,14 @@ def state(topic: Official) -> dict[str, Tensor]:
 def test_fastgen(name, tmp_path, record_property):
     topic = official(name, tmp_path)
     arrays, two_time = topic.arrays, "meanflow" in name
-    reading = None if two_time else "consistency-plain"
+    shift = topic.settings["sigma_shift"]
+    reading = None if two_time else "consistency" if shift else "consistency-plain"
     t, cond = arrays["t"].double(), topic.cond("condition")
     s = arrays["r"].double() if two_time else None
     training = next(path for part, path in topic.files.items() if "converted" not in part)
 
     def answer(path, weights: str | None) -> Tensor:
-        options = ImportOptions(reading=reading, weights=weights)
+        options = ImportOptions(reading=reading, weights=weights, sigma_min=shift or None)
         model = import_checkpoint(path, options).model
         assert model.contract.sampling.kind == ("deterministic" if two_time else "renoise")
         assert model.sample(1).isfinite().all()
@@ -87,6 +88,6 @@ def test_fastgen_s_file_does_not_say_how_its_network_was_trained(tmp_path):
     topic = official("fastgen_cm", tmp_path)
     with pytest.raises(UsageError, match=r"--as edm .* or --as consistency-plain"):
         import_checkpoint(topic.file("converted"))
+    path = next(path for part, path in topic.files.items() if "converted" not in part)
     with pytest.raises(UsageError, match=r"no network 'ema_9999'; give --weights net or ema"):
-        path = next(path for part, path in topic.files.items() if "converted" not in part)
         import_checkpoint(path, ImportOptions(weights="ema_9999"))

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-Reading = Literal["edm", "consistency", "consistency-plain", "ddpm-linear", "ddpm-cosine"]
+Reading = Literal[
+    "edm", "consistency", "consistency-plain", "ddpm-linear", "ddpm-cosine", "flow-reversed"
+]
 
 
 def import_(
@@ -26,6 +28,8 @@ def import_(
     sigma_max: float | None = None,
     class_names: Path | None = None,
     latent: bool = False,
+    below: Path | None = None,
+    at: float | None = None,
     report: Path | None = None,
 ) -> None:
     """Make a model of a checkpoint of another repository; nothing in it is executed.
@@ -37,7 +41,8 @@ def import_(
         reading: what the network's output means and how the model is sampled, where the file allows
             several: edm (a diffusion model), consistency (with the scalings that have a boundary at
             the lowest noise level), consistency-plain (with EDM's scalings), ddpm-linear or
-            ddpm-cosine (noise prediction on 1000 steps).
+            ddpm-cosine (noise prediction on 1000 steps), flow-reversed (a velocity whose time runs
+            to the data, as SiT's).
         weights: the network in the file, such as ema or net, where it holds several.
         resolution: height and width of a picture, where the file does not say.
         heads: the number of attention heads, where the file does not say.
@@ -48,27 +53,33 @@ def import_(
         sigma_max: the highest noise level, in place of the file's.
         class_names: a text file with the name of a class on each line, in the order of the classes.
         latent: samples are latents, whose values have no range.
+        below: the checkpoint of a second network, which answers below a noise level, as in TCM.
+        at: that noise level, TCM's transition_t.
         report: a JSON file to write, with what became of every tensor.
     """
-    from fewstep.importing import ImportOptions, import_checkpoint
+    from fewstep.errors import UsageError
+    from fewstep.importing import ImportOptions, import_checkpoint, import_pair
     from fewstep.system.files import write_json
 
-    imported = import_checkpoint(
-        source,
-        ImportOptions(
-            reading=reading,
-            weights=weights,
-            resolution=resolution,
-            heads=heads,
-            head_channels=head_channels,
-            new_attention_order=new_attention_order,
-            sigma_data=sigma_data,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            class_names=None if class_names is None else _lines(class_names),
-            latent=latent,
-        ),
+    options = ImportOptions(
+        reading=reading,
+        weights=weights,
+        resolution=resolution,
+        heads=heads,
+        head_channels=head_channels,
+        new_attention_order=new_attention_order,
+        sigma_data=sigma_data,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        class_names=None if class_names is None else _lines(class_names),
+        latent=latent,
     )
+    if (below is None) != (at is None):
+        raise UsageError("--below and --at belong together; give both or neither")
+    if below is not None and at is not None:
+        imported = import_pair(source, below, at, options)
+    else:
+        imported = import_checkpoint(source, options)
     imported.model.save(out, card=_card(imported.report.summary()))
     if report is not None:
         write_json(report, imported.report.as_json())

@@ -20,6 +20,7 @@ METHODS: dict[str, tuple[str, Kind]] = {
     "edm": ("edm", "ode"),
     "ddpm-linear": ("edm", "ode"),
     "ddpm-cosine": ("edm", "ode"),
+    "flow-reversed": ("flow_matching", "ode"),
     "consistency": ("consistency", "renoise"),
     "consistency-plain": ("consistency", "renoise"),
     "meanflow": ("meanflow", "deterministic"),
@@ -112,7 +113,7 @@ def contract_of(
         kind=kind,
         times={} if kind == "ode" else {1: (path.t_max,)},
         any_times=True,
-        grid="uniform" if reading.startswith("ddpm") else "karras",
+        grid="uniform" if reading.startswith(("ddpm", "flow")) else "karras",
         guidance=Guidance() if guided and classes else None,
         gamma=0.0 if kind == "gamma" else None,
     )

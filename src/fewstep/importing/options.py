@@ -8,7 +8,9 @@ from typing import Literal, get_args
 
 from fewstep.errors import UsageError
 
-Reading = Literal["edm", "consistency", "consistency-plain", "ddpm-linear", "ddpm-cosine"]
+Reading = Literal[
+    "edm", "consistency", "consistency-plain", "ddpm-linear", "ddpm-cosine", "flow-reversed"
+]
 """What a network's output means, and how the model is sampled."""
 
 READINGS = get_args(Reading)
@@ -21,7 +23,8 @@ class ImportOptions:
     Args:
         reading: ``edm`` (a diffusion model with EDM's scalings), ``consistency`` (a consistency
             model with the boundary scalings), ``consistency-plain`` (a consistency model with EDM's
-            scalings), ``ddpm-linear`` or ``ddpm-cosine`` (noise prediction on DDPM's 1000 steps).
+            scalings), ``ddpm-linear`` or ``ddpm-cosine`` (noise prediction on DDPM's 1000 steps),
+            or ``flow-reversed`` (a velocity on the linear path, with the data at time 1).
         weights: which network of the file, such as ``ema`` or ``net``.
         resolution: height and width of a picture.
         heads: attention heads of every attention.

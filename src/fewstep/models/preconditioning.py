@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.core import expand
 from fewstep.errors import UsageError
-from fewstep.paths import Event, Path, Time, Trig, VarianceExploding, VariancePreserving
+from fewstep.paths import Event, Linear, Path, Time, Trig, VarianceExploding, VariancePreserving
 
 
 class Scalings(NamedTuple):
@@ -279,6 +279,18 @@ class Flow(Preconditioning):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReversedFlow(Preconditioning):
+    """F predicts -dx/dt, and the network sees 1 - t: published SiT, whose time runs to the data."""
+
+    path: Path = field(default_factory=Linear)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """Those of the flow with the sign of F changed."""
+        c_skip, c_out, c_in, _ = Flow(path=self.path).coefficients(t)
+        return Scalings(c_skip, -c_out, c_in, 1 - t)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrigFlow(Preconditioning):
     """dx/dt = sigma_data F(x / sigma_data, t) on the trigonometric path (Lu & Song 2025, eq. 3)."""
 
@@ -359,6 +371,7 @@ PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
     "v": VPrediction,
     "data_and_noise": DataAndNoisePrediction,
     "flow": Flow,
+    "reversed_flow": ReversedFlow,
     "trigflow": TrigFlow,
     "score": ScoreMatching,
     "nearest_step": NearestStep,

@@ -15,7 +15,7 @@ from fewstep.importing.architectures.karras import module_names, targets_of, une
 from fewstep.importing.fitting import Description, Target
 from fewstep.importing.parts import Part
 from fewstep.importing.storages import Lazy, sizes
-from fewstep.models.nets.edm2 import Balance
+from fewstep.models.nets.edm2_block import Balance
 
 LAYERS = {
     "emb_gain": "gain",

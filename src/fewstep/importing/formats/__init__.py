@@ -27,6 +27,7 @@ class Format:
 
 def formats() -> tuple[Format, ...]:
     """All formats, in the order in which they are tried."""
-    from fewstep.importing.formats import ctm, diffusers, edm, edm2, fastgen, openai
+    from fewstep.importing.formats import ctm, diffusers, dit, edm, edm2, fastgen, openai
 
-    return (edm.FORMAT, edm2.FORMAT, openai.FORMAT, ctm.FORMAT, fastgen.FORMAT, diffusers.FORMAT)
+    modules = (edm, edm2, openai, ctm, fastgen, dit, diffusers)
+    return tuple(module.FORMAT for module in modules)

@@ -77,7 +77,7 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
 
 def alone(archive: Archive, options: ImportOptions) -> tuple[str, Preconditioning]:
     """What a network means that has no scheduler beside it."""
-    if options.reading is None:
+    if options.reading is None or options.reading == "flow-reversed":
         raise UsageError(
             f"{archive.source} has no scheduler, so nothing says what the network's output means; "
             "give --as consistency, edm, ddpm-linear or ddpm-cosine, or the folder of the pipeline"
@@ -99,25 +99,26 @@ def scheduled(config: Mapping[str, Any], options: ImportOptions) -> tuple[str, P
     """
     kind = config.get("_class_name")
     if kind == CONSISTENCY:
-        levels = Levels(
-            *(_number(config, *pair) for pair in (("sigma_data", 0.5), ("sigma_min", 0.002))),
-            _number(config, "sigma_max", 80.0),
-        )
-        return "consistency", karras_scalings("consistency", levels.given(options), 250.0)
+        return "consistency", karras_scalings("consistency", _levels(config, options), 250.0)
     if kind in KARRAS:
         if config.get("prediction_type", "epsilon") != "epsilon":
             raise UsageError(f"a {kind} with the prediction type epsilon can be imported, no other")
-        levels = Levels(
-            *(_number(config, *pair) for pair in (("sigma_data", 0.5), ("sigma_min", 0.002))),
-            _number(config, "sigma_max", 80.0),
-        )
-        return "edm", karras_scalings("edm", levels.given(options), 0.25)
+        return "edm", karras_scalings("edm", _levels(config, options), 0.25)
     if kind in STEPS:
         return _discrete(config, options)
     raise UsageError(
         f"the scheduler is a {kind!r:.100}; networks beside {', '.join((CONSISTENCY, *KARRAS))} "
         f"and {', '.join(STEPS)} can be imported"
     )
+
+
+def _levels(config: Mapping[str, Any], options: ImportOptions) -> Levels:
+    levels = Levels(
+        _number(config, "sigma_data", 0.5),
+        _number(config, "sigma_min", 0.002),
+        _number(config, "sigma_max", 80.0),
+    )
+    return levels.given(options)
 
 
 def _discrete(config: Mapping[str, Any], options: ImportOptions) -> tuple[str, Preconditioning]:

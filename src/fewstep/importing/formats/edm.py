@@ -25,6 +25,7 @@ from fewstep.models.preconditioning import cosine_levels
 from fewstep.paths import VarianceExploding, VariancePreserving
 
 SCALINGS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond", "ECMPrecond")
+KARRAS = ("edm", "consistency", "consistency-plain")
 LOWEST, HIGHEST = 0.002, 80.0
 """The range of noise levels of EDM's sampler, which a network's own range cuts."""
 TABLE = "a table of noise levels, which the model has in its code"
@@ -108,7 +109,7 @@ def _reading(archive: Archive, whole: Part, options: ImportOptions) -> str:
             )
         return "edm"
     if options.reading is not None:
-        if options.reading.startswith("ddpm"):
+        if options.reading not in KARRAS:
             raise UsageError(
                 f"{archive.source} holds a {whole.kind}; --as must be edm, consistency or "
                 f"consistency-plain, got {options.reading}"

@@ -11,6 +11,7 @@ from fewstep.importing.choice import chosen
 from fewstep.importing.contracts import Levels, contract_of, karras_scalings
 from fewstep.importing.fitting import Description, fit
 from fewstep.importing.formats import Format
+from fewstep.importing.formats.edm import KARRAS
 from fewstep.importing.inert import Persistent
 from fewstep.importing.options import ImportOptions
 from fewstep.importing.parts import is_network, part_of
@@ -41,7 +42,7 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
     if unet is None or unet.kind != "UNet":
         raise UsageError(f"{archive.source} holds a {whole.kind} without EDM2's UNet")
     reading = options.reading or "edm"
-    if reading.startswith("ddpm"):
+    if reading not in KARRAS:
         raise UsageError(
             f"{archive.source} holds an EDM2 network; --as must be edm, consistency or "
             f"consistency-plain, got {reading}"

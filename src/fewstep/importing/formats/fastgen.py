@@ -12,6 +12,7 @@ from fewstep.importing.choice import chosen
 from fewstep.importing.contracts import Levels, contract_of, karras_scalings
 from fewstep.importing.fitting import fit
 from fewstep.importing.formats import Format
+from fewstep.importing.formats.edm import KARRAS
 from fewstep.importing.options import ImportOptions
 from fewstep.importing.parts import plain_state
 from fewstep.importing.report import Report
@@ -87,13 +88,13 @@ def _reading(archive: Archive, options: ImportOptions, two_time: bool) -> str:
                 f"leave out --as {options.reading}"
             )
         return "meanflow"
-    if options.reading in (None, "ddpm-linear", "ddpm-cosine"):
+    if options.reading not in KARRAS:
         raise UsageError(
             f"{archive.source} does not say how its network was trained; give --as edm (a "
             "diffusion model, such as the teacher) or --as consistency-plain (a consistency model, "
             "or any student that is sampled by noising and denoising)"
         )
-    return options.reading
+    return str(options.reading)
 
 
 FORMAT = Format("checkpoints of FastGen", recognise, read)

@@ -31,7 +31,7 @@ def recognise(archive: Archive) -> bool:
 def read(archive: Archive, options: ImportOptions) -> Imported:
     """The model."""
     tensors = plain_state(archive.content) or {}
-    if options.reading is None:
+    if options.reading is None or options.reading == "flow-reversed":
         raise UsageError(
             f"{archive.source} has the network of OpenAI's repositories, and does not say what its "
             "output means: give --as consistency (cd and ct files), --as edm (the teachers of "

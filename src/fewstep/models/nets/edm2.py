@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -27,9 +26,9 @@ from fewstep.models.nets.blocks import (
     condition_keys,
     guidance_of,
     label_of,
-    resize_box,
 )
-from fewstep.models.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
+from fewstep.models.nets.edm2_block import HEAD, EDM2Block, balance_of
+from fewstep.models.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum
 
 SIZES: dict[str, dict[str, Any]] = {
     "xxs": {"channels": 64, "dropout": 0.0},
@@ -41,101 +40,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "xxl": {"channels": 448, "dropout": 0.1},
 }
 """Options of the published ImageNet-512 networks (64 x 64 latents); ``dropout`` is training's."""
-
-HEAD = 64
-"""Channels of an attention head."""
-
-
-@dataclass(frozen=True)
-class Balance:
-    """How the branches of a network are weighted; the published networks have these shares.
-
-    Args:
-        residual: the share of the branch in every residual sum.
-        attention: the share of attention in its sum.
-        concat: the share of the skip where the decoder joins it.
-        label: the share of the label in the embedding.
-        limit: activations are clipped to it.
-    """
-
-    residual: float = 0.3
-    attention: float = 0.3
-    concat: float = 0.5
-    label: float = 0.5
-    limit: float = 256.0
-
-
-class EDM2Block(nn.Module):
-    """A residual block, modulated by the embedding; then attention.
-
-    Encoder blocks normalise each pixel and project before the branch leaves, decoder blocks project
-    where it returns.
-
-    Args:
-        c_in, c_out: channels.
-        embedding: width E of the embedding.
-        encoder: which of both.
-        resample: 0.5, 1 or 2, before everything else.
-        attend: whether attention follows.
-        dropout: probability.
-        head_channels: channels of an attention head; a narrower block has one head.
-        balance: of its sums.
-    """
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        embedding: int,
-        *,
-        encoder: bool,
-        resample: float = 1,
-        attend: bool = False,
-        dropout: float = 0.0,
-        head_channels: int = HEAD,
-        balance: Balance | None = None,
-    ) -> None:
-        super().__init__()
-        self.encoder, self.resample, self.attend = encoder, resample, attend
-        self.balance = balance or Balance()
-        self.heads = max(1, c_out // head_channels)
-        if attend and c_out % self.heads:
-            raise UsageError(f"EDM2: {c_out} channels do not split into {self.heads} heads")
-        self.skip = MPConv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.conv0 = MPConv(c_out if encoder else c_in, c_out, 3)
-        self.modulate = MPConv(embedding, c_out)
-        self.gain = nn.Parameter(torch.zeros(1))
-        self.dropout = nn.Dropout(dropout)
-        self.conv1 = MPConv(c_out, c_out, 3)
-        if attend:
-            self.qkv = MPConv(c_out, 3 * c_out, 1)
-            self.proj = MPConv(c_out, c_out, 1)
-
-    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
-        """``(b, c_out, h, w)`` at the resampled size."""
-        x_BCHW = resize_box(x_BCHW, self.resample)
-        if self.encoder:
-            x_BCHW = normalise(self.skip(x_BCHW), 1)
-        h_BCHW = self.conv0(mp_silu(x_BCHW))
-        scale_BC = 1 + self.modulate(embedding_BE, self.gain)
-        h_BCHW = mp_silu(h_BCHW * scale_BC[:, :, None, None])
-        h_BCHW = self.conv1(self.dropout(h_BCHW))
-        x_BCHW = mp_sum(
-            x_BCHW if self.encoder else self.skip(x_BCHW), h_BCHW, self.balance.residual
-        )
-        if self.attend:
-            x_BCHW = mp_sum(x_BCHW, self._attended(x_BCHW), self.balance.attention)
-        return x_BCHW.clamp(-self.balance.limit, self.balance.limit)
-
-    def _attended(self, x_BCHW: Tensor) -> Tensor:
-        # The 3C rows of qkv are ordered by head, then channel, then q, k, v.
-        qkv_BNDXL = self.qkv(x_BCHW).reshape(
-            len(x_BCHW), self.heads, -1, 3, x_BCHW.shape[2] * x_BCHW.shape[3]
-        )
-        # contiguous: the fused kernels refuse a strided last axis, and leave it to the slow one.
-        q_BNLD, k_BNLD, v_BNLD = normalise(qkv_BNDXL, 2).permute(3, 0, 1, 4, 2).contiguous()
-        a_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
-        return self.proj(a_BNLD.transpose(2, 3).contiguous().reshape(x_BCHW.shape))
 
 
 class EDM2(AbstractNetwork):
@@ -161,7 +65,8 @@ class EDM2(AbstractNetwork):
         noise_multiplier: width of the embedding of time in units of ``channels``; 0 for the width
             of the finest resolution, as in all published networks.
         embedding_multiplier: width of the whole embedding, likewise; 0 for the largest width.
-        balance: the shares of :class:`Balance` that differ from the published networks', by name.
+        balance: the shares that differ from the published networks', by the names of
+            :class:`~fewstep.models.nets.edm2_block.Balance`.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (EDM2Block,)
@@ -211,7 +116,7 @@ class EDM2(AbstractNetwork):
                 "EDM2: expected positive head_channels and no negative multipliers, got "
                 f"{head_channels}, {noise_multiplier} and {embedding_multiplier}"
             )
-        self.balance = _balance(balance or {})
+        self.balance = balance_of(balance or {})
         if channels < 1 or blocks < 0 or not multipliers or min(multipliers) < 1:
             raise UsageError(
                 f"EDM2: expected positive channels and multipliers and no negative number of "
@@ -325,19 +230,6 @@ class EDM2(AbstractNetwork):
         for module in self.modules():
             if isinstance(module, MPConv):
                 module.normalise_weights()
-
-
-def _balance(given: Mapping[str, float]) -> Balance:
-    """The usual shares but for those that are given."""
-    unknown = [name for name in given if name not in asdict(Balance())]
-    balance = Balance() if unknown else Balance(**given)
-    shares = (balance.residual, balance.attention, balance.concat, balance.label)
-    if unknown or balance.limit <= 0 or not all(0 < share < 1 for share in shares):
-        raise UsageError(
-            f"EDM2: balance takes shares between 0 and 1 of {[*asdict(Balance())]} (limit is any "
-            f"positive number), got {dict(given)}"
-        )
-    return balance
 
 
 class Uncertainty(nn.Module):
