@@ -62,7 +62,9 @@ def saved(value: object, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def rezipped(data: bytes, change: Callable[[str, bytes], bytes], packing: int = 0) -> bytes:
+def rezipped(
+    data: bytes, change: Callable[[str, bytes], bytes], packing: int = 0, extra: str | None = None
+) -> bytes:
     """A file of torch.save with other members."""
     buffer = io.BytesIO()
     with (
@@ -71,6 +73,8 @@ def rezipped(data: bytes, change: Callable[[str, bytes], bytes], packing: int = 
     ):
         for name in old.namelist():
             new.writestr(name, change(name, old.read(name)))
+        if extra is not None:
+            new.writestr(extra, b"")
     return buffer.getvalue()
 
 
@@ -138,6 +142,12 @@ def flipped() -> bytes:
     return GOOD[:at] + bytes([GOOD[at] ^ 255]) + GOOD[at + 1 :]
 
 
+def zip_that_claims(size: int) -> bytes:
+    """A file of torch.save whose directory says that of its last member."""
+    at = GOOD.rindex(b"PK\x01\x02") + 20
+    return GOOD[:at] + struct.pack("<II", size, size) + GOOD[at + 8 :]
+
+
 FILES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "the file is empty"),
     "text": (b"not a checkpoint, but long enough for any header", "begins like no checkpoint"),
@@ -184,6 +194,11 @@ FILES: dict[str, tuple[bytes, str]] = {
         rezipped(GOOD, lambda name, old: bytes(2**27) if name.endswith("/0") else old, 8),
         "is packed, which torch never does",
     ),
+    "torchscript": (
+        rezipped(GOOD, lambda name, old: old, extra="archive/constants.pkl"),
+        "TorchScript",
+    ),
+    "zip that claims 2 GB": (zip_that_claims(2**31), "declare more bytes than the file has"),
     "storage of 2^60": (storage_of(2**60), "declares"),
     "storage of -1": (storage_of(-1), "declares|damaged"),
     "legacy file cut short": (
@@ -235,6 +250,15 @@ def test_a_hostile_file_is_refused_by_a_message(name, tmp_path):
     assert not re.search(OUT_OF_MEMORY, str(caught.value))
     assert len(str(caught.value)) < 4000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file.pkl"]
+
+
+def test_tensors_that_share_their_numbers_are_not_multiplied(tmp_path):
+    """A small file whose many tensors are one storage would become a large model."""
+    base = torch.randn(max(value.numel() for value in STATE.values()))
+    shared = {name: base[: value.numel()].view(value.shape) for name, value in STATE.items()}
+    (tmp_path / "file.pt").write_bytes(saved(shared))
+    with pytest.raises(UsageError, match="damaged: its tensors would have"):
+        import_checkpoint(tmp_path / "file.pt", READING)
 
 
 def test_the_tests_own_good_file_is_read(tmp_path):

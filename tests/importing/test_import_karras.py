@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -189,6 +191,24 @@ def test_the_model_is_saved_and_loaded(name, tmp_path):
     assert loaded.contract == model.contract
     assert torch.equal(denoised(loaded.denoiser, topic), denoised(model.denoiser, topic))
     assert loaded.sample(2, steps=2).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (struct.pack(">d", 1e-6), struct.pack(">d", 1e-3), "eps=0.001"),
+        (struct.pack("<d", math.sqrt(0.5)), struct.pack("<d", 0.9), "skip_scale=0.9"),
+        (struct.pack("<4f", *[0.25] * 4), struct.pack("<4f", 0, 0.5, 0.5, 0), "is not the filter"),
+        (b"SongUNet", b"SongANet", "SongANet"),
+    ],
+)
+def test_a_variant_of_the_network_is_refused(old, new, message, tmp_path):
+    path = official("edm_ddpmpp", tmp_path).file("edm_ddpmpp.pkl")
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(UsageError, match=message):
+        import_checkpoint(path)
 
 
 def test_options_come_before_what_the_file_says(tmp_path):

@@ -96,47 +96,47 @@ def _starts_with_magic(data: memoryview) -> bool:
 
 def _zipped(source: Path, size: int) -> Any:
     """The value in a file of torch.save, whose tensors are members of the zip."""
-    with zipfile.ZipFile(source) as archive:
-        members = {member.filename: member for member in archive.infolist()}
-        total = 0
-        for member in members.values():
-            total += member.file_size
-            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                raise Broken(
-                    f"its member {member.filename[:100]!r} is packed, which torch never does"
-                )
-            if member.file_size != member.compress_size or total > size:
-                raise Broken("its members declare more bytes than the file has")
-        roots = [name for name in members if name.split("/")[1:] == ["data.pkl"]]
-        if len(roots) != 1:
-            raise Broken("it is a zip file, but none of torch.save")
-        folder = roots[0].removesuffix("data.pkl")
-        if f"{folder}constants.pkl" in members:
-            raise Broken("it is a TorchScript program, which would have to be executed")
-        order = f"{folder}byteorder"
-        if order in members and archive.read(order) != b"little":
-            raise Broken("it was written by a machine with another order of bytes")
-        root = memoryview(archive.read(roots[0]))
+    # It stays open as long as there are tensors to read from it.
+    archive = zipfile.ZipFile(source)
+    members = {member.filename: member for member in archive.infolist()}
+    total = 0
+    for member in members.values():
+        total += member.file_size
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            name = member.filename[:100]
+            raise Broken(f"its member {name!r} is packed, which torch never does")
+        if member.file_size != member.compress_size or total > size:
+            raise Broken("its members declare more bytes than the file has")
+    roots = [name for name in members if name.split("/")[1:] == ["data.pkl"]]
+    if len(roots) != 1:
+        raise Broken("it is a zip file, but none of torch.save")
+    folder = roots[0].removesuffix("data.pkl")
+    if f"{folder}constants.pkl" in members:
+        raise Broken("it is a TorchScript program, which would have to be executed")
+    order = f"{folder}byteorder"
+    if order in members and archive.read(order) != b"little":
+        raise Broken("it was written by a machine with another order of bytes")
 
     def storage(identifier: Any) -> Storage:
         if not isinstance(identifier, tuple) or len(identifier) != 5 or identifier[0] != "storage":
             raise Broken("a reference is no storage")
         _, kind, key, _, count = identifier
-        member = f"{folder}data/{key}"
-        if not isinstance(kind, Name) or member not in members:
+        name = f"{folder}data/{key}"
+        if not isinstance(kind, Name) or name not in members:
             raise Broken(f"the storage {str(key)[:100]!r} is missing")
-        dtype, count = sized(kind.full, count, members[member].file_size)
-        return Storage(dtype, count, lambda: _member(source, member, count * dtype.itemsize))
+        dtype, count = sized(kind.full, count, members[name].file_size)
 
-    return Reader(root, 0, storage).read()
+        def read() -> bytes:
+            try:
+                return archive.read(name)[: count * dtype.itemsize]
+            except DAMAGED as error:
+                raise UsageError(
+                    f"{source} cannot be read: {error}; the file is damaged"
+                ) from error
 
+        return Storage(dtype, count, read)
 
-def _member(source: Path, name: str, count: int) -> bytes:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            return archive.read(name)[:count]
-    except DAMAGED as error:
-        raise UsageError(f"{source} cannot be read: {error}; the file is damaged") from error
+    return Reader(memoryview(archive.read(roots[0])), 0, storage).read()
 
 
 def read_safetensors(source: Path) -> dict[str, Lazy]:
