@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fewstep import recipes as recipes
     from fewstep.core import Batch as Batch
     from fewstep.errors import UsageError as UsageError
+    from fewstep.importing import ImportOptions as ImportOptions
+    from fewstep.importing import import_checkpoint as import_checkpoint
     from fewstep.model import Model as Model
     from fewstep.model import load as load
     from fewstep.recipes import recipe as recipe
@@ -21,14 +23,27 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "fewstep.core",
+    "ImportOptions": "fewstep.importing",
     "Model": "fewstep.model",
     "UsageError": "fewstep.errors",
+    "import_checkpoint": "fewstep.importing",
     "load": "fewstep.model",
     "recipe": "fewstep.recipes",
     "train": "fewstep.recipes.training",
 }
 
-__all__ = ["Batch", "Model", "UsageError", "__version__", "load", "recipe", "recipes", "train"]
+__all__ = [
+    "Batch",
+    "ImportOptions",
+    "Model",
+    "UsageError",
+    "__version__",
+    "import_checkpoint",
+    "load",
+    "recipe",
+    "recipes",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.core import UsageError
-from fewstep.models.nets.adm import ADMBlock
+from fewstep.models.nets.adm_blocks import ADMBlock
 from fewstep.models.nets.blocks import ResidualBlock, attention, resize_box, resize_fir
 from fewstep.models.nets.ncsnpp import PyramidStep
 from oracles import D, normal

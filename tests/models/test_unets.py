@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.core import UsageError
 from fewstep.derivatives import jvp
 from fewstep.models.nets import ADM, DDPMpp, NCSNpp
-from fewstep.models.nets.adm import ADMBlock
+from fewstep.models.nets.adm_blocks import ADMBlock
 from fewstep.models.nets.blocks import resize_box, resize_fir
 from oracles import D, normal
 from small_nets import NETWORKS, ask, shaken
@@ -238,3 +238,23 @@ def test_adm_s_heads_have_64_channels():
     with pytest.raises(UsageError, match=r"divisible by 64.*got \[96, 96\]"):
         ADM((1, 8, 8), channels=32, multipliers=(1, 3), blocks=1, attention=(4,))
     ADM((1, 8, 8), channels=32, multipliers=(1, 2), blocks=1, attention=(4,))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_channels": 0}, "expected positive head_channels"),
+        ({"heads": 5}, "divisible by 5, the heads"),
+        ({"groups": 48}, "cannot split 64 channels into 48 groups"),
+        ({"end": "separate"}, "needs two_time=True"),
+    ],
+)
+def test_options_of_imported_networks_are_checked(options, message):
+    with pytest.raises(UsageError, match=message):
+        NETWORKS["adm"](**options)
+
+
+def test_a_joined_or_separate_second_time_needs_one():
+    for end in ("joined", "separate"):
+        with pytest.raises(UsageError, match="needs two_time=True"):
+            NETWORKS["ddpmpp"](end=end)

@@ -22,6 +22,14 @@ WITH_OPTIONS = [
     ("edm2", {"two_time": True, "positional": True}),
     ("ddpmpp", {"double_norm": True}),
     ("adm", {"double_norm": True}),
+    ("adm", {"two_time": True, "end": "separate"}),
+    ("adm", {"groups": 32, "heads": 4, "eps": 1e-6, "embedding_multiplier": 2}),
+    ("adm", {"convolutions": True, "asymmetric": True, "sin_first": True, "endpoint": True}),
+    ("adm", {"head_channels": 16, "middle_attention": False, "attention": ()}),
+    ("ddpmpp", {"two_time": True, "end": "separate"}),
+    ("ddpmpp", {"two_time": True, "end": "joined"}),
+    ("edm2", {"head_channels": 4, "noise_multiplier": 3, "embedding_multiplier": 5}),
+    ("edm2", {"middle_attention": False, "balance": {"residual": 0.2, "limit": 8.0}}),
 ]
 each_with_options = pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
 

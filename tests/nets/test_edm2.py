@@ -331,3 +331,9 @@ def test_an_uncertainty_is_a_number_a_time():
         network.last.weight.mul_(3)
     network.normalise_weights()
     assert rms(network.last.weight) == pytest.approx(1, abs=2e-4)
+
+
+def test_shares_of_sums_are_checked():
+    for balance in ({"residual": 1.0}, {"limit": 0.0}, {"other": 0.5}):
+        with pytest.raises(UsageError, match="balance takes shares"):
+            EDM2((2, 8, 8), channels=8, multipliers=(1, 2), balance=balance)

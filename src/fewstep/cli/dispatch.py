@@ -19,6 +19,7 @@ from fewstep.cli.compare import compare
 from fewstep.cli.doctor import doctor
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.export import export
+from fewstep.cli.import_ import import_
 from fewstep.cli.pairs import pairs
 from fewstep.cli.prepare import prepare
 from fewstep.cli.recipes import show_recipes
@@ -40,6 +41,7 @@ fewstep: generative models that need one to four network calls
   fewstep doctor MODEL                          whether a teacher may be distilled, and what to do
   fewstep compare --data digits --budget 60s    every method on equal terms
   fewstep search MODEL --steps 2,3,4            better times for few steps
+  fewstep import FILE --out MODEL               make a model of another project's checkpoint
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
   fewstep export MODEL --to onnx --out DIR      for other programs, compared with torch at once
   fewstep bench                                 what the library costs on this machine
@@ -143,6 +145,7 @@ def _dispatch(args: list[str]) -> None:
         "export": lambda rest: _call("fewstep export", export, rest),
         "status": lambda rest: _call("fewstep status", status, rest),
         "doctor": lambda rest: _call("fewstep doctor", doctor, rest),
+        "import": lambda rest: _call("fewstep import", import_, rest),
         "average": lambda rest: _call("fewstep average", average, rest),
         "compare": lambda rest: _call("fewstep compare", compare, rest),
         "search": lambda rest: _call("fewstep search", search, rest),

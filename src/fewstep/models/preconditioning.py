@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.core import expand
 from fewstep.errors import UsageError
-from fewstep.paths import Event, Path, Time, Trig, VarianceExploding, VariancePreserving
+from fewstep.paths import Event, Linear, Path, Time, Trig, VarianceExploding, VariancePreserving
 
 
 class Scalings(NamedTuple):
@@ -279,6 +279,18 @@ class Flow(Preconditioning):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReversedFlow(Preconditioning):
+    """F predicts -dx/dt, and the network sees 1 - t: published SiT, whose time runs to the data."""
+
+    path: Path = field(default_factory=Linear)
+
+    def coefficients(self, t: Time) -> Scalings:
+        """Those of the flow with the sign of F changed."""
+        c_skip, c_out, c_in, _ = Flow(path=self.path).coefficients(t)
+        return Scalings(c_skip, -c_out, c_in, 1 - t)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrigFlow(Preconditioning):
     """dx/dt = sigma_data F(x / sigma_data, t) on the trigonometric path (Lu & Song 2025, eq. 3)."""
 
@@ -306,6 +318,50 @@ class ScoreMatching(Preconditioning):
         return Scalings(one, t, one, t.log() - math.log(2))
 
 
+@dataclass(frozen=True, kw_only=True)
+class NearestStep(Preconditioning):
+    """Improved DDPM (Nichol & Dhariwal 2021) in EDM's reading: D = x - t F at the nearest step.
+
+    The network predicts the noise on a cosine schedule of ``steps`` and sees the number of the step
+    whose noise level is nearest to ``t``, counted from data to noise.
+
+    Args:
+        steps: of the schedule.
+        ratio: the lowest ratio of signal between neighbouring steps (EDM's C_1).
+        offset: of the cosine (EDM's C_2).
+        path: times are noise levels.
+    """
+
+    home = VarianceExploding
+    steps: int = 1000
+    ratio: float = 0.001
+    offset: float = 0.008
+    path: Path = field(default_factory=lambda: VarianceExploding(0.0065, 20_000.0))
+
+    def coefficients(self, t: Time) -> Scalings:
+        """F predicts the noise; the network sees a whole number."""
+        one = torch.ones_like(t)
+        levels = cosine_levels(self.steps, self.ratio, self.offset).to(t)
+        step = (t[:, None] - levels).abs().argmin(1).to(t.dtype)
+        return Scalings(one, -t, (t**2 + 1).rsqrt(), self.steps - 1 - step)
+
+
+def cosine_levels(steps: int, ratio: float, offset: float) -> Tensor:
+    """The noise levels of a cosine schedule from noise to data, the last of which is 0.
+
+    Args:
+        steps: of the schedule.
+        ratio: the lowest ratio of signal between neighbouring steps.
+        offset: of the cosine.
+    """
+    angle = torch.arange(steps + 1, dtype=torch.float64) / steps / (1 + offset)
+    power = (angle * (math.pi / 2)).sin() ** 2
+    growth = -(power[:-1] / power[1:]).clamp(min=ratio).log()
+    # log(1 + level^2) grows from step to step by the logarithm of the ratio.
+    total = growth.flip(0).cumsum(0).flip(0)
+    return torch.cat([torch.expm1(total).sqrt(), torch.zeros(1, dtype=torch.float64)])
+
+
 PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
     "edm": EDM,
     "consistency_boundary": ConsistencyBoundary,
@@ -315,7 +371,9 @@ PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
     "v": VPrediction,
     "data_and_noise": DataAndNoisePrediction,
     "flow": Flow,
+    "reversed_flow": ReversedFlow,
     "trigflow": TrigFlow,
     "score": ScoreMatching,
+    "nearest_step": NearestStep,
     "reparametrised": Reparametrised,
 }

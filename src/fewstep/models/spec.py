@@ -169,11 +169,11 @@ def _checked(kind: str, cls: type[nn.Module], options: dict[str, Any]) -> dict[s
 
 
 def _numbers(option: Any) -> Iterator[float]:
-    """All numbers in an option; None, which stands for no value, has none."""
+    """All numbers in an option; None, which stands for no value, and text have none."""
     if isinstance(option, Mapping):
         option = tuple(option.values())
     if isinstance(option, tuple):
         for part in option:
             yield from _numbers(part)
-    elif option is not None:
+    elif option is not None and not isinstance(option, str):
         yield option

@@ -12,89 +12,26 @@ Shape suffixes as in ``blocks``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core import Cond, UsageError
+from fewstep.models.nets.adm_blocks import ADMBlock, Downsample, LabelTable, Upsample
 from fewstep.models.nets.blocks import (
     AbstractNetwork,
     GuidanceEmbedding,
     PositionalEmbedding,
-    attention,
     condition_keys,
     group_norm,
     guidance_of,
     label_of,
-    modulated,
-    resize_box,
     zero,
 )
 from fewstep.models.nets.conditions import Conditions
 from fewstep.models.nets.unet import check_unet, decode, encode, layout
-
-HEAD = 64
-"""Channels of one attention head."""
-
-
-class ADMBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice, conditioned at the second norm; then attention.
-
-    A fresh block is the identity, or a bare resampling and 1x1 convolution where it changes shape.
-
-    Args:
-        c_in, c_out: channels.
-        embedding: width E of the embedding.
-        resample: 0.5, 1 or 2, applied before the first convolution and on the skip.
-        attend: whether the block has attention, whose heads have 64 channels.
-        scale_shift: whether the embedding scales and shifts the result of the second norm; else it
-            is added to the input of that norm.
-        dropout: the probability of dropout.
-        double_norm: whether scale and shift are normalised, see
-            :func:`~fewstep.models.nets.blocks.modulated`.
-    """
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        embedding: int,
-        *,
-        resample: float,
-        attend: bool,
-        scale_shift: bool,
-        dropout: float,
-        double_norm: bool = False,
-    ) -> None:
-        super().__init__()
-        self.resample, self.scale_shift, self.double_norm = resample, scale_shift, double_norm
-        self.heads = c_out // HEAD if attend else 0
-        self.norm0 = group_norm(c_in, eps=1e-5)
-        self.conv0 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.affine = nn.Linear(embedding, 2 * c_out if scale_shift else c_out)
-        self.norm1 = group_norm(c_out, eps=1e-5)
-        self.dropout = nn.Dropout(dropout)
-        self.conv1 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
-        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        if attend:
-            self.norm2 = group_norm(c_out, eps=1e-5)
-            self.qkv = nn.Conv2d(c_out, 3 * c_out, 1)
-            self.proj = zero(nn.Conv2d(c_out, c_out, 1))
-
-    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
-        """``(b, c_out, h, w)`` at the resampled size."""
-        h_BCHW = self.conv0(resize_box(F.silu(self.norm0(x_BCHW)), self.resample))
-        affine_BE = self.affine(embedding_BE)
-        if self.scale_shift:
-            h_BCHW = modulated(self.norm1(h_BCHW), affine_BE, self.double_norm)
-        else:
-            h_BCHW = self.norm1(h_BCHW + affine_BE[:, :, None, None])
-        h_BCHW = self.conv1(self.dropout(F.silu(h_BCHW)))
-        x_BCHW = self.skip(resize_box(x_BCHW, self.resample)) + h_BCHW
-        if self.heads:
-            x_BCHW = x_BCHW + self.proj(attention(self.qkv(self.norm2(x_BCHW)), self.heads))
-        return x_BCHW
 
 
 class ADM(AbstractNetwork):
@@ -125,6 +62,20 @@ class ADM(AbstractNetwork):
         double_norm: whether blocks normalise scale and shift, as sCM's do (Lu & Song 2025).
         vectors: the names of vector conditions, and how many numbers each has per sample;
             ``cond[name]`` is float ``(b, ...)``.
+        head_channels: the channels of an attention head.
+        heads: the number of heads of every attention, whatever its width; 0 for heads of
+            ``head_channels``.
+        middle_attention: whether the middle attends, as in all published networks.
+        embedding_multiplier: the width of the embedding in units of ``channels``.
+        groups: the groups of every group normalisation: OpenAI's have 32; 0 for at most 32 of at
+            least 4 channels, as EDM's have.
+        eps: what every group normalisation adds to the variance.
+        convolutions: whether bare convolutions resample, not residual blocks, as in DDPM.
+        asymmetric: whether those add zeros at the right and the lower border only.
+        sin_first: whether sines of time come before cosines, as in DDPM.
+        endpoint: whether the frequencies of time end on 1/10000, as in DDPM.
+        end: how a second time enters: ``added`` to the first, or ``separate``, by an embedding of
+            its own that blocks read beside the first's, as in CTM.
     """
 
     units = (ADMBlock,)
@@ -143,6 +94,17 @@ class ADM(AbstractNetwork):
         guidance: bool = False,
         double_norm: bool = False,
         vectors: Mapping[str, int] | None = None,
+        head_channels: int = 64,
+        heads: int = 0,
+        middle_attention: bool = True,
+        embedding_multiplier: int = 4,
+        groups: int = 0,
+        eps: float = 1e-5,
+        convolutions: bool = False,
+        asymmetric: bool = False,
+        sin_first: bool = False,
+        endpoint: bool = False,
+        end: Literal["added", "separate"] = "added",
     ) -> None:
         super().__init__()
         self.options = {
@@ -158,47 +120,90 @@ class ADM(AbstractNetwork):
             "guidance": guidance,
             "double_norm": double_norm,
         }
+        # Options of imported networks are recorded where they differ from the usual.
+        unusual = {
+            "head_channels": (head_channels, 64),
+            "heads": (heads, 0),
+            "middle_attention": (middle_attention, True),
+            "embedding_multiplier": (embedding_multiplier, 4),
+            "groups": (groups, 0),
+            "eps": (eps, 1e-5),
+            "convolutions": (convolutions, False),
+            "asymmetric": (asymmetric, False),
+            "sin_first": (sin_first, False),
+            "endpoint": (endpoint, False),
+            "end": (end, "added"),
+        }
+        self.options |= {name: own for name, (own, usual) in unusual.items() if own != usual}
+        if min(head_channels, embedding_multiplier) < 1 or min(heads, groups) < 0 or eps <= 0:
+            raise UsageError(
+                "ADM: expected positive head_channels, embedding_multiplier and eps, and no "
+                f"negative heads and groups, got {head_channels}, {embedding_multiplier}, {eps}, "
+                f"{heads} and {groups}"
+            )
+        separate = end == "separate"
+        if separate and not two_time:
+            raise UsageError("ADM: end='separate' needs two_time=True")
         if double_norm and not scale_shift:
             raise UsageError("ADM: double_norm normalises scale and shift; keep scale_shift=True")
         check_unet("ADM", shape, channels, multipliers)
         widths = [m * channels for m in multipliers]
         attend = [shape[1] >> level in attention for level in range(len(widths))]
-        attending = [w for w, yes in zip(widths, attend, strict=True) if yes] + widths[-1:]
-        if any(w % HEAD for w in attending):
+        attending = [w for w, yes in zip(widths, attend, strict=True) if yes]
+        attending += widths[-1:] if middle_attention else []
+        if any(w % (heads or head_channels) for w in attending):
+            part = f"{heads}, the heads" if heads else f"{head_channels}, the channels of a head"
             raise UsageError(
-                f"ADM: attention takes widths divisible by {HEAD}, the channels of a head; got "
+                f"ADM: attention takes widths divisible by {part}; got "
                 f"{attending} where it attends (channels={channels}, multipliers={multipliers})"
             )
-        embedding = 4 * channels
+        embedding = embedding_multiplier * channels
         self.conditions = Conditions("ADM", embedding, vectors)
         self.options |= self.conditions.options
         self.cond_keys = condition_keys(classes, guidance) + self.conditions.keys
         self.two_time = two_time
 
-        self.map_noise = PositionalEmbedding(channels)
-        self.map_end = zero(nn.Linear(channels, channels, bias=False)) if two_time else None
+        self.map_noise = PositionalEmbedding(channels, endpoint=endpoint, sin_first=sin_first)
+        self.map_end = (
+            zero(nn.Linear(channels, channels, bias=False)) if two_time and not separate else None
+        )
         self.map_guidance = GuidanceEmbedding(channels, channels) if guidance else None
         self.map_layer0 = nn.Linear(channels, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
+        self.end_layer0 = nn.Linear(channels, embedding) if separate else None
+        self.end_layer1 = nn.Linear(embedding, embedding) if separate else None
         self.map_label = LabelTable(classes, embedding) if classes else None
 
-        def block(c_in: int, c_out: int, resample: float, attend: bool) -> ADMBlock:
+        def block(c_in: int, c_out: int, resample: float, attend: bool) -> nn.Module:
+            if convolutions and resample == 0.5:
+                return Downsample(c_in, asymmetric)
+            if convolutions and resample == 2:
+                return Upsample(c_in)
             return ADMBlock(
                 c_in,
                 c_out,
-                embedding,
+                2 * embedding if separate else embedding,
                 resample=resample,
                 attend=attend,
                 scale_shift=scale_shift,
                 dropout=dropout,
                 double_norm=double_norm,
+                heads=heads or c_out // head_channels,
+                groups=groups,
+                eps=eps,
             )
 
         self.first = nn.Conv2d(shape[0], widths[0], 3, padding=1)
         self.encoder, self.middle, self.decoder = layout(
-            block, widths[0], widths, blocks, attend, decoder_attends_throughout=True
+            block,
+            widths[0],
+            widths,
+            blocks,
+            attend,
+            decoder_attends_throughout=True,
+            middle_attends=middle_attention,
         )
-        self.last_norm = group_norm(widths[0], eps=1e-5)
+        self.last_norm = group_norm(widths[0], eps, groups)
         self.last = zero(nn.Conv2d(widths[0], shape[0], 3, padding=1))
 
     def forward(
@@ -215,20 +220,12 @@ class ADM(AbstractNetwork):
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
         embedding = self.conditions.add_vectors(embedding, cond)
+        if self.end_layer0 is not None and self.end_layer1 is not None:
+            end = self.map_noise(c_noise if s_noise is None else s_noise)
+            end = self.end_layer1(F.silu(self.end_layer0(end)))
+            embedding = torch.cat([embedding, end], dim=1)
         embedding = F.silu(embedding)
 
         skips = encode(self.encoder, self.first(x), embedding)
         h = decode(self.middle, self.decoder, skips, embedding)
         return self.last(F.silu(self.last_norm(h)))
-
-
-class LabelTable(nn.Module):
-    """A row of unit normals for each label; label k is null, all zeros, and not stored."""
-
-    def __init__(self, classes: int, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, channels))
-
-    def forward(self, label_B: Tensor) -> Tensor:
-        """``(b, channels)``."""
-        return F.embedding(label_B, F.pad(self.weight, (0, 0, 0, 1)))

@@ -166,9 +166,14 @@ def xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Linear | nn.Co
     return layer
 
 
-def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
-    """At most 32 groups of at least 4 channels."""
-    groups = max(1, min(32, channels // 4))
+def group_norm(channels: int, eps: float = 1e-6, groups: int = 0) -> nn.GroupNorm:
+    """At most 32 groups of at least 4 channels, or that many ``groups``."""
+    if groups and channels % groups:
+        raise UsageError(
+            f"group normalisation cannot split {channels} channels into {groups} groups; take "
+            f"multiples of {groups} channels"
+        )
+    groups = groups or max(1, min(32, channels // 4))
     if channels % groups:
         raise UsageError(
             f"group normalisation cannot split {channels} channels into {groups} groups; take a "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Cond
+from fewstep.core import Cond, UsageError
 from fewstep.models.nets.blocks import (
     AbstractNetwork,
     GuidanceEmbedding,
@@ -60,6 +62,9 @@ class DDPMpp(AbstractNetwork):
             tokens enters the time embedding.
         images: the names of images that the network reads beside ``x``, and how many channels each
             has; ``cond[name]`` is float ``(b, c, *space)`` of the size of ``x``, zeros for none.
+        end: how a second time enters: ``added`` to the first; ``separate``, by an embedding of its
+            own that blocks read beside the first's, as in CTM; or
+            ``joined`` to the first's sinusoid, as in FastGen.
     """
 
     units = (ResidualBlock,)
@@ -81,6 +86,7 @@ class DDPMpp(AbstractNetwork):
         vectors: Mapping[str, int] | None = None,
         sequences: Mapping[str, tuple[int, int]] | None = None,
         images: Mapping[str, int] | None = None,
+        end: Literal["added", "separate", "joined"] = "added",
     ) -> None:
         super().__init__()
         self.options = {
@@ -98,26 +104,33 @@ class DDPMpp(AbstractNetwork):
             "double_norm": double_norm,
         }
         check_unet("DDPMpp", shape, channels, multipliers, patch)
-        self.conditions = Conditions("DDPMpp", channels, vectors, sequences, images)
+        self.options |= {} if end == "added" else {"end": end}
+        if end != "added" and (not two_time or guidance):
+            raise UsageError(f"DDPMpp: end={end!r} needs two_time=True and guidance=False")
+        read = 2 * channels if end == "joined" else channels
+        self.conditions = Conditions("DDPMpp", read, vectors, sequences, images)
         self.options |= self.conditions.options
         self.cond_keys = condition_keys(classes, guidance) + self.conditions.keys
-        self.two_time = two_time
+        self.two_time, self.end = two_time, end
         self.optional_keys = ("augment",) if augment else ()
         width = 4 * channels
+        added, separate = two_time and end == "added", end == "separate"
 
         self.map_noise = PositionalEmbedding(channels, endpoint=True, sin_first=True)
-        self.map_end = zero(nn.Linear(channels, channels, bias=False)) if two_time else None
+        self.map_end = zero(nn.Linear(channels, channels, bias=False)) if added else None
         self.map_guidance = GuidanceEmbedding(channels, channels) if guidance else None
-        self.map_label = LabelEmbedding(classes, channels) if classes else None
-        self.map_augment = xavier(nn.Linear(augment, channels, bias=False)) if augment else None
-        self.map_layer0 = xavier(nn.Linear(channels, width))
+        self.map_label = LabelEmbedding(classes, read) if classes else None
+        self.map_augment = xavier(nn.Linear(augment, read, bias=False)) if augment else None
+        self.map_layer0 = xavier(nn.Linear(read, width))
         self.map_layer1 = xavier(nn.Linear(width, width))
+        self.end_layer0 = xavier(nn.Linear(channels, width)) if separate else None
+        self.end_layer1 = xavier(nn.Linear(width, width)) if separate else None
 
         def block(c_in: int, c_out: int, resample: float, attend: bool) -> ResidualBlock:
             return ResidualBlock(
                 c_in,
                 c_out,
-                width,
+                2 * width if separate else width,
                 resample=resample,
                 heads=int(attend),
                 dropout=dropout,
@@ -126,8 +139,8 @@ class DDPMpp(AbstractNetwork):
 
         height, patch_channels = shape[1] // patch, shape[0] * patch**2
         self.patch = patch
-        read = patch_channels + self.conditions.channels * patch**2
-        self.first = xavier(nn.Conv2d(read, channels, 3, padding=1))
+        seen = patch_channels + self.conditions.channels * patch**2
+        self.first = xavier(nn.Conv2d(seen, channels, 3, padding=1))
         self.encoder, self.middle, self.decoder = layout(
             block,
             channels,
@@ -144,22 +157,33 @@ class DDPMpp(AbstractNetwork):
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
     ) -> Tensor:
         """F, shaped as ``x``."""
+        embedding = self._embedded(c_noise, s_noise, cond)
+        h = self.first(F.pixel_unshuffle(self.conditions.add_images(x, cond), self.patch))
+        skips = encode(self.encoder, h, embedding)
+        h = decode(self.middle, self.decoder, skips, embedding)
+        return F.pixel_shuffle(self.last(F.silu(self.last_norm(h))), self.patch)
+
+    def _embedded(self, c_noise: Tensor, s_noise: Tensor | None, cond: Cond | None) -> Tensor:
         embedding = self.map_noise(c_noise)
-        if self.map_end is not None:
-            end = self.map_noise(c_noise if s_noise is None else s_noise)
+        end = self.map_noise(c_noise if s_noise is None else s_noise) if self.two_time else None
+        if end is not None and self.map_end is not None:
             embedding = embedding + self.map_end(end)
+        if end is not None and self.end == "joined":
+            embedding = torch.cat([embedding, end], dim=1)
         if self.map_guidance is not None:
             embedding = embedding + self.map_guidance(guidance_of(cond, c_noise))
+        embedding = self._conditioned(embedding, cond)
+        embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
+        if end is None or self.end_layer0 is None or self.end_layer1 is None:
+            return embedding
+        end = self.end_layer1(F.silu(self.end_layer0(self._conditioned(end, cond))))
+        return torch.cat([embedding, F.silu(end)], dim=1)
+
+    def _conditioned(self, embedding: Tensor, cond: Cond | None) -> Tensor:
         if self.map_label is not None:
             embedding = embedding + self.map_label(label_of(cond))
         if self.map_augment is not None:
             given = augment_of(cond, self.map_augment.weight.shape[1], embedding)
             embedding = embedding + self.map_augment(given)
         embedding = self.conditions.add_vectors(embedding, cond)
-        embedding = self.conditions.add_pooled(embedding, cond)
-        embedding = F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
-
-        h = self.first(F.pixel_unshuffle(self.conditions.add_images(x, cond), self.patch))
-        skips = encode(self.encoder, h, embedding)
-        h = decode(self.middle, self.decoder, skips, embedding)
-        return F.pixel_shuffle(self.last(F.silu(self.last_norm(h))), self.patch)
+        return self.conditions.add_pooled(embedding, cond)

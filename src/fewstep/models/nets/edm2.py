@@ -12,6 +12,7 @@ derivatives, targets and accumulated batches see one network.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -25,9 +26,9 @@ from fewstep.models.nets.blocks import (
     condition_keys,
     guidance_of,
     label_of,
-    resize_box,
 )
-from fewstep.models.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalise
+from fewstep.models.nets.edm2_block import HEAD, EDM2Block, balance_of
+from fewstep.models.nets.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum
 
 SIZES: dict[str, dict[str, Any]] = {
     "xxs": {"channels": 64, "dropout": 0.0},
@@ -39,79 +40,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "xxl": {"channels": 448, "dropout": 0.1},
 }
 """Options of the published ImageNet-512 networks (64 x 64 latents); ``dropout`` is training's."""
-
-HEAD = 64
-"""Channels of an attention head."""
-LIMIT = 256.0
-"""Activations are clipped to it."""
-RESIDUAL = 0.3
-"""Share of the branch in every residual sum."""
-
-
-class EDM2Block(nn.Module):
-    """A residual block, modulated by the embedding; then attention.
-
-    Encoder blocks normalise each pixel and project before the branch leaves, decoder blocks project
-    where it returns.
-
-    Args:
-        c_in, c_out: channels.
-        embedding: width E of the embedding.
-        encoder: which of both.
-        resample: 0.5, 1 or 2, before everything else.
-        attend: whether attention follows.
-        dropout: probability.
-    """
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        embedding: int,
-        *,
-        encoder: bool,
-        resample: float = 1,
-        attend: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.encoder, self.resample, self.attend = encoder, resample, attend
-        self.heads = max(1, c_out // HEAD)
-        if attend and c_out % self.heads:
-            raise UsageError(f"EDM2: {c_out} channels do not split into {self.heads} heads")
-        self.skip = MPConv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.conv0 = MPConv(c_out if encoder else c_in, c_out, 3)
-        self.modulate = MPConv(embedding, c_out)
-        self.gain = nn.Parameter(torch.zeros(1))
-        self.dropout = nn.Dropout(dropout)
-        self.conv1 = MPConv(c_out, c_out, 3)
-        if attend:
-            self.qkv = MPConv(c_out, 3 * c_out, 1)
-            self.proj = MPConv(c_out, c_out, 1)
-
-    def forward(self, x_BCHW: Tensor, embedding_BE: Tensor) -> Tensor:
-        """``(b, c_out, h, w)`` at the resampled size."""
-        x_BCHW = resize_box(x_BCHW, self.resample)
-        if self.encoder:
-            x_BCHW = normalise(self.skip(x_BCHW), 1)
-        h_BCHW = self.conv0(mp_silu(x_BCHW))
-        scale_BC = 1 + self.modulate(embedding_BE, self.gain)
-        h_BCHW = mp_silu(h_BCHW * scale_BC[:, :, None, None])
-        h_BCHW = self.conv1(self.dropout(h_BCHW))
-        x_BCHW = mp_sum(x_BCHW if self.encoder else self.skip(x_BCHW), h_BCHW, RESIDUAL)
-        if self.attend:
-            x_BCHW = mp_sum(x_BCHW, self._attended(x_BCHW), RESIDUAL)
-        return x_BCHW.clamp(-LIMIT, LIMIT)
-
-    def _attended(self, x_BCHW: Tensor) -> Tensor:
-        # The 3C rows of qkv are ordered by head, then channel, then q, k, v.
-        qkv_BNDXL = self.qkv(x_BCHW).reshape(
-            x_BCHW.shape[0], self.heads, -1, 3, x_BCHW.shape[2] * x_BCHW.shape[3]
-        )
-        # contiguous: the fused kernels refuse a strided last axis, and leave it to the slow one.
-        q_BNLD, k_BNLD, v_BNLD = normalise(qkv_BNDXL, 2).permute(3, 0, 1, 4, 2).contiguous()
-        a_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
-        return self.proj(a_BNLD.transpose(2, 3).contiguous().reshape(x_BCHW.shape))
 
 
 class EDM2(AbstractNetwork):
@@ -132,6 +60,13 @@ class EDM2(AbstractNetwork):
         guidance: read a guidance scale, ``cond["guidance"]``, too; at first it adds nothing.
         positional: time enters by a ladder of frequencies from 1 down, instead of by random ones:
             sCM's choice (Lu & Song 2025), since derivatives in time grow with the frequencies.
+        head_channels: channels of an attention head.
+        middle_attention: whether the middle attends, as in all published networks.
+        noise_multiplier: width of the embedding of time in units of ``channels``; 0 for the width
+            of the finest resolution, as in all published networks.
+        embedding_multiplier: width of the whole embedding, likewise; 0 for the largest width.
+        balance: the shares that differ from the published networks', by the names of
+            :class:`~fewstep.models.nets.edm2_block.Balance`.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (EDM2Block,)
@@ -148,6 +83,11 @@ class EDM2(AbstractNetwork):
         two_time: bool = False,
         guidance: bool = False,
         positional: bool = False,
+        head_channels: int = HEAD,
+        middle_attention: bool = True,
+        noise_multiplier: int = 0,
+        embedding_multiplier: int = 0,
+        balance: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.options = {
@@ -162,6 +102,21 @@ class EDM2(AbstractNetwork):
             "guidance": guidance,
             "positional": positional,
         }
+        # Options of imported networks are recorded where they differ from the usual.
+        unusual = {
+            "head_channels": (head_channels, HEAD),
+            "middle_attention": (middle_attention, True),
+            "noise_multiplier": (noise_multiplier, 0),
+            "embedding_multiplier": (embedding_multiplier, 0),
+            "balance": (dict(balance or {}), {}),
+        }
+        self.options |= {name: own for name, (own, usual) in unusual.items() if own != usual}
+        if head_channels < 1 or noise_multiplier < 0 or embedding_multiplier < 0:
+            raise UsageError(
+                "EDM2: expected positive head_channels and no negative multipliers, got "
+                f"{head_channels}, {noise_multiplier} and {embedding_multiplier}"
+            )
+        self.balance = balance_of(balance or {})
         if channels < 1 or blocks < 0 or not multipliers or min(multipliers) < 1:
             raise UsageError(
                 f"EDM2: expected positive channels and multipliers and no negative number of "
@@ -173,30 +128,31 @@ class EDM2(AbstractNetwork):
                 f"EDM2: {len(multipliers)} resolutions need an event (c, h, w) whose h and w are "
                 f"divisible by {unit}, got {tuple(shape)}"
             )
-        if (guidance or positional) and channels * multipliers[0] % 2:
+        noise = channels * (noise_multiplier or multipliers[0])
+        if (guidance or positional) and noise % 2:
             raise UsageError(
-                f"EDM2: a ladder of cosines and sines fills an even number of channels, got "
-                f"{channels * multipliers[0]}"
+                f"EDM2: a ladder of cosines and sines fills an even number of channels, got {noise}"
             )
         self.cond_keys = condition_keys(classes, guidance)
         self.two_time, self.classes = two_time, classes
         widths = [channels * m for m in multipliers]
-        width = max(widths)
+        width = channels * embedding_multiplier or max(widths)
 
-        ladder = PositionalEmbedding(widths[0], amplitude=math.sqrt(2))
-        self.fourier = ladder if positional else MPFourier(widths[0])
-        self.time = MPConv(widths[0], width)
+        ladder = PositionalEmbedding(noise, amplitude=math.sqrt(2))
+        self.fourier = ladder if positional else MPFourier(noise)
+        self.time = MPConv(noise, width)
         self.label = MPConv(classes, width) if classes else None
         if two_time:
-            self.end = MPConv(widths[0], width)
+            self.end = MPConv(noise, width)
             self.end_gain = nn.Parameter(torch.zeros(1))
         self.ladder = ladder if guidance else None
         if guidance:
-            self.guidance = MPConv(widths[0], width)
+            self.guidance = MPConv(noise, width)
             self.guidance_gain = nn.Parameter(torch.zeros(1))
 
         def block(c_in: int, c_out: int, encoder: bool, **own: Any) -> EDM2Block:
-            return EDM2Block(c_in, c_out, width, encoder=encoder, dropout=dropout, **own)
+            shared = {"dropout": dropout, "head_channels": head_channels, "balance": self.balance}
+            return EDM2Block(c_in, c_out, width, encoder=encoder, **shared, **own)
 
         self.first = MPConv(shape[0] + 1, widths[0], 3)
         now, skips = widths[0], [widths[0]]
@@ -211,7 +167,9 @@ class EDM2(AbstractNetwork):
                 now = c_out
                 skips.append(now)
 
-        self.middle = nn.ModuleList([block(now, now, False, attend=True), block(now, now, False)])
+        self.middle = nn.ModuleList(
+            [block(now, now, False, attend=middle_attention), block(now, now, False)]
+        )
         self.decoder = nn.ModuleList()
         for level, c_out in reversed([*enumerate(widths)]):
             if level < len(widths) - 1:
@@ -238,8 +196,11 @@ class EDM2(AbstractNetwork):
             h = block(h, embedding)
         for block in self.decoder:
             # Only the blocks that double the resolution take no skip.
-            h = block(h if block.resample == 2 else mp_cat(h, skips.pop()), embedding)
+            h = block(h if block.resample == 2 else self._joined(h, skips.pop()), embedding)
         return self.last(h, self.last_gain)
+
+    def _joined(self, h: Tensor, skip: Tensor) -> Tensor:
+        return mp_cat(h, skip, self.balance.concat)
 
     def _embedded(self, c_noise: Tensor, s_noise: Tensor | None, cond: Cond | None) -> Tensor:
         embedding_BE = self.time(self.fourier(c_noise))
@@ -257,7 +218,7 @@ class EDM2(AbstractNetwork):
         if self.label is not None:
             one_hot = F.one_hot(label_of(cond), self.classes + 1)[:, :-1].to(embedding_BE.dtype)
             label_BE = self.label(one_hot * math.sqrt(self.classes))
-            embedding_BE = mp_sum(embedding_BE, label_BE, 0.5)
+            embedding_BE = mp_sum(embedding_BE, label_BE, self.balance.label)
         return mp_silu(embedding_BE)
 
     def normalise_weights(self) -> None:

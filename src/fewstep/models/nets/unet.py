@@ -33,6 +33,7 @@ def layout(
     attend: Sequence[bool],
     *,
     decoder_attends_throughout: bool,
+    middle_attends: bool = True,
 ) -> Layout:
     """Resolutions from fine to coarse and back, with a block that resamples between any two.
 
@@ -44,6 +45,7 @@ def layout(
         attend: whether a resolution's blocks attend, as many as ``widths``.
         decoder_attends_throughout: the decoder attends in each of these blocks (ADM), or in the
             last of a resolution only (DDPM++, NCSN++).
+        middle_attends: whether the first of the two blocks in the middle attends.
     """
     now, skips = first, [first]
     encoder, decoder = nn.ModuleList(), nn.ModuleList()
@@ -55,7 +57,7 @@ def layout(
             encoder.append(block(now, width, 1, attend[level]))
             now = width
             skips.append(now)
-    middle = nn.ModuleList([block(now, now, 1, True), block(now, now, 1, False)])
+    middle = nn.ModuleList([block(now, now, 1, middle_attends), block(now, now, 1, False)])
     for level in reversed(range(len(widths))):
         if level < len(widths) - 1:
             decoder.append(block(now, now, 2, False))
