@@ -16,7 +16,8 @@ from fewstep.bundled import BUNDLED
 from fewstep.card_text import SHOWN, Card
 from fewstep.contract import Contract
 from fewstep.core import Cond
-from fewstep.errors import UsageWarning
+from fewstep.engines import run_by
+from fewstep.errors import UsageError, UsageWarning
 from fewstep.model_files import FORMAT, READABLE, find
 from fewstep.models import AbstractDenoiser
 from fewstep.noise import SampleNoise
@@ -56,7 +57,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.denoiser.parameters()).device
+        return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
 
     def to(self, device: torch.device | str) -> Model:
         """Move the weights."""
@@ -232,6 +233,7 @@ def load(
     device: str | torch.device | None = None,
     average: str | None = None,
     step: int | None = None,
+    engine: str = "eager",
 ) -> Model:
     """A model from a model folder, a run folder (its newest model) or a bundled name.
 
@@ -241,9 +243,17 @@ def load(
         device: where to put it; an accelerator if there is one.
         average: another of the run's averages than its first.
         step: the run's model as it was at this step, of which a checkpoint is kept.
+        engine: what runs the network: ``eager`` (torch), ``compile``, ``onnx`` or ``openvino``; the
+            last two run in float32 on the CPU and keep their graph beside the model.
 
     Raises:
         UsageError: nothing is there, or what is there does not fit; the message says which keys.
     """
-    denoiser, contract, card = model_files.read(find(model, average, step), network)
-    return Model(denoiser, contract, card).to(usable_device(device))
+    folder = find(model, average, step)
+    denoiser, contract, card = model_files.read(folder, network)
+    exported = engine in {"onnx", "openvino"}
+    if exported and device not in {None, "cpu"}:
+        raise UsageError(f"the engine {engine} runs on the CPU, got device {device}; leave it out")
+    if engine != "eager":
+        denoiser = run_by(engine, denoiser, contract, folder)
+    return Model(denoiser, contract, card).to(usable_device("cpu" if exported else device))

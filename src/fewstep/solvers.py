@@ -10,7 +10,7 @@ the step went to and the state there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -155,12 +155,13 @@ def ancestral_std(path: Path, t: Time, s: Time, eta: float = 1.0) -> tuple[Time,
     return (sigma_s**2 - up**2).clamp(min=0).sqrt(), up
 
 
-# Loops of few steps. ``times`` holds the times at which the model is called, and no end.
+# Loops of few steps. ``times`` holds the times at which the model is called, and no end. As plain
+# numbers they are constants of an exported graph.
+
+Times = Sequence[float] | Tensor
 
 
-def one_step(
-    denoiser: AbstractDenoiser, x: Event, times: Tensor, cond: Cond | None = None
-) -> Event:
+def one_step(denoiser: AbstractDenoiser, x: Event, times: Times, cond: Cond | None = None) -> Event:
     """The model's answer at ``times[0]``: f(x, t), or a two-time model's jump to ``t_min``."""
     return _answer(denoiser, x, float(times[0]), cond)
 
@@ -168,7 +169,7 @@ def one_step(
 def multistep(
     denoiser: AbstractDenoiser,
     x: Event,
-    times: Tensor,
+    times: Times,
     noise: Noise,
     cond: Cond | None = None,
     *,
@@ -181,7 +182,7 @@ def multistep(
     path = denoiser.path
     x = x.to(widest(x.device))
     out = one_step(denoiser, x, times, cond)
-    for i, t in enumerate(times[1:].tolist()):
+    for i, t in enumerate(_floats(times)[1:]):
         later = _at(t, x)
         x = path.renoise(out, noise(i).to(x), later)
         watch(later, x)
@@ -193,15 +194,14 @@ def multistep(
 def deterministic(
     denoiser: AbstractDenoiser,
     x: Event,
-    times: Tensor,
+    times: Times,
     cond: Cond | None = None,
     *,
     watch: Watch = unwatched,
 ) -> Event:
     """Jump from each time to the next, and from the last to ``t_min``; no fresh noise."""
     x = x.to(widest(x.device))
-    end = times.new_tensor([denoiser.path.t_min])
-    for t, s in _pairs(torch.cat([times, end]), x):
+    for t, s in _pairs([*_floats(times), denoiser.path.t_min], x):
         x = denoiser.jump(x, t, s, cond)
         watch(s, x)
     return x
@@ -210,7 +210,7 @@ def deterministic(
 def gamma_sampling(
     denoiser: AbstractDenoiser,
     x: Event,
-    times: Tensor,
+    times: Times,
     noise: Noise,
     cond: Cond | None = None,
     *,
@@ -241,9 +241,13 @@ def _answer(denoiser: AbstractDenoiser, x: Event, t: float, cond: Cond | None) -
 
 
 def _at(t: float, x: Tensor) -> Tensor:
-    return torch.full((len(x),), t, dtype=widest(x.device), device=x.device)
+    # A length is a plain number, which an exported graph would fix; a shape stays free.
+    return torch.full((x.shape[0],), t, dtype=widest(x.device), device=x.device)
 
 
-def _pairs(times: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    ends: Iterable[float] = times.tolist()
-    return ((_at(t, x), _at(s, x)) for t, s in pairwise(ends))
+def _floats(times: Times) -> Sequence[float]:
+    return times.tolist() if isinstance(times, Tensor) else times
+
+
+def _pairs(times: Times, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((_at(t, x), _at(s, x)) for t, s in pairwise(_floats(times)))

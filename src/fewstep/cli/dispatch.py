@@ -18,6 +18,7 @@ from fewstep.cli.check import check
 from fewstep.cli.compare import compare
 from fewstep.cli.doctor import doctor
 from fewstep.cli.evaluate import evaluate
+from fewstep.cli.export import export
 from fewstep.cli.import_ import import_
 from fewstep.cli.pairs import pairs
 from fewstep.cli.prepare import prepare
@@ -42,6 +43,7 @@ fewstep: generative models that need one to four network calls
   fewstep search MODEL --steps 2,3,4            better times for few steps
   fewstep import FILE --out MODEL               make a model of another project's checkpoint
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
+  fewstep export MODEL --to onnx --out DIR      for other programs, compared with torch at once
   fewstep bench                                 what the library costs on this machine
   fewstep data check SOURCE                     what would be read, and a picture of it
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
@@ -140,6 +142,7 @@ def _dispatch(args: list[str]) -> None:
         "train": train_recipe,
         "sample": lambda rest: _call("fewstep sample", sample, rest),
         "evaluate": lambda rest: _call("fewstep evaluate", evaluate, rest),
+        "export": lambda rest: _call("fewstep export", export, rest),
         "status": lambda rest: _call("fewstep status", status, rest),
         "doctor": lambda rest: _call("fewstep doctor", doctor, rest),
         "import": lambda rest: _call("fewstep import", import_, rest),

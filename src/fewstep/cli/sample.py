@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -34,6 +34,7 @@ def sample(
     average: str | None = None,
     step: int | None = None,
     device: str | None = None,
+    engine: Literal["eager", "compile", "onnx", "openvino"] = "eager",
     columns: int | None = None,
 ) -> None:
     """Draw samples from a model.
@@ -65,6 +66,8 @@ def sample(
         average: another of the run's averages than its first.
         step: the run's model as it was at this step, of which a checkpoint is kept.
         device: where to run; an accelerator if there is one.
+        engine: what runs the network: eager is torch, compile its compiler, onnx and openvino are
+            the runtimes of these extras on the CPU, which keep an exported graph for the next time.
         columns: of the grid.
     """
     if n < 1:
@@ -78,7 +81,7 @@ def sample(
 
     from fewstep.model import find, load
 
-    loaded = load(model, average=average, device=device, step=step)
+    loaded = load(model, average=average, device=device, step=step, engine=engine)
     print(f"model: {find(model, average, step)}", file=sys.stderr)
     say_unfinished(find(model, average, step))
     given = loaded.contract.data.parse(cond, label)

@@ -252,6 +252,9 @@ class Switched(AbstractDenoiser):
     def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
         """Each sample's own denoiser's x0_hat."""
         above = t >= self.at
+        if torch.compiler.is_exporting():  # a graph has no branches
+            low = self.low(x, t, s, cond)
+            return torch.where(expand(above, x), self.high(x, t, s, cond), low)
         if bool(above.all()):
             return self.high(x, t, s, cond)
         with same_dropout(x):

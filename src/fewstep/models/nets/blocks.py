@@ -145,7 +145,7 @@ def augment_of(cond: Cond | None, width: int, like: Tensor) -> Tensor:
     together wait for one of every weight.
     """
     if cond is None or "augment" not in cond:
-        return like.new_zeros(len(like), width)
+        return like.new_zeros(like.shape[0], width)
     return cond["augment"].to(like.dtype)
 
 

@@ -130,7 +130,7 @@ class Conditions(nn.Module):
     def add_vectors(self, embedding_BE: Tensor, cond: Cond | None) -> Tensor:
         """The embedding plus what each vector says."""
         for name, n in self.vector_sizes.items():
-            vector, b = _value(cond, name), len(embedding_BE)
+            vector, b = _value(cond, name), embedding_BE.shape[0]
             if vector is None or vector.shape[:1] != (b,) or vector.numel() != b * n:
                 raise _wrong(name, f"float tensor (b, ...) of {n} numbers per sample", vector)
             vector_BW = vector.reshape(b, n).to(embedding_BE.dtype)
@@ -157,9 +157,9 @@ class Conditions(nn.Module):
         masks: list[Tensor] = []
         for name in self.sequence_sizes:
             tokens_BLE, mask_BL, null_1E = self._tokens(name, like_BE, cond)
-            null_B1E = null_1E.to(tokens_BLE.dtype).expand(len(mask_BL), 1, -1)
+            null_B1E = null_1E.to(tokens_BLE.dtype).expand(mask_BL.shape[0], 1, -1)
             tokens += [null_B1E, tokens_BLE]
-            masks += [mask_BL.new_ones(len(mask_BL), 1), mask_BL]
+            masks += [mask_BL.new_ones(mask_BL.shape[0], 1), mask_BL]
         return (torch.cat(tokens, dim=1), torch.cat(masks, dim=1)) if tokens else ()
 
     def add_images(self, x: Tensor, cond: Cond | None) -> Tensor:
@@ -167,7 +167,7 @@ class Conditions(nn.Module):
         images = [x]
         for name, channels in self.image_channels.items():
             image = _value(cond, name)
-            shape = (len(x), channels, *x.shape[2:])
+            shape = (x.shape[0], channels, *x.shape[2:])
             if image is None or tuple(image.shape) != shape:
                 raise _wrong(name, f"float tensor (b, c, *space) of shape {shape}", image)
             images.append(image.to(x.dtype))
@@ -182,7 +182,7 @@ class Conditions(nn.Module):
         if (
             tokens is None
             or tokens.ndim != 3
-            or tokens.shape[::2] != (len(like_BE), channels)
+            or tokens.shape[::2] != (like_BE.shape[0], channels)
             or tokens.shape[1] > length
         ):
             wanted = f"float tensor (b, length, {channels}) of a length of at most {length}"
@@ -200,7 +200,7 @@ class Conditions(nn.Module):
 def mask_of(cond: Cond | None, x: Tensor) -> Tensor:
     """The mask of ragged data among the conditions: ``(b, 1, *space)``, 1 where ``x`` is real."""
     mask = _value(cond, "mask")
-    shape = (len(x), 1, *x.shape[2:])
+    shape = (x.shape[0], 1, *x.shape[2:])
     if mask is None or tuple(mask.shape) != shape:
         raise _wrong("mask", f"tensor (b, 1, *space) of shape {shape}, 1 where data is real", mask)
     return mask != 0

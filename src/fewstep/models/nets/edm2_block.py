@@ -104,7 +104,7 @@ class EDM2Block(nn.Module):
     def _attended(self, x_BCHW: Tensor) -> Tensor:
         # The 3C rows of qkv are ordered by head, then channel, then q, k, v.
         qkv_BNDXL = self.qkv(x_BCHW).reshape(
-            len(x_BCHW), self.heads, -1, 3, x_BCHW.shape[2] * x_BCHW.shape[3]
+            x_BCHW.shape[0], self.heads, -1, 3, x_BCHW.shape[2] * x_BCHW.shape[3]
         )
         # contiguous: the fused kernels refuse a strided last axis, and leave it to the slow one.
         q_BNLD, k_BNLD, v_BNLD = normalise(qkv_BNDXL, 2).permute(3, 0, 1, 4, 2).contiguous()

@@ -13,7 +13,9 @@ def normalise(x: Tensor, dims: int | tuple[int, ...], eps: float = 1e-4) -> Tens
     """``x`` over its root mean square along ``dims``, which is taken in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
-    return x / (eps + norm * math.sqrt(norm.numel() / x.numel())).to(x.dtype)
+    # Of the sizes without the batch: an exported graph would fix what a whole count depends on.
+    share = norm.shape[1:].numel() / x.shape[1:].numel()
+    return x / (eps + norm * math.sqrt(share)).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:

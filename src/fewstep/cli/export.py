@@ -1,0 +1,37 @@
+"""``fewstep export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+def export(
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
+    /,
+    *,
+    to: Literal["onnx", "openvino", "torch"],
+    out: Path,
+    sampler: int | None = None,
+    average: str | None = None,
+) -> None:
+    """Write a model for another program, and compare its answers with torch's.
+
+    The folder holds the graph, the contract and a card with the exact call. The export fails if an
+    answer differs from torch's by more than 1e-4.
+
+    Args:
+        model: a model folder, a run folder or a bundled name.
+        to: onnx is for ONNX Runtime and others, openvino for OpenVINO, torch for torch.export.
+        out: the folder to write.
+        sampler: a number of steps; exports all steps of the sampler as one graph, whose noise is
+            an input. By default the graph is the denoiser alone.
+        average: another of the run's averages than its first.
+    """
+    from fewstep.exporting import export as write
+    from fewstep.model import load
+
+    error = write(load(model, average=average, device="cpu"), to, out, sampler)
+    print(f"wrote {out}; its answers differ from torch's by {error:.2g} at most")

@@ -1,0 +1,126 @@
+"""Graphs as ONNX files, exported by torch's exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.engines.sessions import extra
+from fewstep.errors import UsageError
+
+OPSET = 20
+"""The exporter's own default, which current runtimes read; newer ones are not written."""
+ALONE = 2**30
+"""Bytes of weights up to which a graph is one file; beyond, weights lie in a file beside it."""
+
+
+def write_onnx(
+    graph: nn.Module,
+    inputs: Mapping[str, Tensor],
+    out: Path,
+    output: str = "x0",
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a graph with a free batch.
+
+    The exporter's optimiser is off: it takes a constant of 1e-8 for 0, so that log(t + 1e-8) and
+    x / (norm + 1e-8) become infinite at 0 (torch 2.13, onnxscript 0.7.2). Runtimes optimise anyway.
+    Stack traces, which hold paths of this machine, are taken out.
+
+    Args:
+        graph: in evaluation mode; its inputs are tensors alone.
+        inputs: examples by name, in the order of its arguments, batch first.
+        out: the file.
+        output: name of the one output.
+        notes: JSON values to write into the file's metadata, by name.
+
+    Raises:
+        UsageError: the extra ``onnx`` is not installed, or the network cannot be exported.
+    """
+    extra("onnxscript", "onnx")
+    onnx = extra("onnx", "onnx")
+    assert not graph.training
+    names = [*inputs]
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                graph,
+                tuple(inputs.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=free_batch(names),
+                input_names=names,
+                output_names=[output],
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as error:  # whatever the exporter raises on an unusual network
+        raise UsageError(
+            f"torch cannot export this network to ONNX ({reason(error)}); use the engine eager or "
+            "compile"
+        ) from error
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    for key, value in (notes or {}).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value, sort_keys=True)
+    large = sum(v.numel() * v.element_size() for v in graph.state_dict().values()) > ALONE
+    onnx.save(model, str(out), save_as_external_data=large, location=f"{out.name}.data")
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an exporter met at first, which is the cause of what it raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def free_batch(names: Sequence[str]) -> tuple[Any, ...]:
+    """What torch's exporters want to know of the inputs: the first axis of each is one free size.
+
+    Args:
+        names: of the inputs, of which those after x and t, or after noise, are variadic arguments.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    named = 1 if names[0] == "noise" else 2
+    further = tuple({0: batch} for _ in names[named:])
+    return (*({0: batch} for _ in names[:named]), *([further] if further else []))
+
+
+def _strip(model: Any) -> None:
+    """Take out of a graph what is of the machine and not of the graph."""
+    for graph in (model.graph, *model.functions):
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+        del graph.metadata_props[:]
+        for value in graph.value_info:
+            del value.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.metadata_props[:]
+    model.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says on the way, which no user can act on."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,151 @@
+"""Models for other programs: ONNX, OpenVINO and torch.export, each compared with torch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.engines.check import LARGEST_ERROR, difference, evaluated, largest_error
+from fewstep.engines.graph import DenoiserGraph, SamplerGraph, examples
+from fewstep.engines.onnx import free_batch, reason, write_onnx
+from fewstep.engines.sessions import Session, extra, open_onnx, open_openvino
+from fewstep.errors import UsageError, nearest
+from fewstep.exporting.card import card, notes, write_notes
+from fewstep.model import Model
+from fewstep.system.files import whole_folder
+
+__all__ = ["FORMATS", "LARGEST_ERROR", "Format", "export"]
+
+Format = Literal["onnx", "openvino", "torch"]
+FORMATS: tuple[str, ...] = get_args(Format)
+SAMPLES = (1, 3)
+"""Sizes of the batches in which a whole sampler is compared with torch."""
+
+
+def export(model: Model, to: str, out: str | Path, steps: int | None = None) -> float:
+    """Write a model for another program, with a card that says how to call it.
+
+    The folder holds the graph, ``fewstep.json`` with the contract and the times, and README.md. The
+    graph is the denoiser ``(x, t[, s], conditions) -> x0``, or a whole sampler.
+
+    Args:
+        model: on any device; the graph is exported in float32.
+        to: ``onnx``, ``openvino`` or ``torch`` (torch.export).
+        out: the folder, which is written whole or not at all.
+        steps: export all steps of the sampler as one graph, whose noise is an input; None exports
+            the denoiser.
+
+    Returns:
+        The largest difference between the graph's answers and torch's, in the data's unit.
+
+    Raises:
+        UsageError: there is no such format, its extra is not installed, the network cannot be
+            exported, or the graph differs from torch by more than ``LARGEST_ERROR``.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"unknown format {to!r}; {nearest(to, FORMATS)}")
+    if steps is not None and to == "torch":
+        raise UsageError("a whole sampler is exported to onnx or openvino; leave out the steps")
+    model = model.to("cpu")
+    denoiser = model.denoiser.float()
+    said = notes(model, to, steps)
+    with whole_folder(Path(out)) as folder:
+        if steps is None:
+            graph, inputs = DenoiserGraph(denoiser), examples(denoiser, model.contract, 2)
+        else:
+            graph, inputs = _sampler(model, steps), _noise(model, steps, 2)
+        file = WRITERS[to](evaluated(graph), inputs, folder, said)
+        session = _open(to, file)
+        if steps is None:
+            error = largest_error(denoiser, model.contract, session)
+        else:
+            error = _sampler_error(model, steps, session)
+        write_notes(folder, {**said, "largest_error": error})
+        (folder / "README.md").write_text(card(model, to, file.name, said, error), encoding="utf-8")
+    return error
+
+
+def _sampler(model: Model, steps: int) -> SamplerGraph:
+    return SamplerGraph(model.denoiser, model.contract, tuple(model.times(steps)))
+
+
+def _noise(model: Model, steps: int, n: int) -> dict[str, Tensor]:
+    """Inputs of a whole sampler: noise ``(n, steps, *shape)`` and the conditions by name."""
+    like = examples(model.denoiser, model.contract, n)
+    pairs = [(0, i) for i in range(n)]
+    drawn = model.noise(pairs, calls=steps)
+    noise = torch.stack([drawn(i) for i in range(steps)], 1).float()
+    return {"noise": noise, **{key: like[key] for key in model.denoiser.cond_keys}}
+
+
+def _sampler_error(model: Model, steps: int, session: Session) -> float:
+    """The largest difference to :meth:`Model.sample` at the same noise and conditions."""
+    errors = []
+    for n in SAMPLES:
+        inputs = _noise(model, steps, n)
+        out = session({key: value.numpy() for key, value in inputs.items()})
+        errors.append(difference(torch.from_numpy(out), model.sample(n, steps=steps)))
+    return max(errors)
+
+
+def _write_onnx(
+    graph: nn.Module, inputs: dict[str, Tensor], folder: Path, said: dict[str, Any]
+) -> Path:
+    file = folder / "model.onnx"
+    write_onnx(graph, inputs, file, "x0" if "x" in inputs else "samples", {"fewstep": said})
+    return file
+
+
+def _write_openvino(
+    graph: nn.Module, inputs: dict[str, Tensor], folder: Path, said: dict[str, Any]
+) -> Path:
+    """OpenVINO's own format, made of the ONNX graph, whose operators it reads as torch means them.
+
+    Weights and tables of times are stored in float32; OpenVINO's default is float16, in which
+    70,000 becomes 65,504 (openvino 2026.4).
+    """
+    vino = extra("openvino", "openvino")
+    source = _write_onnx(graph, inputs, folder, said)
+    model = vino.Core().read_model(str(source))
+    file = folder / "model.xml"
+    vino.save_model(model, str(file), compress_to_fp16=False)
+    for path in folder.glob("model.onnx*"):
+        path.unlink()
+    return file
+
+
+def _write_torch(
+    graph: nn.Module, inputs: dict[str, Tensor], folder: Path, said: dict[str, Any]
+) -> Path:
+    shapes = free_batch([*inputs])
+    try:
+        program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes)
+    except Exception as error:  # whatever the exporter raises on an unusual network
+        raise UsageError(f"torch.export cannot trace this network: {reason(error)}") from error
+    file = folder / "model.pt2"
+    torch.export.save(program, file)
+    return file
+
+
+WRITERS: dict[str, Callable[[nn.Module, dict[str, Tensor], Path, dict[str, Any]], Path]] = {
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+    "torch": _write_torch,
+}
+
+
+def _open(to: str, file: Path) -> Session:
+    if to == "onnx":
+        return open_onnx(file)
+    if to == "openvino":
+        return open_openvino(file)
+    program = torch.export.load(file).module()
+
+    def session(inputs: Any) -> Any:
+        return program(*(torch.from_numpy(value) for value in inputs.values())).numpy()
+
+    return session

@@ -1,0 +1,112 @@
+"""What lies beside an exported graph: the contract as JSON, and a card with the exact call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fewstep.model import Model
+from fewstep.version import __version__
+
+OPEN = {
+    "onnx": (
+        "import onnxruntime\n\nsession = onnxruntime.InferenceSession('{file}')\n"
+        "run = lambda **inputs: session.run(None, inputs)[0]\n"
+    ),
+    "openvino": (
+        "import openvino\n\ncore = openvino.Core()\n"
+        "exact = {{'INFERENCE_PRECISION_HINT': 'f32'}}  # also where the processor has bfloat16\n"
+        "compiled = core.compile_model('{file}', 'CPU', exact)\n"
+        "run = lambda **inputs: next(iter(compiled(inputs).values()))\n"
+    ),
+    "torch": (
+        "import torch\n\nprogram = torch.export.load('{file}').module()\n"
+        "run = lambda **inputs: program(*map(torch.from_numpy, inputs.values())).numpy()\n"
+    ),
+}
+
+
+def notes(model: Model, to: str, steps: int | None) -> dict[str, Any]:
+    """The contract, and the times of samples, as JSON values."""
+    counts = sorted(model.contract.sampling.times) or [len(model.times())]
+    wanted = counts if steps is None else [steps]
+    return {
+        "format": to,
+        "graph": "denoiser" if steps is None else "sampler",
+        "fewstep": __version__,
+        "contract": model.contract.model_dump(mode="json"),
+        "inputs": ["noise"]
+        if steps is not None
+        else ["x", "t", *(["s"] if model.denoiser.two_time else [])],
+        "conditions": [*model.denoiser.cond_keys],
+        "times": {str(count): model.times(count) for count in wanted},
+    }
+
+
+def write_notes(folder: Path, content: dict[str, Any]) -> None:
+    """Write ``fewstep.json``."""
+    text = json.dumps(content, indent=2) + "\n"
+    (folder / "fewstep.json").write_text(text, encoding="utf-8")
+
+
+def card(model: Model, to: str, file: str, said: dict[str, Any], error: float) -> str:
+    """README.md: what the graph is, how exact it is, and how to sample with it."""
+    data, sampling = model.contract.data, model.contract.sampling
+    whole = said["graph"] == "sampler"
+    what = "whole sampler" if whole else "denoiser"
+    return (
+        f"# A {model.contract.method} model for {to}\n\n"
+        f"`{file}` is the {what} of a model of {data.summary()}, exported by fewstep "
+        f"{said['fewstep']} in float32. Its answers differ from torch's by {error:.2g} at most, "
+        "compared at the ends of the path, on zeros and on equal rows, in batches of several "
+        "sizes.\n\n"
+        f"{_inputs(model, said)}\n\n"
+        f"```python\nimport numpy as np\n{OPEN[to].format(file=file)}\n"
+        f"{_sampler_call(model, said) if whole else _loop(model)}```\n\n"
+        f"Sampling is of the kind `{sampling.kind}`; `fewstep.json` has the whole contract and the "
+        "times. Noise is always an input: noise that is drawn inside a graph obeys no seed.\n"
+    )
+
+
+def _inputs(model: Model, said: dict[str, Any]) -> str:
+    shape = ", ".join(map(str, model.contract.data.shape))
+    rows = {
+        "x": f"float32 (b, {shape}): noisy data, not scaled",
+        "t": "float32 (b,): its time on the model's path, which is the noise level for EDM's",
+        "s": "float32 (b,): the time that the answer carries to, 0 for clean data",
+        "noise": f"float32 (b, steps, {shape}): unit Gaussian noise of each step",
+        "label": f"int64 (b,): the class from 0; {model.contract.data.labels} stands for none",
+    }
+    names = [*said["inputs"], *said["conditions"]]
+    return "\n".join(
+        ["| input | what it is |", "| --- | --- |"]
+        + [f"| `{name}` | {rows.get(name, 'a condition, batch first')} |" for name in names]
+    )
+
+
+def _conditions(model: Model) -> str:
+    keys = model.denoiser.cond_keys
+    known = {"label": "np.arange(n) % " + str(max(model.contract.data.labels, 1))}
+    return "".join(f", {key}={known.get(key, '...')}" for key in keys)
+
+
+def _sampler_call(model: Model, said: dict[str, Any]) -> str:
+    (steps,) = said["times"]
+    shape = ", ".join(map(str, model.contract.data.shape))
+    return (
+        f"n = 4\nnoise = np.random.default_rng(0).standard_normal((n, {steps}, {shape}))\n"
+        f"samples = run(noise=noise.astype(np.float32){_conditions(model)})\n"
+    )
+
+
+def _loop(model: Model) -> str:
+    """The first call of a sample, which is the whole sample of a one-step model."""
+    start = model.contract.sampling.start
+    shape = ", ".join(map(str, model.contract.data.shape))
+    second = ", s=np.zeros(n, np.float32)" if model.denoiser.two_time else ""
+    return (
+        f"n = 4\nx = np.random.default_rng(0).standard_normal((n, {shape})) * {start.std:g}\n"
+        f"t = np.full(n, {start.t!r}, np.float32)\n"
+        f"x0 = run(x=x.astype(np.float32), t=t{second}{_conditions(model)})\n"
+    )
