@@ -7,7 +7,7 @@ import torch
 from jaxtyping import install_import_hook
 
 # Shapes are checked at run time, in the tests only: the checks break torch.compile.
-for name in ("core", "paths", "times", "solvers", "models", "objectives"):
+for name in ("core", "paths", "times", "steps", "solvers", "models", "objectives"):
     install_import_hook(f"fewstep.{name}", "shape_checks.checked")
 
 torch.set_num_threads(1)
