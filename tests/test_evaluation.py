@@ -192,15 +192,15 @@ def runs(tmp_path_factory):
 
 
 def test_own_data(runs, monkeypatch):
-    assert own_data("digits-cd") == "digits"
-    assert own_data(str(runs["digits-edm"])) == "digits"
-    assert own_data(str(runs["toy-edm"])) == "two-modes"
-    assert own_data(str(runs["toy-edm"] / "model")) == "two-modes"
+    assert own_data("digits-cd").data == "digits"
+    assert own_data(str(runs["digits-edm"])).data == "digits"
+    assert own_data(str(runs["toy-edm"])).data == "two-modes"
+    assert own_data(str(runs["toy-edm"] / "model")).data == "two-modes"
     shutil.copytree(runs["toy-edm"] / "model", runs["toy-edm"] / "averages" / "slow")
-    assert own_data(str(runs["toy-edm"] / "averages" / "slow")) == "two-modes"
-    assert own_data(str(runs["edm"])) == str(runs["images"])
+    assert own_data(str(runs["toy-edm"] / "averages" / "slow")).data == "two-modes"
+    assert own_data(str(runs["edm"])).data == str(runs["images"])
     monkeypatch.chdir(runs["toy-edm"] / "model")
-    assert own_data(".") == "two-modes"
+    assert own_data(".").data == "two-modes"
 
 
 def test_a_model_without_a_run(runs, tmp_path):

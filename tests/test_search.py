@@ -237,7 +237,7 @@ def test_search_draws_no_held_out_data(monkeypatch):
     def never(*args):
         raise AssertionError(args)
 
-    monkeypatch.setattr("fewstep.evaluation.protocol.held_out_data", never)
+    monkeypatch.setattr("fewstep.evaluation.named.with_held_out", never)
     data, _ = training_samples(
         "digits", DataSpec(shape=(1, 8, 8), labels=10), None, torch.device("cpu")
     )

@@ -12,21 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
-from fewstep.data import Dataset
-from fewstep.data.catalogue import entry, held_out_data, judging_features, training_data
-from fewstep.data.prepared import SUFFIX
-from fewstep.data.specs import check_classes, conditions_of, spec_of
-from fewstep.errors import nearest
-from fewstep.evaluation.tables import table, write_metrics
+from fewstep.data.overlap import overlap_note, shared_samples
+from fewstep.data.specs import conditions_of
 from fewstep.metrics import (
     Features,
     Moments,
@@ -34,12 +27,10 @@ from fewstep.metrics import (
     References,
     StreamingMoments,
     density_coverage,
-    digits_features,
     flatten,
     frechet_distance,
     frechet_distance_of_samples,
     kid,
-    named_features,
     nearest_distance,
     precision_recall,
     sliced_wasserstein,
@@ -47,17 +38,6 @@ from fewstep.metrics import (
 from fewstep.model import Model
 from fewstep.system.bars import bar
 from fewstep.system.processes import ALONE, World
-
-__all__ = [
-    "METRICS",
-    "Protocol",
-    "chosen",
-    "named_protocol",
-    "shared",
-    "table",
-    "training_samples",
-    "write_metrics",
-]
 
 METRICS = ("fd", "swd", "nn", "kid", "pr", "dc")
 """What can be measured; the first three are unless others are asked for."""
@@ -98,6 +78,14 @@ class Protocol:
         named = isinstance(self.features, NamedFeatures)
         return {"features": {k: getattr(self.features, k) for k in keys}} if named else {}
 
+    def check(self) -> None:
+        """Refuse held-out samples of which at least half are training samples.
+
+        Raises:
+            UsageError: they are; the message says how many.
+        """
+        _ = self._overlap
+
     def notes(self) -> list[str]:
         """What a reader of the table must know besides."""
         lines = [
@@ -111,7 +99,14 @@ class Protocol:
             *lines,
             f"distances: {n:,} samples against {n:,} held-out and {n:,} training data, in "
             f"{_name(self.features)}, means of {self.draws}; compare rows of equal numbers only",
+            *([self._overlap] if self._overlap else []),
         ]
+
+    @cached_property
+    def _overlap(self) -> str | None:
+        """A sentence on the held-out samples that are training samples too; None without any."""
+        shared = shared_samples([self.train.x0], [self.held_out.x0])
+        return overlap_note(shared, len(self.held_out))
 
     def floor(self) -> dict[str, float]:
         """Real data judged as a model is: training data against held-out data."""
@@ -272,107 +267,6 @@ def _name(features: Features) -> str:
     if features is flatten:
         return "features pixels"
     return f"features {getattr(features, '__name__', type(features).__name__)}"
-
-
-FEATURES: dict[str, Callable[[], Features]] = {
-    "digits": digits_features,
-    "pixels": lambda: flatten,
-}
-"""The features that data is judged in unless others are asked for, by the catalogue's name."""
-
-
-def named_protocol(data: str, held_out: str | None, made: DataSpec, n: int) -> Protocol:
-    """The protocol of a data set.
-
-    Args:
-        data: the name or path of what the model learned from.
-        held_out: the path of data that it never saw, where the data has none of its own.
-        made: what the model generates; images are read at its resolution.
-        n: at most so many held-out samples, a seeded choice of them.
-
-    Raises:
-        UsageError: the data is not what the model generates, or its held-out part is missing.
-    """
-    like = _like(data, made)
-    train, unseen = training_data(data, **like), held_out_data(data, held_out, n, **like)
-    for name, part in ((data, train), (held_out or data, unseen)):
-        _check_made(name, part, made, "and the like, unseen, with --held-out")
-    check_classes(data, spec_of(train), held_out or data, spec_of(unseen))
-    order = np.random.default_rng(entropy(FIRST_SEED, "held out")).permutation(len(unseen))
-    rest = unseen.batch(np.sort(order[:n]))
-    if len(rest) > len(train):
-        raise UsageError(
-            f"the held-out samples ({len(rest)}) must not outnumber the others ({len(train)})"
-        )
-    return Protocol(train.batch(np.arange(len(train))), rest, FEATURES[judging_features(data)]())
-
-
-def training_samples(
-    data: str, made: DataSpec, features: str | None, device: torch.device
-) -> tuple[Dataset, Features]:
-    """A model's training data, without held-out samples, and the features to judge it in.
-
-    Args:
-        data: as in :func:`named_protocol`.
-        made: what the model generates.
-        features: NAME or NAME:FILE, or None for the usual ones of the data.
-        device: where networks judge.
-
-    Raises:
-        UsageError: the data is not what the model generates, or features that cannot be had.
-    """
-    train = training_data(data, **_like(data, made))
-    _check_made(data, train, made, "")
-    if features is not None:
-        return train, named_features(features, device)
-    return train, FEATURES[judging_features(data)]()
-
-
-def _like(data: str, made: DataSpec) -> dict[str, Any]:
-    """How to read data so that it is what a model generates."""
-    like: dict[str, Any] = {"labels": made.labels > 0}
-    if entry(data) is not None or Path(data).suffix == SUFFIX:
-        return like
-    channels, side, width = made.shape if len(made.shape) == 3 else (0, 0, 0)
-    if channels not in (1, 3) or side is None or side != width:
-        raise UsageError(f"the model draws {tuple(made.shape)}, which no image folder holds")
-    return {**like, "resolution": side, "channels": channels}
-
-
-def _check_made(name: str, data: Dataset, made: DataSpec, further: str) -> None:
-    same = made.fits(data.shape)
-    if not same or data.labels != made.labels:
-        ours, theirs = (f" with {n} labels" if same else "" for n in (made.labels, data.labels))
-        raise UsageError(
-            f"the model draws {tuple(made.shape)}{ours}, {name} is {tuple(data.shape)}{theirs}; "
-            f"give its training data with --data {further}"
-        )
-    check_classes("the model", made, name, spec_of(data))
-
-
-def chosen(
-    protocol: Protocol, metrics: str, features: str | None, device: torch.device
-) -> Protocol:
-    """The protocol with what the command line asks for.
-
-    Args:
-        protocol: with the usual features of its data.
-        metrics: names from ``METRICS``, with commas between them.
-        features: NAME or NAME:FILE of ``fewstep.metrics.FEATURES``, or None for the usual ones.
-        device: where networks judge.
-
-    Raises:
-        UsageError: an unknown name, or features that cannot be had.
-    """
-    names = metrics.split(",")
-    for name in names:
-        if name not in METRICS:
-            raise UsageError(f"--metrics: unknown {name!r}; {nearest(name, METRICS)}")
-    if features is None:
-        return replace(protocol, metrics=names)
-    found = named_features(features, device)
-    references = References(found) if found.expensive else None
-    return replace(protocol, metrics=names, features=found, references=references)
 
 
 def shared(protocol: Protocol, world: World) -> Protocol:

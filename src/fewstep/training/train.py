@@ -28,6 +28,7 @@ from fewstep.training.conditions import check_conditions
 from fewstep.training.config import Buildable, Run, TrainConfig
 from fewstep.training.delivery import (
     Best,
+    check_evaluations,
     contract,
     main_average,
     model_of,
@@ -68,6 +69,7 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
         run = run if isinstance(run, Run) else run.build()
         config = run.config
         contract(run)  # or refuse its sampling times, before anything is trained
+        check_evaluations(run)
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.tensorboard:
@@ -120,6 +122,7 @@ def dry(run: Run, out: str | Path = "runs") -> str:
     """What :func:`train` would do: the recipe, the header, an estimate of memory and of disk."""
     device = _device(run.config)
     contract(run)
+    check_evaluations(run)
     check_conditions(run.objective, run.data)
     world = World(size=int(os.environ.get("WORLD_SIZE") or 1))
     check(run.objective, run.data, run.config, world)
