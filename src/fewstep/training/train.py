@@ -187,6 +187,8 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
         while trainer.step < config.steps:
             trainer.advance()
             step = trainer.step
+            if (news := trainer.unsound.news()) is not None and world.first:
+                _say(f"step {step}: {news}; this update was skipped, remove them from the data")
             last = step == config.steps
 
             def due(every: int, step: int = step, last: bool = last) -> bool:
