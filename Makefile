@@ -7,8 +7,8 @@ BIN := .venv/bin
 check: lint types layers test docs
 
 lint:
-	$(BIN)/ruff check src tests examples benchmarks
-	$(BIN)/ruff format --check src tests examples benchmarks
+	$(BIN)/ruff check src tests examples benchmarks docs/hooks
+	$(BIN)/ruff format --check src tests examples benchmarks docs/hooks
 	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md docs src tests examples benchmarks
 
 types:

@@ -20,8 +20,7 @@ from PIL import Image
 import fewstep as library
 from fewstep.data.catalogue import CATALOGUE
 from fewstep.errors import Interrupted
-from fewstep.evaluation import protocol as evaluation
-from fewstep.evaluation import protocol_of
+from fewstep.evaluation import Protocol, protocol_of
 from fewstep.models import Denoiser
 from fewstep.recipes import NAMES, TrainConfig, rebuild
 from fewstep.system.files import sha256
@@ -106,11 +105,18 @@ def test_help_names_every_verb(args, capsys):
         assert f"fewstep {verb}" in outcome.out
 
 
+def test_train_without_a_recipe_names_the_list(capsys):
+    outcome = fewstep(capsys, "train")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 1
+    assert "fewstep recipes" in outcome.err
+
+
 def test_version(capsys):
     assert fewstep(capsys, "--version").out == f"{library.__version__}\n"
 
 
-@pytest.mark.parametrize("args", [("recipes",), ("train",), ("train", "--help")])
+@pytest.mark.parametrize("args", [("recipes",), ("train", "-h"), ("train", "--help")])
 def test_the_table_lists_every_recipe(args, capsys):
     outcome = fewstep(capsys, *args)
     assert (outcome.code, outcome.err) == (0, "")
@@ -176,6 +182,7 @@ def test_recipe(recipe, places, tmp_path, capsys):
     saved = {f"checkpoints/000000020/state.{kind}" for kind in ("json", "safetensors")}
     files = ("model.safetensors", "config.json", "README.md")
     model = {f"{at}model/{name}" for at in ("", "checkpoints/000000020/") for name in files}
+    model |= {"model/samples.png"} if recipe.split("-")[0] != "toy" else set()
     report = {"metrics.json", "samples/comparison.png"} if recipe.startswith("digits") else set()
     assert found == {".lock", "run.json", "log.jsonl"} | pictured | saved | model | report
 
@@ -405,6 +412,17 @@ def test_evaluate_digits(places, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("short_protocol")
+@pytest.mark.parametrize(
+    ("model", "lines"), [("digits-cd", ["1 call", "2 calls"]), ("digits-edm", ["35 calls"])]
+)
+def test_evaluate_takes_the_steps_of_a_sample(model, lines, places, capsys):
+    outcome = fewstep(capsys, "evaluate", places[model], "--metrics", "swd")
+    assert outcome.code == 0, outcome.err
+    found = [line.split("  ")[0].strip() for line in outcome.out.splitlines()[1:]]
+    assert found[: len(lines) + 1] == [*lines, "floor"]
+
+
+@pytest.mark.usefixtures("short_protocol")
 def test_evaluate_counts_guided_calls_twice(places, capsys):
     outcome = fewstep(capsys, "evaluate", places["digits-edm"], "--steps", 2, "--guidance", 2)
     assert outcome.code == 0
@@ -412,7 +430,7 @@ def test_evaluate_counts_guided_calls_twice(places, capsys):
 
 
 def test_evaluate_images(places, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fewstep.evaluation.named.Protocol", partial(evaluation.Protocol, draws=1))
+    monkeypatch.setattr("fewstep.evaluation.named.Protocol", partial(Protocol, draws=1))
     out = tmp_path / "new" / "metrics.json"
     args = ("--data", places["images"], "--held-out", places["held-out"], "--steps", 1)
     outcome = fewstep(capsys, "evaluate", places["edm"], *args, "-n", 4, "--out", out)

@@ -1,12 +1,20 @@
 """What the pages promise: their Python runs, their commands parse, their files exist."""
 
+import dataclasses
+import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from fewstep.recipes import METHODS, STUDENTS
+from fewstep.cli import main
+from fewstep.cli.evaluate import evaluate
+from fewstep.cli.sample import sample
+from fewstep.cli.search import search
+from fewstep.recipes import METHODS, STUDENTS, Recipe, recipe
 from fewstep.recipes.places import DIGITS
+from fewstep.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +66,77 @@ def test_figures_of_the_digits_are_those_of_the_comparison():
         assert re.search(rf"`digits-{name}`.*\(compare.md#on-the-digits\)[^|]* {fd}\b", methods), (
             name
         )
+
+
+def options(verb: str) -> set[str]:
+    """The options of a verb, or of a recipe."""
+    verbs = {"sample": sample, "evaluate": evaluate, "search": search}
+    if verb in verbs:
+        names = set(inspect.signature(verbs[verb]).parameters)
+    else:
+        train = {f"train.{f.name}" for f in dataclasses.fields(TrainConfig)}
+        names = {*recipe(verb).arguments(), *train, "out", "fresh", "dry_run"}
+    return {f"--{name}".replace("_", "-") for name in names}
+
+
+def test_the_options_of_other_code_exist_here():
+    """Whatever stands in the second column of the tables."""
+    page = (ROOT / "docs" / "coming-from.md").read_text()
+    known = set().union(*map(options, ["edm", "cd", "ct", "ect", "progressive"]))
+    sections = re.findall(r"^### (Training|Sampling)[^\n]*$(.*?)(?=^##)", page, re.M | re.S)
+    assert [name for name, _ in sections] == ["Training", "Sampling", "Training", "Sampling"]
+    checked = 0
+    for name, text in sections:
+        here = known if name == "Training" else options("sample") | options("evaluate")
+        for line in re.findall(r"^\| .*", text, re.M):
+            for option in re.findall(r"(?<![\w-])--(?:no-)?([a-z][\w.-]*)", line.split(" | ")[1]):
+                assert f"--{option}" in here, line
+                checked += 1
+    assert checked > 60
+
+
+def commands(page: str) -> list[str]:
+    """The lines of a page that are commands."""
+    text = (ROOT / page).read_text().replace("\\\n", "")
+    return re.findall(r"^fewstep .*", text, re.M)
+
+
+@pytest.mark.parametrize("line", commands("docs/coming-from.md"))
+def test_the_launch_lines_are_understood(line, monkeypatch):
+    program, verb, *words = shlex.split(line)
+    assert program == "fewstep"
+    if verb != "train":
+        flags = {word for word in words if word.startswith("--")}
+        assert flags <= options(verb)
+        return
+    seen = []
+    monkeypatch.setattr(Recipe, "check", lambda self: None)
+    monkeypatch.setattr("fewstep.training.train.train", lambda *args, **_: seen.append(args))
+    main([verb, *words])
+    ((made, out),) = seen
+    assert str(out) == f"runs/{made.name}"
+
+
+def test_the_report_of_the_digits_has_the_numbers_of_its_page():
+    report = (ROOT / "docs" / "compare-digits.html").read_text()
+    assert '<meta name="viewport"' in report
+    assert "fewstep compare --data digits" in report
+    shown = {
+        title: [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td.*?</td>", cells)]
+        for title, cells in re.findall(r'<th scope="row">(.*?)</th>(.*)</tr>', report)
+    }
+    page = (ROOT / "docs" / "compare.md").read_text()
+    rows = [
+        line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\|.* ± ", line)
+    ]
+    assert len(rows) == len(shown) - 2
+    for title, *cells in rows:
+        _, one, two, four, _, nn, seconds, samples, *_ = shown[title]
+        assert cells[:3] == [one, two, four], title
+        assert float(cells[3]) == pytest.approx(float(nn), abs=0.0051)
+        assert cells[4:6] == [seconds, samples], title
+    for title in ("teacher", "floor"):
+        assert f"| {title} | {shown[title][0]} | {shown[title][1]} |".replace("  ", " ") in page
 
 
 def test_method_files_are_short():

@@ -9,16 +9,19 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from fewstep.cli import main
+from fewstep.cli.values import SolverName
 from fewstep.core import UsageError
 from fewstep.data import Pairs
 from fewstep.model import SampleNoise, load
 from fewstep.pairs import make
-from fewstep.solvers import euler, ode
+from fewstep.sampling_options import SOLVERS
+from fewstep.solvers import STEPS, dpmpp_2m, ode
 from fewstep.training.checkpoints import fingerprint
 from survive import born, dying, ended
 from teachers import pictures, points
@@ -108,7 +111,11 @@ def test_the_bundled_model(tmp_path):
     assert torch.equal(read(tmp_path / "a")["pair_x"].clamp(-1, 1), x)
 
 
-@pytest.mark.parametrize("solver", ["heun", "euler", "dpm++2m"])
+def test_the_command_line_names_every_solver():
+    assert set(get_args(SolverName)) == SOLVERS.keys()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_states_between_lie_on_the_solvers_path(solver, tmp_path):
     model = points()
     make(model, tmp_path / "a", 5, solver=solver, steps=8, paths=3)
@@ -117,19 +124,20 @@ def test_states_between_lie_on_the_solvers_path(solver, tmp_path):
     grid = model.times(8)
     assert pairs.times == (grid[0], grid[2], grid[4], grid[6])
     assert torch.equal(found["pair_x"], read(tmp_path / "b")["pair_x"])
-    from fewstep.solvers import dpmpp_2m, heun
 
     def solved(count: int) -> torch.Tensor:
         x = found["pair_noise"].double() * 80
         times = torch.tensor(grid[:count], dtype=torch.float64)
         if solver == "dpm++2m":
             return dpmpp_2m(model.denoiser, x, times)
-        return ode(model.denoiser, x, times, step=euler if solver == "euler" else heun)
+        return ode(model.denoiser, x, times, step=STEPS[solver])
 
     for i, count in enumerate((3, 5, 7)):
         assert torch.equal(found["pair_path"][:, i], solved(count).float())
     last = torch.full((5,), grid[-1], dtype=torch.float64)
     assert torch.equal(found["pair_x"], model.denoiser(solved(8), last).float())
+    sampled = model.sample(5, steps=8, solver=solver)
+    assert torch.equal(found["pair_x"].clamp(-1, 1), sampled.clamp(-1, 1))
 
 
 def test_solvers_agree_and_more_steps_agree_better(tmp_path):
@@ -337,8 +345,8 @@ def test_bad_models_and_places(at, tmp_path, capsys, monkeypatch):
     assert f"{out} is not empty and holds no pairs" in refused(*words(at / "points", out))
     (tmp_path / "file").touch()
     assert "file" in refused(*words(at / "points", tmp_path / "file"))
-    with pytest.raises(UsageError, match="--solver must be one of heun, euler, dpm"):
-        make(points(), tmp_path / "y", 1, solver="dpm")
+    with pytest.raises(UsageError, match="--solver must be one of heun, euler, ddim"):
+        make(points(), tmp_path / "y", 1, solver="dpmpp")
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "RANK must lie in [0, WORLD_SIZE)" in refused(*words(at / "points", tmp_path / "y"))

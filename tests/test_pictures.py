@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.evaluation.pictures import drawable, lines, picture
+from fewstep.evaluation import write_metrics
+from fewstep.evaluation.pictures import drawable, lines, picture, rows
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,12 @@ def test_constant_and_broken_values_are_drawn(tmp_path):
         picture(torch.full((3, 2, 5), value), tmp_path / "x.png", 3)
         with Image.open(tmp_path / "x.png") as image:
             assert image.size == (3 * 100 - 4, 64)
+
+
+def test_paths_may_be_strings(tmp_path):
+    x = torch.zeros(2, 1, 8, 8)
+    picture(x, f"{tmp_path}/new/x.png")
+    rows([("zeros", x)], f"{tmp_path}/rows.png")
+    write_metrics(f"{tmp_path}/m.json", {"floor": {"fd": 1.0}})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "new", "rows.png"]
+    assert (tmp_path / "new" / "x.png").is_file()

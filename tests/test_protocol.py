@@ -1,13 +1,13 @@
 """The protocol's choice of ways to a distance, its notes and its bar."""
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
 
 from fewstep.core import Batch
-from fewstep.evaluation import Protocol
-from fewstep.evaluation import protocol as evaluation
+from fewstep.evaluation import Protocol, judged, judging
 from fewstep.metrics import flatten, frechet_distance, moments_of, named_features
 
 
@@ -38,9 +38,9 @@ def between(a, b):
 @pytest.mark.parametrize(("n", "few"), [(30, True), (90, False)])
 def test_few_samples_are_compared_without_covariances(monkeypatch, n, few):
     asked, x, calls = protocol(n, draws=2, metrics=("fd",)), images(n, 1), []
-    usual = evaluation.frechet_distance_of_samples
+    usual = judged.frechet_distance_of_samples
     monkeypatch.setattr(
-        evaluation, "frechet_distance_of_samples", lambda *s: calls.append(1) or usual(*s)
+        judged, "frechet_distance_of_samples", lambda *s: calls.append(1) or usual(*s)
     )
     row = asked.judge(Drawing(x), 1)
     assert bool(calls) == few
@@ -57,7 +57,7 @@ def test_notes_say_features_and_numbers():
         "means of 5; compare rows of equal numbers only"
     )
     assert protocol(30).notes() == [line]
-    named = evaluation.replace(protocol(30), features=named_features("digits"))
+    named = dataclasses.replace(protocol(30), features=named_features("digits"))
     assert "in features digits" in named.notes()[-1]
 
 
@@ -70,7 +70,7 @@ def test_a_bar_tells_of_every_draw(monkeypatch):
         yield done.append
         bars.append((doing, total, after, sum(done)))
 
-    monkeypatch.setattr(evaluation, "bar", bar)
+    monkeypatch.setattr(judging, "bar", bar)
     asked = protocol(30, draws=3)
     asked.judge(Drawing(images(30, 1)), 1)
     asked.floor()

@@ -18,7 +18,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import UsageError, expand
 from fewstep.data import Arrays, toy
 from fewstep.evaluation import training_samples
-from fewstep.evaluation.protocol import DRAWS, FIRST_SEED
+from fewstep.evaluation.judging import DRAWS, FIRST_SEED
 from fewstep.evaluation.search import Found, check, distance_to, greedy, watched, write
 from fewstep.metrics import flatten
 from fewstep.model import Model, find, load

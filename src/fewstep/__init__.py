@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fewstep.model import Model as Model
     from fewstep.model import load as load
     from fewstep.recipes import recipe as recipe
-    from fewstep.training.train import train as train
+    from fewstep.recipes.training import train as train
 
 _HOMES = {
     "Batch": "fewstep.core",
@@ -25,7 +25,7 @@ _HOMES = {
     "UsageError": "fewstep.errors",
     "load": "fewstep.model",
     "recipe": "fewstep.recipes",
-    "train": "fewstep.training.train",
+    "train": "fewstep.recipes.training",
 }
 
 __all__ = ["Batch", "Model", "UsageError", "__version__", "load", "recipe", "recipes", "train"]

@@ -13,6 +13,10 @@ class UsageError(Exception):
     """
 
 
+class UsageWarning(UserWarning):
+    """Something the caller gave can be used, but is seldom meant; the command line prints it."""
+
+
 class Interrupted(Exception):
     """A signal ended a training after it saved; the command line exits with 128 + signal."""
 

@@ -9,31 +9,24 @@ folder and the locks in it, and the last to finish completes ``pairs.json``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewstep import solvers
 from fewstep.core import Cond, UsageError, widest
 from fewstep.data.pairs import OTHER, RECORD, About, Pairs, name_of, opened, packed, read_record
 from fewstep.model import Model, SampleNoise
 from fewstep.models import AbstractDenoiser
 from fewstep.paths import Event, Time
+from fewstep.sampling_options import SOLVERS
 from fewstep.system.bars import bar
 from fewstep.system.files import LOCK, TEMPORARY, lock, unlock, whole_file, write_json
 from fewstep.system.processes import ALONE, World
 from fewstep.training.checkpoints import fingerprint
-
-SOLVERS: dict[str, Callable[[AbstractDenoiser, Event, Tensor, Cond], Event]] = {
-    "heun": solvers.ode,
-    "euler": partial(solvers.ode, step=solvers.euler),
-    "dpm++2m": solvers.dpmpp_2m,
-}
 
 
 class Outcome(NamedTuple):
@@ -46,7 +39,7 @@ class Outcome(NamedTuple):
 
 def make(
     model: Model,
-    out: Path,
+    out: str | Path,
     n: int,
     *,
     solver: str = "heun",
@@ -69,7 +62,7 @@ def make(
         model: a diffusion model.
         out: the folder.
         n: how many.
-        solver: heun, euler or dpm++2m.
+        solver: heun, euler, ddim, dpm or dpm++2m.
         steps: times at which the solver stops; 18 if not given.
         guidance: scale of classifier-free guidance; 1 is none.
         label: of all pairs; by default the index modulo the number of labels.
@@ -84,6 +77,7 @@ def make(
         UsageError: the model is no diffusion model, an argument is out of its range, the folder
             holds something else, or another process makes the same shard.
     """
+    out = Path(out)
     sampling, data, path = model.contract.sampling, model.contract.data, model.denoiser.path
     if sampling.kind != "ode":
         raise UsageError(

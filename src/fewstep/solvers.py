@@ -1,9 +1,10 @@
-"""One step of an ODE or SDE on any path, and the loops that sample with it.
+"""The loops that sample: many steps of an ODE or SDE on any path, or few steps of a few-step model.
 
 Samplers take the start ``x`` ``(b, *event)`` and a descending grid ``times`` ``(n,)`` that ends
 where the sample is wanted (0 for clean data), and keep the state in float64 where the device has
 it, as EDM's code does. Fresh noise comes from ``noise(i)``, the unit noise of step ``i``,
-so that a caller decides where it comes from.
+so that a caller decides where it comes from. After each step ``watch`` is called with the time that
+the step went to and the state there.
 """
 
 from __future__ import annotations
@@ -19,50 +20,20 @@ from torch import Tensor
 from fewstep.core import Cond, expand, widest
 from fewstep.models.denoiser import AbstractDenoiser
 from fewstep.paths import Event, Path, Time, VarianceExploding
+from fewstep.steps import STEPS as STEPS
+from fewstep.steps import Step, euler, heun
+from fewstep.steps import ddim as ddim
+from fewstep.steps import dpm_midpoint as dpm_midpoint
 
 Noise = Callable[[int], Tensor]
 """Unit noise of a step, shaped as the sample."""
 
-Step = Callable[[AbstractDenoiser, Event, Time, Time, Cond | None], Event]
-"""(denoiser, x_t, t, s, cond) -> x_s."""
+Watch = Callable[[Time, Event], None]
+"""(t, x) of the samples after a step."""
 
 
-# Steps from t to s < t. Each is differentiable and keeps the precision of x.
-
-
-def ddim(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond | None) -> Event:
-    """Transport by the denoiser's answer; exact where that answer is constant along the path."""
-    return denoiser.path.transport(x, denoiser(x, t, None, cond), t, s)
-
-
-def euler(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond | None) -> Event:
-    """Euler in the path's own time; the same as DDIM on VE and linear paths."""
-    return x + expand(s - t, x) * _velocity(denoiser, x, t, cond)
-
-
-def heun(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond | None) -> Event:
-    """Trapezoidal rule (Karras et al. 2022, alg. 1); Euler where a sample ends on clean data."""
-    d = _velocity(denoiser, x, t, cond)
-    h = expand(s - t, x)
-    clean = denoiser.path.coefficients(s).sigma == 0
-    d_next = _velocity(denoiser, x + h * d, torch.where(clean, t, s), cond)
-    return x + h * torch.where(expand(clean, x), d, (d + d_next) / 2)
-
-
-def dpm_midpoint(
-    denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond | None
-) -> Event:
-    """Midpoint rule, the midpoint on a rho = 3 Karras grid (DPM-Solver-2 of k-diffusion)."""
-    middle = ((t ** (1 / 3) + s ** (1 / 3)) / 2) ** 3
-    x_middle = x + expand(middle - t, x) * _velocity(denoiser, x, t, cond)
-    return x + expand(s - t, x) * _velocity(denoiser, x_middle, middle, cond)
-
-
-STEPS: dict[str, Step] = {"ddim": ddim, "euler": euler, "heun": heun, "dpm": dpm_midpoint}
-
-
-def _velocity(denoiser: AbstractDenoiser, x: Event, t: Time, cond: Cond | None) -> Event:
-    return denoiser.path.velocity(x, denoiser(x, t, None, cond), t)
+def unwatched(t: Time, x: Event) -> None:
+    """Watch nothing."""
 
 
 # Loops of many steps.
@@ -95,6 +66,7 @@ def ode(
     step: Step = heun,
     churn: Churn | None = None,
     noise: Noise | None = None,
+    watch: Watch = unwatched,
 ) -> Event:
     """Integrate the probability-flow ODE down ``times``.
 
@@ -116,11 +88,17 @@ def ode(
         # Heun's corrector has no slope at clean data, so the last step is Euler's, at one call.
         clean = step is heun and float(denoiser.path.coefficients(s_b[:1]).sigma) == 0
         x = (euler if clean else step)(denoiser, x, t_b, s_b, cond)
+        watch(s_b, x)
     return x
 
 
 def dpmpp_2m(
-    denoiser: AbstractDenoiser, x: Event, times: Tensor, cond: Cond | None = None
+    denoiser: AbstractDenoiser,
+    x: Event,
+    times: Tensor,
+    cond: Cond | None = None,
+    *,
+    watch: Watch = unwatched,
 ) -> Event:
     """DPM-Solver++(2M) (Lu et al. 2022, alg. 2): one call a step, second order by the last answer.
 
@@ -138,6 +116,7 @@ def dpmpp_2m(
             extrapolated = x0 + expand(1 / (2 * ratio), x) * (x0 - before[1])
         x = path.transport(x, extrapolated, t, s)
         before = (step_logsnr, x0)
+        watch(s, x)
     return x
 
 
@@ -149,6 +128,7 @@ def stochastic_ddim(
     cond: Cond | None = None,
     *,
     eta: float = 1.0,
+    watch: Watch = unwatched,
 ) -> Event:
     """DDIM with noise (Song et al. 2020, eq. 16): eta = 0 is DDIM, eta = 1 ancestral sampling.
 
@@ -162,6 +142,7 @@ def stochastic_ddim(
         alpha = path.coefficients(s).alpha
         x = expand(alpha, x) * x0 + expand(down, x) * path.noise(x, x0, t)
         x = x + expand(up, x) * noise(i).to(x)
+        watch(s, x)
     return x
 
 
@@ -190,6 +171,8 @@ def multistep(
     times: Tensor,
     noise: Noise,
     cond: Cond | None = None,
+    *,
+    watch: Watch = unwatched,
 ) -> Event:
     """Answer, noise again to the next time, answer (Song et al. 2023, alg. 1).
 
@@ -199,19 +182,28 @@ def multistep(
     x = x.to(widest(x.device))
     out = one_step(denoiser, x, times, cond)
     for i, t in enumerate(times[1:].tolist()):
-        x = path.renoise(out, noise(i).to(x), _at(t, x))
+        later = _at(t, x)
+        x = path.renoise(out, noise(i).to(x), later)
+        watch(later, x)
         out = _answer(denoiser, x, t, cond)
+    watch(_at(path.t_min, out), out)
     return out
 
 
 def deterministic(
-    denoiser: AbstractDenoiser, x: Event, times: Tensor, cond: Cond | None = None
+    denoiser: AbstractDenoiser,
+    x: Event,
+    times: Tensor,
+    cond: Cond | None = None,
+    *,
+    watch: Watch = unwatched,
 ) -> Event:
     """Jump from each time to the next, and from the last to ``t_min``; no fresh noise."""
     x = x.to(widest(x.device))
     end = times.new_tensor([denoiser.path.t_min])
     for t, s in _pairs(torch.cat([times, end]), x):
         x = denoiser.jump(x, t, s, cond)
+        watch(s, x)
     return x
 
 
@@ -223,6 +215,7 @@ def gamma_sampling(
     cond: Cond | None = None,
     *,
     gamma: float,
+    watch: Watch = unwatched,
 ) -> Event:
     """Jump below the next time, noise up to it; at last jump to ``t_min`` (Kim et al. 2024).
 
@@ -236,7 +229,10 @@ def gamma_sampling(
         s = torch.lerp(later, end, 1 - math.sqrt(1 - gamma**2))
         x = denoiser.jump(x, t, s, cond)
         x = denoiser.path.renoise(x, noise(i).to(x), later, s)
-    return denoiser.jump(x, _at(float(times[-1]), x), end, cond)
+        watch(later, x)
+    x = denoiser.jump(x, _at(float(times[-1]), x), end, cond)
+    watch(end, x)
+    return x
 
 
 def _answer(denoiser: AbstractDenoiser, x: Event, t: float, cond: Cond | None) -> Event:

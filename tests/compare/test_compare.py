@@ -25,8 +25,7 @@ from fewstep.compare.plan import Entrant
 from fewstep.data import positions
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
-from fewstep.evaluation import named
-from fewstep.evaluation import protocol as evaluation
+from fewstep.evaluation import Protocol, named
 from fewstep.recipes import METHODS, PLACES, STUDENTS, recipe
 from fewstep.recipes.places import DIGITS, IMAGES, PLANE
 from fewstep.training import feed
@@ -41,7 +40,7 @@ STEPS = ("1", "2", "4")
 
 @pytest.fixture(autouse=True)
 def one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named, "Protocol", partial(evaluation.Protocol, draws=1))
+    monkeypatch.setattr(named, "Protocol", partial(Protocol, draws=1))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def study(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(feed, "positions", noted)
-        patched.setattr(named, "Protocol", partial(evaluation.Protocol, draws=1))
+        patched.setattr(named, "Protocol", partial(Protocol, draws=1))
         main(command(teacher, out, ",".join(METHODS_HERE), "1100samples", "--seeds", 2))
     return out, seen
 
@@ -144,7 +143,7 @@ def test_a_method_runs_beside_itself_with_other_options(teacher, tmp_path, capsy
     assert [told["pcm"]["fd"][n] is None for n in STEPS] == [True, True, False]
     assert [told["pcm+phases=2"]["fd"][n] is None for n in STEPS] == [True, False, True]
     assert told["pcm+phases=2"]["settings"][0]["phases"] == 2
-    assert "<td>PCM, phases 2</td>" in (tmp_path / "report.html").read_text()
+    assert ">PCM, phases 2</th>" in (tmp_path / "report.html").read_text()
 
 
 def test_a_method_that_fails_is_told_and_the_others_go_on(study):
@@ -246,7 +245,9 @@ def test_a_finished_study_is_not_trained_again(study, teacher, tmp_path, capsys,
     assert outcome.code == 0
     # Only what failed is tried again.
     assert all("ict" in told or "Doubling" in told for told in outcome.err.splitlines())
-    assert read(out) == read(study[0])
+    # The copy has another folder, and the retry may be of another day.
+    own = {"command": None, "date": None}
+    assert read(out) | own == read(study[0]) | own
 
 
 @pytest.mark.parametrize(
@@ -307,13 +308,13 @@ import sys, time
 from functools import partial
 from pathlib import Path
 import torch
-from fewstep.evaluation import named, protocol as evaluation
+from fewstep.evaluation import Protocol, named
 from fewstep.cli import main
 
 torch.set_num_threads(1)
 where, least, place, here, sent, *command = sys.argv[1:]
 place, here, sent = Path(place), Path(here), Path(sent)
-own = evaluation.Protocol.judge
+own = Protocol.judge
 
 def reached():
     if where == "judging":
@@ -328,8 +329,8 @@ def judge(self, *a):
             time.sleep(0.01)
     return own(self, *a)
 
-evaluation.Protocol.judge = judge
-named.Protocol = partial(evaluation.Protocol, draws=1)
+Protocol.judge = judge
+named.Protocol = partial(Protocol, draws=1)
 main(command)
 """
 """A comparison that waits for a signal where it is meant to come, however slow a machine is."""
@@ -343,7 +344,7 @@ def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "out"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(named, "Protocol", partial(evaluation.Protocol, draws=1))
+        patched.setattr(named, "Protocol", partial(Protocol, draws=1))
         main(command(teacher, out, *LONGER))
     return out
 

@@ -79,7 +79,7 @@ def test_pairs_are_made_once_for_all_that_learn_from_them(toy_teacher, tmp_path,
     assert not any("failed" in one for one in told["methods"].values())
     weights = {name: told["methods"][name]["settings"][0]["regression"] for name in methods[1:]}
     assert weights == {"dmd": 0.25, "dmd+regression=0.5": 0.5}
-    assert "DMD, regression 0.5</td>" in page.read_text()
+    assert "DMD, regression 0.5</th>" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_options_that_a_method_has_not(entrant, message):
 def test_the_table_says_how_many_trainings_it_shows(toy_teacher, tmp_path):
     two = study(teacher=str(toy_teacher), seeds=2)
     page = two.run(tmp_path)
-    assert "CT</td>" in page.read_text()
+    assert "<td>2 of 2</td>" in page.read_text()
     (tmp_path / "ct" / "seed-2" / "result.json").write_text('{"failed": "Diverged: so"}')
     write_report(two.plan, json.loads((tmp_path / "teacher.json").read_text()), tmp_path)
-    assert "CT (1 of 2)</td>" in page.read_text()
+    assert "<td>1 of 2</td>" in page.read_text()
     two.run(tmp_path)  # what failed is tried again
-    assert "CT</td>" in page.read_text()
+    assert "<td>2 of 2</td>" in page.read_text()

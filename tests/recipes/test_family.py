@@ -44,8 +44,6 @@ GUIDABLE = {"dmd": {"pairs": "", "regression": 0.0}, "ladd": {"distillation": 1.
 """Options with which a teacher's scale is not that of pairs, or counts at all."""
 
 BATCH = 8
-SMALL = {"channels": 8, "multipliers": (1, 1), "blocks": 1, "attention": (8,)}
-"""A small network for images."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +67,7 @@ def options(place: str, name: str, at: dict[str, Path]) -> dict[str, Any]:
     after = METHODS[name].after
     own: dict[str, Any] = {"teacher": str(at[place if after is None else f"{place}-{after}"])}
     if place == "images":
-        own |= {"data": str(at["data"]), "resolution": 16, **SMALL}
+        own |= {"data": str(at["data"]), "resolution": 16}
     if name in PAIRED:
         own["pairs"] = str(at[f"{place}-pairs"])
     return own | SHORT.get(name, {})
@@ -384,7 +382,8 @@ def test_images_from_the_command_line(name, labels, at, tmp_path, capsys):
     given = ("--teacher", teacher) if METHODS[name].distils else ()
     out = tmp_path / "run"
     small = ("--channels", 8, "--multipliers", 1, "--blocks", 1)
-    outcome = fewstep(capsys, "train", name, *data, *small, *given, *few, "--out", out)
+    start = given or small
+    outcome = fewstep(capsys, "train", name, *data, *start, *few, "--out", out)
     assert outcome.code == 0, outcome.err
     assert (f"teacher: {teacher}" in outcome.err) == bool(given)
     model = library.load(out, device="cpu")

@@ -52,8 +52,10 @@ def _data():
 
 def tiny(name: str, **options: Any) -> Run:
     """A recipe's run on a tiny network."""
-    whole = recipe(name)
-    return whole.change(**TINY[whole.network.network], patch=None, **options).build()
+    whole = recipe(name, **options)
+    if whole.start.teacher == "none":
+        whole = whole.change(**TINY[whole.network.network], patch=None)
+    return whole.build()
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -60,7 +60,8 @@ def of_record(record: dict[str, Any], root: Path) -> Run:
     run = json.loads(text)
     arguments = current(run["recipe"], run["arguments"])
     whole = recipe(run["recipe"], **arguments, train=run["train"])
-    if not {"digits", "plane"} & {*whole.place.keys} and "channels" not in arguments:
+    fresh = whole.start.teacher == "none" and "channels" not in arguments
+    if fresh and not {"digits", "plane"} & {*whole.place.keys}:
         whole = whole.change(**TINY[whole.network.network])
     return whole.build()
 
@@ -123,7 +124,8 @@ def test_a_record_of_version_0_1_0(name, root):
     record = RECORDS[name]
     run = of_record(record, root)
     assert list(run.averages) == record["averages"]
-    np.testing.assert_allclose(losses(run), record["losses"], rtol=1e-6)
+    # Other processors round differently: the losses of a second and third step by 6e-5.
+    np.testing.assert_allclose(losses(run), record["losses"], rtol=3e-4)
     made = contract(run).sampling
     for steps, times in record["times"].items():
         np.testing.assert_allclose(made.times[int(steps)], times, rtol=1e-12)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tyro
@@ -23,7 +25,7 @@ from fewstep.cli.sample import sample
 from fewstep.cli.search import search
 from fewstep.cli.status import status
 from fewstep.cli.train import train_recipe
-from fewstep.errors import Interrupted, UsageError, nearest
+from fewstep.errors import Interrupted, UsageError, UsageWarning, nearest
 from fewstep.system.files import TEMPORARY
 
 USAGE = """\
@@ -54,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        _dispatch(args)
+        with _plain_warnings():
+            _dispatch(args)
     except UsageError as error:
         _stop(debug, str(error), 2)
     except BrokenPipeError:
@@ -73,6 +76,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         _stop(debug, "interrupted", 130)
     except RuntimeError as error:
         _runtime(debug, error)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print the library's warnings about what was asked for as a line of their own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UsageWarning)
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **further: Any) -> None:
+            if issubclass(category, UsageWarning):
+                print(f"note: {message}", file=sys.stderr, flush=True)
+            else:
+                usual(message, category, *place, **further)
+
+        warnings.showwarning = show
+        yield
 
 
 _OF_THE_DISK = {

@@ -21,7 +21,7 @@ def evaluate(
     held_out: Unseen = None,
     metrics: str = "fd,swd,nn",
     features: str | None = None,
-    steps: str = "1,2",
+    steps: str | None = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
     guidance: float | None = None,
     average: str | None = None,
@@ -43,7 +43,8 @@ def evaluate(
         metrics: some of fd, swd, nn, kid, pr (precision, recall), dc (density, coverage).
         features: that all but swd and nn are taken in, NAME or NAME:FILE of weights: digits,
             pixels, effnet-lite0, resnet20, resnet56, inception, dinov2.
-        steps: step counts, e.g. 1,2; for a diffusion model 18 means 35 calls.
+        steps: step counts, e.g. 1,2; by default those for a few-step model (or its fewest, where it
+            is made for others), and the 18 of a sample for a diffusion model, which are 35 calls.
         n: for toys and images: samples and held-out data compared, at most.
         guidance: scale of classifier-free guidance.
         average: another of the run's averages than its first.
@@ -51,10 +52,11 @@ def evaluate(
         device: where to run; an accelerator if there is one.
         out: a JSON file for the numbers.
     """
-    counts = numbers("--steps", steps, int)
+    asked = numbers("--steps", steps, int) if steps is not None else None
     if n < 2:
         raise UsageError(f"-n must be at least 2, got {n}")
     from fewstep import evaluation
+    from fewstep.evaluation.report import usual_steps
     from fewstep.model import find, load
     from fewstep.recipes.origins import origin
     from fewstep.system.processes import joined
@@ -75,6 +77,7 @@ def evaluate(
         protocol.check()
         protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
         protocol = evaluation.shared(protocol, world)
+        counts = asked or usual_steps(loaded)
         judged = {steps: protocol.judge(loaded, steps, guidance) for steps in counts}
         floor = protocol.floor()
     if not world.first:

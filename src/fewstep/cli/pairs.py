@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-if TYPE_CHECKING:
-    pass
+from fewstep.cli.values import SolverName
 
 
 def pairs(
@@ -18,7 +17,7 @@ def pairs(
     *,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])],
     out: Path,
-    solver: Literal["heun", "euler", "dpm++2m"] = "heun",
+    solver: SolverName = "heun",
     steps: int = 18,
     guidance: float | None = None,
     label: str | None = None,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fewstep.cli.values import numbers
+from fewstep.cli.values import SolverName, numbers
 from fewstep.errors import UsageError
 
 
@@ -28,6 +28,9 @@ def sample(
     lengths: str | None = None,
     guidance: float | None = None,
     gamma: float | None = None,
+    solver: SolverName | None = None,
+    eta: float | None = None,
+    churn: float | None = None,
     average: str | None = None,
     step: int | None = None,
     device: str | None = None,
@@ -40,7 +43,8 @@ def sample(
         n: how many.
         out: a .png picture, an .npz with x, label and cond.NAME for the other conditions, or a
             folder with one picture a sample, named by its index or, with --seeds, by its seed.
-        steps: steps of the sampler; by default the model's fewest (18 for a diffusion model).
+        steps: steps of the sampler; by default the model's fewest (18 for a diffusion model). Each
+            step of a consistency model after the first adds noise to its answer and calls it again.
         times: the times of the calls instead, descending, e.g. 80,0.8.
         seed: sample i is a function of (seed, i).
         seeds: one a sample instead of -n and --seed, e.g. 0-63 or 1,5,9.
@@ -52,6 +56,12 @@ def sample(
         lengths: of samples that differ in length, one for all or one each, e.g. 40 or 40,52,33.
         guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
         gamma: share of fresh noise, from 0 to 1, of models that are sampled with one.
+        solver: of a diffusion model's ODE; heun by default, which makes two network calls a step,
+            as dpm (the midpoint rule) does; the others make one.
+        eta: share of fresh noise in each step of the solver ddim, from 0 (none) to 1 (ancestral
+            sampling).
+        churn: amount of noise that is added before the steps of heun or euler (EDM's S_churn), 0
+            for none.
         average: another of the run's averages than its first.
         step: the run's model as it was at this step, of which a checkpoint is kept.
         device: where to run; an accelerator if there is one.
@@ -83,12 +93,15 @@ def sample(
         lengths=long,
         guidance=guidance,
         gamma=gamma,
+        solver=solver,
+        eta=eta,
+        churn=churn,
     )
     own = chosen or list(range(len(x)))
     conditions = loaded.conditions(own, given, lengths=long)
     _write_samples(x, out, own, conditions, columns)
     calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None
-    calls = calls or loaded.calls(len(at) if at else steps, guidance)
+    calls = calls or loaded.calls(len(at) if at else steps, guidance, solver)
     print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}")
 
 

@@ -31,7 +31,9 @@ class Training(Generic[Chosen]):
 
 def train_recipe(args: list[str]) -> None:
     """Train a recipe, or a run again."""
-    if not args or args[0] in {"-h", "--help"}:
+    if not args:
+        raise UsageError("train needs a recipe: fewstep train RECIPE; fewstep recipes lists them")
+    if args[0] in {"-h", "--help"}:
         print("usage: fewstep train RECIPE [options]; fewstep train RECIPE --help lists them")
         print("       fewstep train --again RUN --out NEW [options] repeats a run\n")
         show_recipes([])

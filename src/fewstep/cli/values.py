@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fewstep.errors import UsageError
+
+SolverName = Literal["heun", "euler", "ddim", "dpm", "dpm++2m"]
+"""The solvers of a diffusion model's ODE: the keys of ``fewstep.sampling_options.SOLVERS``."""
 
 
 def numbers(option: str, text: str, kind: type) -> list[Any]:

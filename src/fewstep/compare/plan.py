@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
+from pathlib import Path
 
 from fewstep.data.catalogue import OWN, kind_of
 from fewstep.errors import UsageError, nearest
@@ -42,6 +45,17 @@ class Budget:
     def share(self, part: float) -> Budget:
         """A part of it."""
         return replace(self, amount=self.amount * part)
+
+    @property
+    def text(self) -> str:
+        """The text that :meth:`of` reads, e.g. ``60s``."""
+        unit = "s" if self.kind == "seconds" else self.kind
+        return f"{Decimal(str(self.amount)).normalize():f}{unit}"
+
+    @property
+    def title(self) -> str:
+        """The budget in a title, e.g. ``60 seconds`` or ``20,000 samples``."""
+        return f"{Decimal(str(self.amount)).normalize():,f} {self.kind}"
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,27 @@ class Plan:
             keep=1,
         )
         return base.change(**shared, teacher=teacher, train=settings)
+
+    def command(self, out: Path) -> str:
+        """The command line that makes this comparison in the folder ``out``.
+
+        It names every option that has a value, so that it means the same where defaults differ.
+        """
+        options: dict[str, object] = {
+            "--data": self.data,
+            "--resolution": self.resolution,
+            "--held-out": self.held_out,
+            "--teacher": self.teacher,
+            "--methods": ",".join(self.methods),
+            "--budget": self.budget.text,
+            "--seeds": self.seeds,
+            "--first-seed": self.first_seed,
+            "--steps": ",".join(str(n) for n in self.steps),
+            "-n": self.n,
+            "--out": out,
+        }
+        words = [w for k, v in options.items() if v is not None for w in (k, str(v))]
+        return shlex.join(["fewstep", "compare", *words])
 
     def summary(self) -> dict[str, object]:
         """The plan as JSON values."""

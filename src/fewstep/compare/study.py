@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fewstep.recipes.options import NONE
 from fewstep.recipes.origins import seen_before
 from fewstep.system.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.training.checkpoints import fingerprint
+from fewstep.version import __version__
 
 TEACHER_STEPS = 18
 
@@ -43,7 +45,7 @@ class Study:
 
     plan: Plan
 
-    def run(self, out: Path) -> Path:
+    def run(self, out: str | Path) -> Path:
         """Train and judge what is not done yet, and write the report.
 
         Args:
@@ -52,6 +54,7 @@ class Study:
         Returns:
             The report's HTML page.
         """
+        out = Path(out)
         teacher = self._teacher()
         threads = self.plan.place.train.threads
         if threads:
@@ -114,7 +117,8 @@ class Study:
                     (place / "failed.txt").write_text(traceback.format_exc(), encoding="utf-8")
                     _say(f"    failed: {found['failed'].splitlines()[0]}")
                 failed += [found["failed"]] if "failed" in found else []
-                write_json(result, found)
+                made = {"date": datetime.now(UTC).date().isoformat(), "fewstep": __version__}
+                write_json(result, found | made)
             write_report(plan, common, out)
         if len(failed) == len(rounds):
             raise UsageError(

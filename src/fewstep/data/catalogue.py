@@ -39,12 +39,14 @@ class Entry:
         held_out: returns data that no training sees: at most so many samples, or all that there
             are; None where there is none.
         features: of samples, in which they are judged unless others are asked for.
+        source: where the data is from, for model cards.
     """
 
     kind: str
     train: Callable[[], Dataset]
     held_out: Callable[[int], Dataset] | None = None
     features: JudgingFeatures = "pixels"
+    source: str = "drawn by fewstep"
 
 
 def _prepared_imagenet() -> Dataset:
@@ -59,17 +61,30 @@ def _prepared_imagenet() -> Dataset:
 
 CATALOGUE: dict[str, Entry] = {
     "digits": Entry(
-        "digits", partial(digits, "train"), lambda n: digits("held_out"), features="digits"
+        "digits",
+        partial(digits, "train"),
+        lambda n: digits("held_out"),
+        features="digits",
+        source="Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, UCI, CC BY 4.0",
     ),
     **{
         name: Entry("plane", partial(toy, name), lambda n, name=name: toy(name, n, seed=1))
         for name in SAMPLERS
     },
     **{
-        name: Entry(name, partial(data, "train"), lambda n, data=data: data("held_out"))
+        name: Entry(
+            name,
+            partial(data, "train"),
+            lambda n, data=data: data("held_out"),
+            source=data.source,
+        )
         for name, data in STANDARD.items()
     },
-    "imagenet-64": Entry("imagenet-64", _prepared_imagenet),
+    "imagenet-64": Entry(
+        "imagenet-64",
+        _prepared_imagenet,
+        source="ImageNet at 64 x 64 pixels, Deng et al. 2009, under the terms of image-net.org",
+    ),
 }
 
 OWN = "own"

@@ -41,6 +41,7 @@ class Standard:
         hub: its name on the Hugging Face Hub, and the column of images there.
         readers: folder and split to images, or None if the reader's files are not there.
         classes: the names that the authors give them.
+        source: its name in full and its authors.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Standard:
     hub: tuple[str, str]
     readers: tuple[Callable[[Path, Split], Images | None], ...]
     classes: tuple[str, ...]
+    source: str
 
     def __call__(self, split: Split) -> Arrays:
         """Images in [-1, 1] of ten classes; ``held_out`` is what the authors call test.
@@ -192,6 +194,7 @@ mnist = Standard(
     ("ylecun/mnist", "image"),
     (_idx, _npz),
     tuple("0123456789"),
+    "MNIST, LeCun, Cortes and Burges",
 )
 fashion_mnist = Standard(
     "fashion-mnist",
@@ -203,6 +206,7 @@ fashion_mnist = Standard(
         *("t-shirt", "trouser", "pullover", "dress", "coat"),
         *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
     ),
+    "Fashion-MNIST, Xiao, Rasul and Vollgraf 2017, Zalando, MIT licence",
 )
 cifar10 = Standard(
     "cifar10",
@@ -214,6 +218,7 @@ cifar10 = Standard(
         *("airplane", "automobile", "bird", "cat", "deer"),
         *("dog", "frog", "horse", "ship", "truck"),
     ),
+    "CIFAR-10, Krizhevsky 2009",
 )
 
 STANDARD = {data.name: data for data in (mnist, fashion_mnist, cifar10)}

@@ -108,7 +108,7 @@ def kind(probe: Probe) -> Finding:
     if sampling == "ode":
         return Finding(name="model", value=value)
     advice = "this is a few-step model already: distil the diffusion model it came from"
-    return Finding(name="model", value=value, advice=advice, severity="warn")
+    return Finding(name="model", value=value, advice=advice, severity="stop")
 
 
 def _check_shape(probe: Probe) -> None:

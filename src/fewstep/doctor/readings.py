@@ -95,7 +95,9 @@ def parametrisation(probe: Probe, levels: int = LEVELS, deep: bool = True) -> Fi
     errors = _errors(probe, times, others, scalings)
     least = min(map(geometric_mean, errors.values()))
     feed = _better_feed(probe.first(CHUNK), times[::2], least) if deep and least > POOR else ""
-    return _verdict(probe, declared, feed, errors)
+    best = min(others, key=lambda name: geometric_mean(errors[name]))
+    silent = geometric_mean(_silent(probe, times, others[best]))
+    return _verdict(probe, declared, feed, errors, silent)
 
 
 def kind_of(scalings: Preconditioning) -> str:
@@ -173,6 +175,18 @@ def _errors(
     return {name: torch.stack(levels).cpu() for name, levels in errors.items()}
 
 
+def _silent(probe: Probe, times: Sequence[float], reading: Reading) -> Tensor:
+    """The errors ``(levels, n)`` that a reading would have of a network whose output is 0."""
+    mean, variance = probe.x0.mean(0), probe.x0.var(0, correction=0)
+    levels = []
+    for time in times:
+        x = probe.noisy(time)
+        line = per_sample((linear_answer(probe, x, time, mean, variance) - probe.x0) ** 2)
+        answer = reading.answer(x, torch.zeros_like(x), probe.at(time))
+        levels.append(per_sample((answer - probe.x0) ** 2) / line.mean().clamp(min=1e-30))
+    return torch.stack(levels).cpu()
+
+
 def _better_feed(probe: Probe, times: Sequence[float], least: float) -> str:
     """Another scaling of input and time with which a reading fits, in words, or nothing."""
     path = probe.denoiser.path
@@ -195,7 +209,19 @@ def _better_feed(probe: Probe, times: Sequence[float], least: float) -> str:
     return f"{best} ({fits[best]:.3g})" if fits[best] < min(least / BETTER, POOR) else ""
 
 
-def _verdict(probe: Probe, declared: str, feed: str, errors: dict[str, Tensor]) -> Finding:
+def _verdict(
+    probe: Probe,
+    declared: str,
+    feed: str,
+    errors: dict[str, Tensor],
+    silent: float = math.inf,
+) -> Finding:
+    """What the errors of all readings say.
+
+    ``silent`` is the error of the best other reading if the network always answered 0. A reading
+    that is no better than that explains nothing: a network that has hardly begun to learn, whose
+    output is almost 0, fits it too.
+    """
     means = {name: geometric_mean(levels) for name, levels in errors.items()}
     own = means[DECLARED]
     rest = sorted((name for name in means if name != DECLARED), key=lambda name: means[name])
@@ -224,6 +250,8 @@ def _verdict(probe: Probe, declared: str, feed: str, errors: dict[str, Tensor]) 
     if feed:
         return finding("stop", f"{feed}: declare that in config.json; the weights stay")
     if own > BETTER * means[best] and means[best] <= POOR * spare:
+        if means[best] > BARELY * silent:
+            return finding("warn", f"its output says almost nothing: train it longer, or {advice}")
         return finding("stop", advice)
     if own > USELESS * spare:
         return finding(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fewstep.evaluation.judging import METRICS, Protocol, shared
 from fewstep.evaluation.named import chosen, named_protocol, protocol_of, training_samples
-from fewstep.evaluation.protocol import METRICS, Protocol, shared
 from fewstep.evaluation.tables import table, write_metrics
 
 __all__ = [

@@ -19,7 +19,7 @@ from fewstep.data.parts import share_of, split
 from fewstep.data.prepared import SUFFIX
 from fewstep.data.specs import check_alike, check_classes, spec_of
 from fewstep.errors import nearest
-from fewstep.evaluation.protocol import FIRST_SEED, METRICS, Protocol
+from fewstep.evaluation.judging import FIRST_SEED, METRICS, Protocol
 from fewstep.metrics import Features, References, digits_features, flatten, named_features
 
 FEATURES: dict[str, Callable[[], Features]] = {

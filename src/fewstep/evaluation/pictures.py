@@ -7,51 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fewstep.core import UsageError
+from fewstep.image_grid import drawable as drawable
+from fewstep.image_grid import grid as grid
+from fewstep.image_grid import pixels as pixels
 from fewstep.system.files import whole_file
-
-SMALLEST = 48
-"""Pixels that a sample's shorter side is enlarged to, by a whole factor."""
-
 
 PANEL = (96, 64)
 """Width and height of a plot of lines."""
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
-
-
-def drawable(shape: Sequence[int | None]) -> bool:
-    """Whether there is a picture of samples of this shape."""
-    if len(shape) == 3:
-        return shape[0] in (1, 3)
-    return len(shape) == 2 or (len(shape) == 1 and shape[0] in (1, 2))
-
-
-def pixels(x: Tensor) -> np.ndarray:
-    """Values in [-1, 1] to uint8 as official code rounds them: clip(127.5 x + 128) cut off."""
-    return (x.detach().double() * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().numpy()
-
-
-def grid(x: Tensor, columns: int | None = None) -> Image.Image:
-    """Images ``(n, c, h, w)`` in [-1, 1], c of 1 or 3, side by side."""
-    n, c, h, w = x.shape
-    if c not in (1, 3):
-        raise UsageError(f"a grid shows images of 1 or 3 channels, got {c}; save an .npz instead")
-    columns = columns or math.ceil(math.sqrt(n))
-    lines = math.ceil(n / columns)
-    factor = max(1, math.ceil(SMALLEST / min(h, w)))
-    gap = max(1, factor // 2)
-    size = (columns * (w * factor + gap) - gap, lines * (h * factor + gap) - gap)
-    canvas = Image.new("RGB", size, (72, 72, 72))
-    for i, one in enumerate(pixels(x).transpose(0, 2, 3, 1)):
-        tile = Image.fromarray(one[..., 0] if c == 1 else one)
-        tile = tile.resize((w * factor, h * factor), Image.Resampling.NEAREST).convert("RGB")
-        canvas.paste(tile, (i % columns * (w * factor + gap), i // columns * (h * factor + gap)))
-    return canvas
 
 
 def cloud(x: Tensor, size: int = 480, reach: float = 2.0) -> Image.Image:
@@ -101,18 +68,29 @@ def lines(x: Tensor, columns: int | None = None) -> Image.Image:
     return canvas
 
 
-def picture(x: Tensor, path: Path, columns: int | None = None) -> None:
-    """Write samples as a PNG: images, points or lines; of other samples there is no picture."""
+def picture(x: Tensor, path: str | Path, columns: int | None = None) -> None:
+    """Write samples as a PNG: images, points or lines; of other samples there is no picture.
+
+    Args:
+        x: the samples, ``(n, *shape)``.
+        path: of the file; its folder is made where there is none.
+        columns: of the grid; by default it is about square.
+    """
     if not drawable(x.shape[1:]):
         return
     draw = {4: grid, 3: lines}.get(x.ndim)
     image = cloud(x) if draw is None else draw(x, columns)
-    with whole_file(path) as fresh:
+    with whole_file(Path(path)) as fresh:
         image.save(fresh)
 
 
-def rows(parts: Sequence[tuple[str, Tensor]], path: Path) -> None:
-    """Write one captioned row of images for each part."""
+def rows(parts: Sequence[tuple[str, Tensor]], path: str | Path) -> None:
+    """Write one captioned row of images for each part.
+
+    Args:
+        parts: captions and images ``(n, c, h, w)`` in [-1, 1].
+        path: of the file; its folder is made where there is none.
+    """
     strips = [(caption, grid(x, columns=len(x))) for caption, x in parts]
     margin, line = 8, 20
     width = max(strip.width for _, strip in strips) + 2 * margin
@@ -124,5 +102,5 @@ def rows(parts: Sequence[tuple[str, Tensor]], path: Path) -> None:
         draw.text((margin, y), caption, fill="black", font_size=14)
         canvas.paste(strip, (margin, y + line))
         y += strip.height + line + margin
-    with whole_file(path) as fresh:
+    with whole_file(Path(path)) as fresh:
         canvas.save(fresh)

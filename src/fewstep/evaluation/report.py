@@ -108,6 +108,14 @@ def is_diffusion(model: Model) -> bool:
     return model.contract.sampling.kind == "ode"
 
 
+def usual_steps(model: Model) -> list[int]:
+    """The numbers of steps that a model is evaluated at unless others are asked for.
+
+    A diffusion model has those of its samples, a few-step model one and two.
+    """
+    return [len(model.times())] if is_diffusion(model) else served(model)
+
+
 def served(model: Model, wanted: Sequence[int] = (1, 2)) -> list[int]:
     """The numbers of steps of those wanted that the model serves, else the fewest that it does."""
     return [n for n in wanted if model.serves(n)] or [len(model.times())]

@@ -43,10 +43,10 @@ def table(rows: Rows, baseline: float) -> str:
     return text
 
 
-def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
     """``metrics.json``, numbers rounded to six significant digits."""
     write_json(
-        path, json.loads(json.dumps(metrics), parse_float=lambda s: float(f"{float(s):.6g}"))
+        Path(path), json.loads(json.dumps(metrics), parse_float=lambda s: float(f"{float(s):.6g}"))
     )
 
 

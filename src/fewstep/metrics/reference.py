@@ -66,15 +66,15 @@ class Reference:
     moments: Moments
     provenance: Provenance
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write one safetensors file with the provenance as its metadata; whole or not at all."""
         tensors = {"mean": self.moments.mean, "cov": self.moments.cov}
         facts = {"provenance": asdict(self.provenance), "sha256": _digest(tensors)}
-        with whole_file(path) as fresh:
+        with whole_file(Path(path)) as fresh:
             save_file(tensors, fresh, {"fewstep": json.dumps(facts)})
 
 
-def load_reference(path: Path) -> Reference:
+def load_reference(path: str | Path) -> Reference:
     """What ``Reference.save`` wrote.
 
     Raises:

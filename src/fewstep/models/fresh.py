@@ -36,16 +36,14 @@ def fresh_network(
         seed: the weights are a function of it.
 
     Raises:
-        UsageError: an option that this network has not, or a size that it cannot have.
+        UsageError: an option or a condition that this network has not.
     """
     known = signature(NETWORKS[kind]).parameters
     given = {n: value for n, value in sizes.items() if value is not None and value is not False}
-    for name, value in given.items():
+    for name in given:
         option = name.replace("_", "-")
         if name not in known:
             raise UsageError(f"the network {kind} has no --{option}; leave it out")
-        if not isinstance(value, bool) and min(_numbers(value), default=1) <= 0:
-            raise UsageError(f"--{option} must be above 0, got {value}")
     if augment:
         if "augment" not in known:
             raise UsageError(f"the network {kind} reads no augmentation labels; take --augment 0")
@@ -84,14 +82,8 @@ def _inputs(spec: DataSpec) -> dict[str, dict[str, object] | bool]:
     return {option: value for option, value in inputs.items() if value}
 
 
-def _numbers(value: Size | None) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value or 0,)
-
-
 def with_dropout(net: nn.Module, p: float) -> nn.Module:
     """A trainable copy with that dropout; distillation has a target for every input and wants 0."""
-    if not 0 <= p < 1:
-        raise UsageError(f"dropout must lie in [0, 1), got {p}")
     student = copy.deepcopy(net).requires_grad_(True)
     for module in student.modules():
         if isinstance(module, nn.Dropout):

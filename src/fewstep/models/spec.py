@@ -61,6 +61,15 @@ def build_denoiser(spec: Any, network: nn.Module | None = None) -> AbstractDenoi
     return _build_plain(spec, network)
 
 
+def custom_network(denoiser: AbstractDenoiser) -> str | None:
+    """The name of the user's own network in a denoiser; None where it is the library's."""
+    if isinstance(denoiser, Switched):
+        return custom_network(denoiser.high)
+    net = denoiser.net if isinstance(denoiser, Denoiser) else None
+    spec = {} if net is None else network_spec(net)
+    return str(spec["name"]) if spec.get("kind") == "custom" else None
+
+
 def _build_plain(spec: Any, network: nn.Module | None) -> Denoiser:
     names = {"kind", "network", "preconditioning"}
     if not isinstance(spec, Mapping) or set(spec) != names or spec["kind"] != "denoiser":

@@ -7,9 +7,9 @@ $$G_\theta(x, t, s) = \tfrac{s}{t}\, x + (1 - \tfrac{s}{t})\, D_\theta(x, t, s)$
 is ``denoiser.jump``, for any path. The loss has three terms:
 
 - *soft consistency*: m solver steps of a teacher lead from $x_t$ to $x_u$; for a time $s \le u$
-  $$d( G_{\theta^-}(G_\theta(x_t, t, s), s, t_{min}),
-       \mathrm{sg}\, G_{\theta^-}(G_\theta(x_u, u, s), s, t_{min}) ),$$
-  where gradients pass through the outer jump, that of an average $\theta^-$ of the student;
+  the term is $d(f(x_t, t),\ \mathrm{sg}\, f(x_u, u))$ of the jumps
+  $f(x, t) = G_{\theta^-}(G_\theta(x, t, s), s, t_{min})$, where gradients pass through the outer
+  jump, that of an average $\theta^-$ of the student;
 - *denoising*: $w(t) \|D_\theta(x_t, t, t) - x_0\|^2$, as the first term fades where s nears t;
 - *adversarial*, with a discriminator: hinge terms of the first estimate above and the data.
 

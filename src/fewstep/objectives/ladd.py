@@ -8,10 +8,13 @@ $$L_H = E \max(0, 1 - H_k(F_k(x_t))) + E \max(0, 1 + H_k(F_k(\hat x_t)))
 
 - *ADD* judges clean images (no t) by the features of a network made for images, and adds the
   distance to a teacher's answer,
-  $$\lambda\, E\, c(t)\, \| \hat x - \mathrm{sg}\, \mu(\alpha_t\, \mathrm{sg}\, \hat x
-      + \sigma_t \epsilon,\ t) \|^2,$$
-  where $c(t)$ is the paper's $\alpha_t$. Its path is variance preserving; on any path this is
-  $(1 + \sigma_t^2 / \alpha_t^2)^{-1/2}$.
+
+    $$\lambda\, E\, c(t)\, \| \hat x - \mathrm{sg}\, \mu(\alpha_t\, \mathrm{sg}\, \hat x
+    + \sigma_t \epsilon,\ t) \|^2,$$
+
+    where $c(t)$ is the paper's $\alpha_t$. Its path is variance preserving; on any path this is
+    $(1 + \sigma_t^2 / \alpha_t^2)^{-1/2}$.
+
 - *LADD* judges by the features of a diffusion model, at noise levels whose law says how much form
   and how much detail count. Data and answers get the same noise and t. Where samples of the teacher
   stand in for data there is no other term.

@@ -54,11 +54,9 @@ def augmentation(recipe: Recipe[MethodOptions], spec: DataSpec) -> Augment | Non
         spec: of the data.
 
     Raises:
-        UsageError: a probability is out of its range, or samples of this kind have no mirror image.
+        UsageError: images are to be mirrored, and samples of this kind have no mirror image.
     """
     options = recipe.augment
-    if not 0 <= options.augment < 1:
-        raise UsageError(f"augment must lie in [0, 1), got {options.augment}")
     if options.augment:
         return EDMAugment(options.augment)
     if options.flip and (fault := mirror_fault(spec)) is not None:

@@ -6,22 +6,31 @@ Field names are unique over all groups and methods, since the command line and r
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from tyro.conf import arg
+
+from fewstep.errors import UsageError
+from fewstep.recipes.lists import Reals, Wholes
 
 NONE = "none"
 """The name that stands for no teacher: training starts from new weights."""
 
 Whole = Annotated[int | None, arg(metavar="INT")]
-Wholes = Annotated[tuple[int, ...] | None, arg(metavar="INT ...")]
 Real = Annotated[float | None, arg(metavar="FLOAT")]
 Unseen = Annotated[float | str | None, arg(metavar="SHARE|PATH")]
 Colour = Annotated[str | None, arg(metavar="COLOUR")]
 
 NetworkName = Literal["mlp", "ddpmpp", "ncsnpp", "adm", "edm2", "dit", "unet1d"]
 DistanceName = Literal["lpips", "l2", "l1", "pseudo-huber"]
+
+
+def _shares(options: object, *names: str) -> None:
+    """Refuse values of these options outside of [0, 1)."""
+    for name in names:
+        if not 0 <= (value := getattr(options, name)) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must lie in [0, 1), got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,14 @@ class NetworkOptions:
     positional: bool = False
     """Embed the time of an edm2 by a ladder of frequencies, as teachers of sCM do."""
 
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            sizes = value if isinstance(value, tuple) else (value,)
+            numbers = [n for n in sizes if isinstance(n, int | float) and not isinstance(n, bool)]
+            if min(numbers, default=1) <= 0:
+                raise UsageError(f"--{one.name.replace('_', '-')} must be above 0, got {value}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StartOptions:
@@ -102,18 +119,21 @@ class StartOptions:
     middle: float = 0.821
     """Noise level of the second call of a two-step sample."""
 
+    def __post_init__(self) -> None:
+        _shares(self, "dropout", "condition_drop")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AverageOptions:
     """The averages of the weights; the first one becomes the run's model."""
 
-    rates: tuple[float, ...] = (0.999,)
+    rates: Reals = (0.999,)
     """Rates of exponential averages, each in [0, 1); 0 is the student itself."""
     warm_averages: bool = True
     """Let these averages forget their first updates sooner; published runs do not."""
     half_life: float = 0.0
     """Half-life in samples of one more average; 0 makes none."""
-    average_widths: tuple[float, ...] = ()
+    average_widths: Reals = ()
     """Relative widths of power-function averages (EDM2), e.g. 0.05 0.1; with
     --train.snapshot-every any other width can be made of them afterwards."""
 
@@ -126,3 +146,6 @@ class AugmentOptions:
     """Probability of each of EDM's augmentations, whose labels the network must read."""
     flip: bool = False
     """Mirror half of the images, where they are not augmented otherwise."""
+
+    def __post_init__(self) -> None:
+        _shares(self, "augment")

@@ -66,6 +66,20 @@ def origin(model: str, data: str | None, held_out: float | str | None) -> Origin
     return Origin(data or own.data, wanted, own.background, recorded.get("fingerprint"))
 
 
+def other_data(model: str, data: str) -> str | None:
+    """The data that a model learned from, where that is other data; None where nobody knows.
+
+    Args:
+        model: a model folder, a run folder or a bundled name.
+        data: the name or path of the data that it is compared with.
+    """
+    try:
+        own = own_data(model)
+    except UsageError:  # its data is not on record
+        return None
+    return None if _same(data, own.data) else own.data
+
+
 def seen_before(model: str, data: str, held_out: float | str | None) -> str | None:
     """A sentence where a model was trained on a share of data that is held out now.
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 from tyro.conf import Suppress, arg
 
@@ -94,10 +94,15 @@ class Recipe(Generic[Options]):
             UsageError: there is no such option, or the value is none of its values.
         """
         train = options.pop("train", {})
-        settings = train if isinstance(train, TrainConfig) else None
-        if settings is None:
-            given = cast("Mapping[str, object]", train)
-            settings = _typed(self.train, given, f"{self.name}: train.")
+        if isinstance(train, TrainConfig):
+            settings = train
+        elif isinstance(train, Mapping):
+            settings = _typed(self.train, train, f"{self.name}: train.")
+        else:
+            raise UsageError(
+                f"{self.name}: train takes a TrainConfig or some of its settings by name, such as "
+                f"train={{'steps': 500}}, got {train!r}"
+            )
         home = {f.name: group for group in GROUPS for f in fields(getattr(self, group))}
         for name in options:
             if name not in home:
@@ -114,13 +119,23 @@ class Recipe(Generic[Options]):
         return replace(self, train=settings, **changed)
 
     def check(self) -> None:
-        """Refuse a teacher that does not exist; this imports no torch.
+        """Refuse a teacher that does not exist, or sizes beside it; this imports no torch.
 
         Raises:
-            UsageError: neither a folder nor a bundled model has its name.
+            UsageError: neither a folder nor a bundled model has its name, or an option describes
+                another network than the teacher's.
         """
-        if self.start.teacher != NONE:
-            check_teacher(self.start.teacher, self.place.trained_by(self.method))
+        if self.start.teacher == NONE:
+            return
+        usual = recipe(self.name).network
+        for name in (f.name for f in fields(usual)):
+            if getattr(self.network, name) != getattr(usual, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} describes a new network, but the student starts "
+                    f"with the network of the teacher {self.start.teacher}; leave it out, or give "
+                    f"--teacher {NONE}"
+                )
+        check_teacher(self.start.teacher, self.place.trained_by(self.method))
 
     def build(self) -> Run:
         """The run: data, networks, objective, averages and report.
@@ -147,9 +162,9 @@ def recipe(name: str, **options: object) -> Recipe[MethodOptions]:
     Raises:
         UsageError: there is none of that name, or no such option or value.
     """
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         raise UsageError(
-            f"unknown recipe {name!r}; {nearest(name, NAMES)}; fewstep recipes lists them"
+            f"unknown recipe {name!r}; {nearest(str(name), NAMES)}; fewstep recipes lists them"
         )
     place, method = NAMES[name]
     setting, kind = place.setting(method), Recipe[method.options]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UsageError
 from fewstep.recipes.method import MethodOptions
-from fewstep.recipes.options import DataOptions
+from fewstep.recipes.options import NONE, DataOptions, NetworkOptions
 from fewstep.recipes.places import NAMES
 from fewstep.recipes.recipe import Recipe, recipe
 
@@ -51,18 +51,24 @@ def current(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
     """The arguments of a run as this version names them.
 
     Version 0.1.0 left out what a place decided, and its ``ct`` and ``edm`` had options of their
-    own; its data set was known by the recipe's name alone.
+    own; its data set was known by the recipe's name alone. It also recorded the sizes of a new
+    network where the student had the teacher's.
     """
-    if "condition_drop" in arguments or name not in NAMES:  # as this version writes them
+    if name not in NAMES:
         return dict(arguments)
-    method = NAMES[name][1]
-    own, renamed = set(vars(method.options())), dict(arguments)
-    for old, new in RENAMED.items():
-        if old in renamed and old not in own:
-            renamed[new] = renamed.pop(old)
-    if method.name == "ct" and "start" in renamed:
-        renamed = {_CT.get(key, key): value for key, value in renamed.items()}
-        renamed |= {"teacher": "none"}
+    place, method = NAMES[name]
+    renamed = dict(arguments)
+    if "condition_drop" not in renamed:  # version 0.1.0
+        own = set(vars(method.options()))
+        for old, new in RENAMED.items():
+            if old in renamed and old not in own:
+                renamed[new] = renamed.pop(old)
+        if method.name == "ct" and "start" in renamed:
+            renamed = {_CT.get(key, key): value for key, value in renamed.items()}
+            renamed |= {"teacher": NONE}
+    if renamed.get("teacher", place.teacher(method)) != NONE:
+        sizes = {field.name for field in fields(NetworkOptions)}
+        renamed = {key: value for key, value in renamed.items() if key not in sizes}
     return renamed
 
 

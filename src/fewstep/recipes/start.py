@@ -35,7 +35,7 @@ from fewstep.paths import Path, VarianceExploding
 from fewstep.recipes.data import augmentation, opened
 from fewstep.recipes.method import MethodOptions
 from fewstep.recipes.options import NONE
-from fewstep.recipes.origins import seen_before
+from fewstep.recipes.origins import other_data, seen_before
 from fewstep.recipes.recipe import Recipe
 from fewstep.recipes.records import upgraded
 from fewstep.teachers import guided, levels, read, teacher_of
@@ -238,9 +238,13 @@ class Start:
     def _note(self, evaluates: bool) -> str:
         """Lines for the header: the teacher, and what is to be known of evaluations."""
         options, teacher = self.recipe.data, self.recipe.start.teacher
-        lines = [] if self.model is None else [f"teacher: {find(teacher)}"]
-        seen = self.model and seen_before(teacher, options.data, options.held_out)
-        lines += [seen] if seen else []
+        lines: list[str] = []
+        if self.model is not None:
+            other = other_data(teacher, options.data)
+            but = f", which learned from {other} and not from {options.data}" if other else ""
+            lines.append(f"teacher: {find(teacher)}{but}")
+            seen = seen_before(teacher, options.data, options.held_out)
+            lines += [seen] if seen else []
         if self.recipe.place.reports and not evaluates:
             lines.append("the run ends without a table, as it has no held-out data (--held-out)")
         return "\n".join(lines)
@@ -255,11 +259,10 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
     method, options = recipe.method, recipe.start
     data, unseen = opened(recipe.data)
     spec, model, trained_by = spec_of(data), None, recipe.place.trained_by(method)
-    if not 0 <= options.condition_drop < 1:
-        raise UsageError(f"--condition-drop must lie in [0, 1), got {options.condition_drop}")
     if options.teacher != NONE:
         model = teacher_of(spec, options.teacher, trained_by, method.after)
         source = read(model, options.teacher)
+        _check_sigma_data(recipe, source)
     elif method.scratch:
         sizes = {f.name: getattr(recipe.network, f.name) for f in fields(recipe.network)}
         kind, augments = sizes.pop("network"), recipe.augment.augment > 0
@@ -289,6 +292,20 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         unseen=unseen,
     )
     return start.with_pairs(str(recipe.arguments().get("pairs", "")))
+
+
+def _check_sigma_data(recipe: Recipe[MethodOptions], source: Denoiser) -> None:
+    """Refuse an option that an EDM teacher's own value would silently replace."""
+    scalings, given = source.preconditioning, recipe.start.sigma_data
+    if not isinstance(scalings, EDM) or given in {
+        recipe.place.start.sigma_data,
+        scalings.sigma_data,
+    }:
+        return
+    raise UsageError(
+        f"--sigma-data {given:g} contradicts the teacher, whose network was made for "
+        f"{scalings.sigma_data:g}; leave it out"
+    )
 
 
 def averages(recipe: Recipe[MethodOptions]) -> dict[str, Rule]:

@@ -1,4 +1,4 @@
-"""What a run says of itself: the header, the plan of a dry run, the model card."""
+"""What a run says of itself: the header, and the plan of a dry run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from fewstep.contract import Contract
 from fewstep.core import UsageError
 from fewstep.data import spec_of
 from fewstep.doctor import quick
 from fewstep.model import find
 from fewstep.system.status import unfinished
 from fewstep.training.config import Run
-from fewstep.training.folder import RunFolder, notes
+from fewstep.training.folder import notes
 from fewstep.training.memory import estimate, table
 from fewstep.training.space import space_line
 from fewstep.training.trainer import Trainer
@@ -98,7 +97,10 @@ def teachers_faults(run: Run) -> list[str]:
         examination = quick(run.teacher, run.data)
     except UsageError as error:
         return [f"teacher: not examined: {error}"]
-    return [f"teacher: {one}" for one in (*examination.of("stop"), *examination.of("warn"))]
+    faults = [f"teacher: {one}" for one in (*examination.of("stop"), *examination.of("warn"))]
+    if not examination.distillable:
+        faults.append("training goes on all the same; fewstep doctor says more of the teacher")
+    return faults
 
 
 def plan(run: Run, record: dict[str, Any], trainer: Trainer, out: Path) -> str:
@@ -112,17 +114,3 @@ def plan(run: Run, record: dict[str, Any], trainer: Trainer, out: Path) -> str:
     of = f" of each of {size} processes ({run.config.parallel})" if size > 1 else ""
     lines = [resolved, header(run, trainer), *cautions(run, trainer, None)]
     return "\n".join([*lines, f"memory{of}, estimated:", parts, space_line(run, trainer, out)])
-
-
-def card(run: Run, trainer: Trainer, folder: RunFolder, made: Contract) -> str:
-    """The model card."""
-    name = f"samples/{trainer.step:09d}.png"
-    samples = f"![samples](../{name})\n\n" if (folder.path / name).exists() else ""
-    arguments = "\n".join(f"| {k} | `{v}` |" for k, v in run.arguments.items())
-    return (
-        f"# {run.recipe}\n\n"
-        f"A {made.method} model trained with fewstep for {trainer.step:,} steps.\n\n"
-        f"{samples}```python\nimport fewstep\n\nx = fewstep.load('PATH').sample(16)\n```\n\n"
-        f"| argument | value |\n| --- | --- |\n{arguments}\n\n"
-        "Limits: it can only draw what its data showed it; the data's licence applies to it.\n"
-    )

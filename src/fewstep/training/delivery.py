@@ -6,13 +6,15 @@ import copy
 import math
 from collections.abc import Mapping
 
+from fewstep import cards
+from fewstep.card_text import SHOWN
 from fewstep.contract import Contract
 from fewstep.core import UsageError
 from fewstep.data import spec_of
 from fewstep.model import Model
 from fewstep.system.status import log_rows
-from fewstep.training.announce import card
 from fewstep.training.config import Run
+from fewstep.training.described import card, evaluation, note
 from fewstep.training.folder import RunFolder
 from fewstep.training.trainer import Trainer
 
@@ -30,14 +32,16 @@ def model_of(run: Run, trainer: Trainer, average: str | None) -> Model:
 
     It shares the trainer's weights, and the student is in evaluation mode afterwards.
     """
-    return Model(run.objective.deliver(trainer.student(average)), contract(run))
+    made = contract(run)
+    facts = card(run, trainer, made.method)
+    return Model(run.objective.deliver(trainer.student(average)), made, facts)
 
 
 def own_model(run: Run, trainer: Trainer) -> Model:
     """The run's model with weights of its own, which no later training of the run changes."""
     main = main_average(trainer)
     model = model_of(run, trainer, main)
-    return model if main else Model(copy.deepcopy(model.denoiser), model.contract)
+    return model if main else Model(copy.deepcopy(model.denoiser), model.contract, model.card)
 
 
 def contract(run: Run) -> Contract:
@@ -49,9 +53,16 @@ def contract(run: Run) -> Contract:
     return run.objective.contract(spec_of(run.data)).with_times(run.sampling_times)
 
 
-def save_model(run: Run, trainer: Trainer, folder: RunFolder, model: Model) -> None:
-    """Write the run's model as it is at this step."""
-    model.save(folder.model, card=card(run, trainer, folder, contract(run)))
+def save_model(folder: RunFolder, model: Model) -> None:
+    """Write the run's model as it is at this step; the card of a run on its way has no picture."""
+    model.save(folder.model, samples=0)
+
+
+def complete_card(run: Run, folder: RunFolder, model: Model) -> None:
+    """Give the delivered model a card with its evaluation and, where the run draws, a picture."""
+    samples = SHOWN if run.config.sample_every else 0
+    numbers = evaluation(folder.metrics) if run.finish is not None else None
+    cards.write(model, folder.model, samples=samples, numbers=numbers, note=note())
 
 
 def check_evaluations(run: Run) -> None:

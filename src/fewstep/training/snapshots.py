@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def snapshot(trainer: Trainer, folder: RunFolder) -> None:
                 save_file(tensors, fresh / f"{name}.safetensors", about)
 
 
-def reconstruct(run: Path, std: float, out: Path, step: int | None = None) -> int:
+def reconstruct(run: str | Path, std: float, out: str | Path, step: int | None = None) -> int:
     """Write the model whose weights are the average of relative width ``std``.
 
     Args:
@@ -49,6 +50,7 @@ def reconstruct(run: Path, std: float, out: Path, step: int | None = None) -> in
         UsageError: the run has no model, no snapshots, or none at that step; a width that no
             power function has.
     """
+    run = Path(run)
     files = sorted((run / "snapshots").glob("[0-9]*/*.safetensors"))
     steps = sorted({int(file.parent.name) for file in files})
     if not files or (step is not None and step not in steps):
@@ -72,5 +74,6 @@ def reconstruct(run: Path, std: float, out: Path, step: int | None = None) -> in
     model = load(run, device="cpu")
     with torch.no_grad():
         copy_into(model.denoiser.state_dict(), total)
-    model.save(out)
+    text = f"{model.card.text} Its weights are the power-function average of width {std:g}."
+    model.save(out, card=replace(model.card, text=text.strip()), samples=0)
     return len(files)

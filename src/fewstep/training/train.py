@@ -29,6 +29,7 @@ from fewstep.training.config import Buildable, Run, TrainConfig
 from fewstep.training.delivery import (
     Best,
     check_evaluations,
+    complete_card,
     contract,
     main_average,
     model_of,
@@ -45,25 +46,7 @@ from fewstep.training.trainer import Trainer
 
 
 def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Model:
-    """Train in ``out``, going on from its newest checkpoint if there is one.
-
-    Under torchrun (or with RANK and WORLD_SIZE set) all processes call this. A run that was trained
-    before begins with its first weights again. torch's number of threads and its default
-    generator are afterwards what they were.
-
-    Args:
-        run: a run, or the recipe of one.
-        out: the run folder; on several machines, one that they share.
-        fresh: move an old run aside first.
-
-    Returns:
-        The finished model, which is also in ``out/model``.
-
-    Raises:
-        UsageError: the settings or the folder cannot be used.
-        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run was saved.
-        Diverged: gradients stayed non-finite.
-    """
+    """Train a run in a folder: see :func:`fewstep.train`, which also takes a recipe's name."""
     with _as_it_was(), joined() as world, ExitStack() as stack:
         given = isinstance(run, Run)
         run = run if isinstance(run, Run) else run.build()
@@ -261,7 +244,7 @@ def _evaluate(
             if (problem := best.unknown(numbers)) is not None:
                 _say(problem)
             if best.improved(numbers):
-                model.save(folder.best)
+                model.save(folder.best, samples=0)
                 _say(
                     f"step {trainer.step}: the best {best.metric} so far; its model: {folder.best}"
                 )
@@ -279,10 +262,10 @@ def _save(run: Run, trainer: Trainer, folder: RunFolder) -> Path:
         config.keep,
         trainer.world,
         config.keep_every,
-        lambda place: model.save(place / "model"),
+        lambda place: model.save(place / "model", samples=0),
     )
     if trainer.world.first:
-        save_model(run, trainer, folder, model)
+        save_model(folder, model)
     trainer.objective.student.train(training)
     return saved
 
@@ -293,12 +276,13 @@ def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:
     for name in [*trainer.averages.copies][1:]:
         model = model_of(run, trainer, name)
         if first_process:
-            model.save(folder.averages / name)
+            model.save(folder.averages / name, samples=0)
     model = own_model(run, trainer)
     if first_process:
-        save_model(run, trainer, folder, model)
+        save_model(folder, model)
         if run.finish is not None:
             run.finish(folder.path, model)
+        complete_card(run, folder, model)
         folder.deliver(trainer.step)
         _say(f"model: {folder.model}")
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewstep.recipes.lists import Reals
 from fewstep.recipes.method import Method, MethodOptions, Objective, Setting, Start
 
 
@@ -13,7 +14,7 @@ class Drifting(MethodOptions):
 
     group: int = 64
     """Samples that meet; a batch is a multiple of it."""
-    temperatures: tuple[float, ...] = (0.02, 0.05, 0.2)
+    temperatures: Reals = (0.02, 0.05, 0.2)
     """Temperatures of the kernel, in mean distances."""
 
     def objective(self, start: Start) -> Objective:

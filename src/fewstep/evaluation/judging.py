@@ -20,16 +20,13 @@ from torch import Tensor
 from fewstep.core import Batch, UsageError, entropy
 from fewstep.data.overlap import overlap_note, shared_samples
 from fewstep.data.specs import conditions_of
+from fewstep.evaluation.judged import Judged, frechet
 from fewstep.metrics import (
     Features,
-    Moments,
     NamedFeatures,
     References,
-    StreamingMoments,
     density_coverage,
     flatten,
-    frechet_distance,
-    frechet_distance_of_samples,
     kid,
     nearest_distance,
     precision_recall,
@@ -144,12 +141,12 @@ class Protocol:
                 advance(1)
         return {**_mean(found), "images_per_second": n / float(np.median(seconds))}
 
-    def _judged(self, x: Tensor, train: _Judged) -> dict[str, float]:
+    def _judged(self, x: Tensor, train: Judged) -> dict[str, float]:
         """Everything but the speed, of one sample of the model and one of the training data."""
-        own = _Judged(x, self.features, self.world)
+        own = Judged(x, self.features, self.world)
         row = self._to_held_out(own)
         if "fd" in self.metrics:
-            row["fd_train"] = _frechet(own, train)
+            row["fd_train"] = frechet(own, train)
         if "swd" in self.metrics:
             row["swd_train"] = sliced_wasserstein(x, train.x)
         if "nn" in self.metrics:
@@ -173,7 +170,7 @@ class Protocol:
         return median
 
     @cached_property
-    def _held_out(self) -> _Judged:
+    def _held_out(self) -> Judged:
         return self._data(self._real(self.held_out))
 
     def _real(self, batch: Batch) -> Tensor:
@@ -197,13 +194,13 @@ class Protocol:
         longest = max(self.train.x0.shape[-1], self.held_out.x0.shape[-1])
         return torch.nn.functional.pad(x, (0, longest - x.shape[-1]))
 
-    def _data(self, x: Tensor) -> _Judged:
-        return _Judged(x, self.features, self.world, self.references)
+    def _data(self, x: Tensor) -> Judged:
+        return Judged(x, self.features, self.world, self.references)
 
-    def _to_held_out(self, own: _Judged) -> dict[str, float]:
+    def _to_held_out(self, own: Judged) -> dict[str, float]:
         held_out, row = self._held_out, {}
         if "fd" in self.metrics:
-            row["fd"] = _frechet(own, held_out)
+            row["fd"] = frechet(own, held_out)
         if "swd" in self.metrics:
             row["swd"] = sliced_wasserstein(own.x, held_out.x)
         if "kid" in self.metrics:
@@ -229,46 +226,6 @@ class Protocol:
         return x[np.concatenate(parts)]
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """One set, its features and their moments, each computed when first asked for."""
-
-    x: Tensor
-    judge: Features
-    world: World
-    references: References | None = None
-
-    @cached_property
-    def features(self) -> Tensor:
-        return self.world.together(self.judge(self.x[self.world.part(len(self.x))]))
-
-    @cached_property
-    def moments(self) -> Moments:
-        if self.references is not None:
-            return self.world.agreed(self.world.first and self.references(self.x).moments)
-        moments = StreamingMoments(self.features.shape[1])
-        moments.update(self.features)
-        return moments.moments()
-
-
-def _frechet(a: _Judged, b: _Judged) -> float:
-    """The Frechet distance, from features where they are computed here and span few dimensions."""
-    if a.references is None and b.references is None:
-        n, d = a.features.shape
-        if min(n, len(b.features)) < d:
-            return frechet_distance_of_samples(a.features, b.features)
-    return frechet_distance(a.moments, b.moments)
-
-
-def _name(features: Features) -> str:
-    """What features are called in a note."""
-    if isinstance(features, NamedFeatures):
-        return f"features {features.name}"
-    if features is flatten:
-        return "features pixels"
-    return f"features {getattr(features, '__name__', type(features).__name__)}"
-
-
 def shared(protocol: Protocol, world: World) -> Protocol:
     """The protocol, its work shared by several processes.
 
@@ -279,6 +236,15 @@ def shared(protocol: Protocol, world: World) -> Protocol:
     if world.size > n:
         raise UsageError(f"{world.size} processes cannot share {n} samples; start fewer")
     return replace(protocol, world=world)
+
+
+def _name(features: Features) -> str:
+    """What features are called in a note."""
+    if isinstance(features, NamedFeatures):
+        return f"features {features.name}"
+    if features is flatten:
+        return "features pixels"
+    return f"features {getattr(features, '__name__', type(features).__name__)}"
 
 
 def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:

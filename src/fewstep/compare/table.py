@@ -1,0 +1,111 @@
+"""The table of a comparison: distances by sampling steps, the best of them, and costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from fewstep.compare.plan import Entrant, Plan
+from fewstep.recipes import METHODS
+
+COLUMNS = {
+    "calls": "network calls for one sample. A step of a method is one call.",
+    "fd": "Frechet distance to held-out data, in the features of this data's protocol.",
+    "swd": "sliced Wasserstein distance to held-out data, for the fewest steps.",
+    "nn": "median distance to the nearest training sample, divided by that of held-out data, for "
+    "the fewest steps. A value well below 1 means copies.",
+    "seconds, samples": "duration of a training, and samples that it saw.",
+    "non-finite": "updates that were skipped because a gradient was not finite.",
+    "spikes": "logged gradient norms above ten times the median of the hundred before.",
+    "starts from": "the teacher, or the method of a first stage, whose weights a method begins "
+    "with.",
+    "seeds": "trainings that ended well.",
+    "floor": "real data, evaluated like a model.",
+}
+"""What the names of the columns and rows mean."""
+
+
+def table(plan: Plan, facts: Mapping[str, Any]) -> str:
+    """The table of a comparison as HTML.
+
+    Args:
+        plan: the comparison.
+        facts: the contents of ``report.json``.
+    """
+    heads = ["method", "calls", *(f"fd, {steps_title(n)}" for n in plan.steps), "swd", "nn"]
+    heads += ["seconds", "samples", "samples/s", "non-finite", "spikes", "starts from", "seeds"]
+    best = {n: clear_best(facts["methods"], n) for n in plan.steps}
+    rows = []
+    for name, entry in facts["methods"].items():
+        cells = [_name(Entrant.of(name).title)]
+        if not entry["seeds"]:
+            reason = escape(entry["failed"][0].splitlines()[0])
+            cells.append(f'<td class="failed" colspan="{len(heads) - 3}">failed: {reason}</td>')
+        else:
+            cells += _numbers(plan, entry, [n for n in plan.steps if best[n] == name])
+        start = entry["start"]
+        start = METHODS[start].title if start in METHODS else start
+        cells.append(f"<td>{escape(start)}</td>")
+        cells.append(f"<td>{entry['seeds']} of {plan.seeds}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    rest = "<td></td>" * (len(heads) - 3 - len(plan.steps))
+    for key, calls in (("teacher", str(facts["calls"])), ("floor", "")):
+        fd = f'<td class="over" colspan="{len(plan.steps)}">{facts[key]["fd"]:.3f}</td>'
+        swd = f"<td>{facts[key]['swd']:.3f}</td>"
+        cells = f"{_name(key)}<td>{calls}</td>{fd}{swd}{rest}"
+        rows.append(f'<tr class="reference">{cells}</tr>')
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
+    body = "\n".join(rows)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _name(title: str) -> str:
+    return f'<th scope="row">{escape(title)}</th>'
+
+
+def _numbers(plan: Plan, entry: Mapping[str, Any], bold: list[int]) -> list[str]:
+    """The cells of a method from its calls on; ``bold`` are the steps in which it is the best."""
+    possible = [n for n in plan.steps if entry["fd"][str(n)] is not None]
+    cells = [f"<td>{', '.join(map(str, possible)) or '-'}</td>"]
+    for n in plan.steps:
+        fd, spread = entry["fd"][str(n)], entry["spread"][str(n)]
+        text = "-" if fd is None else f"{fd:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+        cells.append(f'<td class="best">{text}</td>' if n in bold else f"<td>{text}</td>")
+    for key in ("swd", "nn"):
+        cells.append(f"<td>{entry[key][str(min(possible))]:.3f}</td>" if possible else "<td>-</td>")
+    cells += [
+        f"<td>{entry['seconds']:.0f}</td>",
+        f"<td>{entry['samples']:,.0f}</td>",
+        f"<td>{entry['samples_per_second']:,.0f}</td>",
+        f"<td>{entry['nonfinite']:g}</td>",
+        f"<td>{entry['spikes']:g}</td>",
+    ]
+    return cells
+
+
+def clear_best(methods: Mapping[str, Mapping[str, Any]], n: int) -> str | None:
+    """The method whose distance is smaller than all others by more than the spreads.
+
+    Args:
+        methods: the entries of ``report.json`` by name.
+        n: the number of sampling steps.
+
+    Returns:
+        Its name, or None where the second best is within both spreads, where either has no spread,
+        or where there is no second one.
+    """
+    key = str(n)
+    fds = {name: entry["fd"][key] for name, entry in methods.items()}
+    order = sorted((fd, name) for name, fd in fds.items() if fd is not None and math.isfinite(fd))
+    if len(order) < 2:
+        return None
+    (least, best), (next_fd, second) = order[:2]
+    spreads = [methods[name]["spread"][key] for name in (best, second)]
+    return best if None not in spreads and next_fd - least > sum(spreads) else None
+
+
+def steps_title(n: int) -> str:
+    """A number of sampling steps in words: ``1 step``, ``2 steps``."""
+    return f"{n} step{'s' * (n > 1)}"

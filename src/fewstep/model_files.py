@@ -1,0 +1,147 @@
+"""Model folders: which one a name means, what is read from it, and what is written into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save as dump_tensors
+from torch import nn
+
+from fewstep.bundled import BUNDLED
+from fewstep.card_text import Card, read_card
+from fewstep.contract import Contract
+from fewstep.errors import UsageError, nearest
+from fewstep.models import AbstractDenoiser
+from fewstep.models.spec import build_denoiser, denoiser_spec
+from fewstep.system.files import sha256
+from fewstep.weights import load_weights, separate, tied
+
+FORMAT = 2
+"""Format of the config.json that is written; format 1 can be read too."""
+READABLE = (1, 2)
+
+
+def config_of(denoiser: AbstractDenoiser, contract: Contract, weights: bytes) -> dict[str, Any]:
+    """``config.json`` of a model with these weights."""
+    return {
+        "format": FORMAT,
+        "denoiser": denoiser_spec(denoiser),
+        **contract.model_dump(mode="json"),
+        "sha256": sha256(weights),
+    }
+
+
+def write(
+    folder: Path,
+    denoiser: AbstractDenoiser,
+    contract: Contract,
+    card: Card,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write ``model.safetensors`` and ``config.json``.
+
+    Args:
+        folder: of the model, which is there.
+        denoiser: of the model.
+        contract: likewise.
+        card: what is kept for later cards of the model.
+        dtype: of the stored weights; buffers keep theirs.
+    """
+    whole = denoiser.state_dict()
+    ties = tied(whole)
+    state = separate({name: value for name, value in whole.items() if name not in ties})
+    if dtype is not None:
+        names = {name for name, p in denoiser.named_parameters() if p.is_floating_point()}
+        state = {k: v.to(dtype) if k in names else v for k, v in state.items()}
+    weights = dump_tensors(state, {"format": "pt"})
+    (folder / "model.safetensors").write_bytes(weights)
+    further: dict[str, Any] = {"tied": ties, "card": card.as_json()}
+    config = config_of(denoiser, contract, weights)
+    config |= {name: value for name, value in further.items() if value}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read(folder: Path, network: nn.Module | None = None) -> tuple[AbstractDenoiser, Contract, Card]:
+    """The denoiser, contract and card of a model folder.
+
+    Args:
+        folder: of the model.
+        network: the user's own network, for a model that was saved with one.
+
+    Raises:
+        UsageError: what is there cannot be read, or does not fit.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = (folder / "model.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} holds no readable model: {error}") from error
+    if not isinstance(config, dict) or config.get("format") not in READABLE:
+        raise UsageError(
+            f"{folder}/config.json is of none of the formats {READABLE}, which this version reads"
+        )
+    try:
+        contract = Contract.model_validate({key: config.get(key) for key in Contract.model_fields})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UsageError(f"{folder}/config.json: " + "; ".join(lines)) from error
+    card = read_card(config.get("card"), folder / "config.json")
+    # Custom networks come built; the library's own are built without memory until shapes agree.
+    with torch.device("meta" if network is None else "cpu"):
+        denoiser = build_denoiser(config.get("denoiser"), network)
+    load_weights(denoiser, weights, folder, config.get("sha256"), _ties(config, folder))
+    return denoiser, contract, card
+
+
+def _ties(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    ties = config.get("tied", {})
+    if not isinstance(ties, dict) or not all(isinstance(name, str) for name in ties.values()):
+        raise UsageError(f"{folder}/config.json: tied must hold names by name, got {ties!r}")
+    return ties
+
+
+def find(model: str | Path, average: str | None = None, step: int | None = None) -> Path:
+    """The model folder that a MODEL argument means."""
+    path = Path(model)
+    if step is not None:
+        return _at_step(path, average, step)
+    if path.exists():
+        if average is not None:
+            return _average(path, average)
+        for folder in (path, path / "model"):
+            if (folder / "config.json").is_file():
+                return folder
+        raise UsageError(f"{path} is neither a model folder nor a run that has saved a model")
+    if str(model) in BUNDLED:
+        if average is not None:
+            raise UsageError(f"the bundled {model} has one average only; leave --average out")
+        return Path(str(resources.files("fewstep") / "assets" / str(model)))
+    raise UsageError(
+        f"no model {str(model)!r}: not a folder, and not bundled; {nearest(str(model), BUNDLED)}"
+    )
+
+
+def _at_step(run: Path, average: str | None, step: int) -> Path:
+    if average is not None:
+        raise UsageError("checkpoints keep the run's first average only; give --step or --average")
+    known = sorted(int(p.parts[-3]) for p in run.glob("checkpoints/[0-9]*/model/config.json"))
+    if step not in known:
+        raise UsageError(
+            f"{run} keeps no model of training step {step}; it has {known or 'none'} (training "
+            "keeps those that --train.keep and --train.keep-every say; --steps is the number of "
+            "sampling steps)"
+        )
+    return run / "checkpoints" / f"{step:09d}" / "model"
+
+
+def _average(run: Path, name: str) -> Path:
+    known = sorted(p.parent.name for p in run.glob("averages/*/config.json"))
+    if name not in known:
+        raise UsageError(f"{run} has no average {name!r} besides its model; it has {known}")
+    return run / "averages" / name

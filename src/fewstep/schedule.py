@@ -1,0 +1,97 @@
+"""The times at which a model is called: what a contract lists, allows, or leaves to a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from fewstep.contract import Contract
+from fewstep.errors import UsageError
+from fewstep.paths import Path, VarianceExploding
+from fewstep.times import karras, uniform
+
+EDM_LEVELS = VarianceExploding()
+
+ODE_STEPS = 18
+"""The steps of a diffusion model's sample unless others are asked for."""
+
+FEW = 8
+"""More steps than so many are seldom meant where each adds noise again."""
+
+
+def times(contract: Contract, path: Path, steps: int | None = None) -> list[float]:
+    """The times of so many steps, descending, in the path's own unit.
+
+    Args:
+        contract: of the model.
+        path: of its denoiser.
+        steps: by default the contract's fewest, or 18 for an ODE.
+
+    Raises:
+        UsageError: the contract does not allow so many steps.
+    """
+    sampling = contract.sampling
+    if steps is None:
+        steps = ODE_STEPS if sampling.kind == "ode" else min(sampling.times, default=1)
+    if steps < 1:
+        raise UsageError(f"steps must be at least 1, got {steps}")
+    if steps in sampling.times:
+        return list(sampling.times[steps])
+    if not sampling.any_times:
+        raise UsageError(
+            f"this {contract.method} model is made for {sorted(sampling.times)} step(s), "
+            f"got {steps}; take one of these"
+        )
+    rule = karras if sampling.grid == "karras" else uniform
+    if sampling.kind == "ode":
+        # The last call is at t_min, or a step before it where that is clean data already.
+        end = torch.tensor([path.t_min], dtype=torch.float64)
+        points = steps if float(path.coefficients(end).sigma) > 0 else steps + 1
+        return rule(points, path.t_min, sampling.start.t).tolist()[:steps]
+    if sampling.grid == "uniform":
+        return uniform(steps + 1, path.t_min, sampling.start.t).tolist()[:steps]
+    # In noise levels, on whichever path; from EDM's lowest where the path ends on clean data.
+    ends = path.ratio(torch.tensor([path.t_min, sampling.start.t], dtype=torch.float64))
+    low, high = ends.clamp(EDM_LEVELS.t_min, EDM_LEVELS.t_max).tolist()
+    later = path.time(karras(steps + 1, low, high)[1:steps]).tolist()
+    return [sampling.start.t, *later]
+
+
+def given_times(contract: Contract, given: Sequence[float]) -> list[float]:
+    """Times that a caller gives, where the contract allows them.
+
+    Raises:
+        UsageError: they do not descend from the start, or the model is made for others.
+    """
+    sampling = contract.sampling
+    grid = [float(t) for t in given]
+    ordered = all(a > b for a, b in pairwise(grid))
+    if not grid or not ordered or grid[0] != sampling.start.t or grid[-1] <= 0:
+        raise UsageError(f"times must descend from {sampling.start.t} and stay above 0, got {grid}")
+    if not sampling.any_times and tuple(grid) not in sampling.times.values():
+        raise UsageError(
+            f"this {contract.method} model is made for the times {sampling.times}, got {grid}"
+        )
+    return grid
+
+
+def remark(contract: Contract, steps: int, gamma: float | None) -> str | None:
+    """What to say of more steps than a model that adds noise between its calls is for.
+
+    Args:
+        contract: of the model.
+        steps: that are asked for.
+        gamma: the share of noise, of models that have one.
+    """
+    sampling = contract.sampling
+    if steps <= FEW or not (sampling.kind == "renoise" or gamma):
+        return None
+    own = ", ".join(map(str, sorted(sampling.times))) or "few"
+    return (
+        f"this {contract.method} model is made for {own} step(s), got steps={steps}: it follows no "
+        "ODE that more steps would solve better; each step after the first adds noise to the "
+        "model's answer and calls the model again (re-noising), which seldom helps beyond a few "
+        "steps"
+    )
