@@ -224,6 +224,7 @@ class Plan:
             "--data": self.data,
             "--resolution": self.resolution,
             "--held-out": self.held_out,
+            "--background": self.background,
             "--teacher": self.teacher,
             "--methods": ",".join(self.methods),
             "--budget": self.budget.text,
