@@ -203,10 +203,14 @@ def test_own_data(runs, monkeypatch):
     assert own_data(".").data == "two-modes"
 
 
-def test_a_model_without_a_run(runs, tmp_path):
-    shutil.copytree(runs["toy-edm"] / "model", tmp_path / "a" / "b")
+def test_a_model_without_a_run(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs["toy-edm"] / "model", tmp_path / "a" / "digits-edm")
     with pytest.raises(UsageError, match="is of no run; say with --data"):
-        own_data(str(tmp_path / "a" / "b"))
+        own_data(str(tmp_path / "a" / "digits-edm"))
+    # A folder comes before the bundled model of the same name.
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(UsageError, match="is of no run; say with --data"):
+        own_data("digits-edm")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": 3}'])

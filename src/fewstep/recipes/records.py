@@ -79,7 +79,7 @@ def own_data(model: str) -> DataOptions:
         UsageError: there is no such model, it is of no run, or its run.json is damaged.
     """
     run = run_of(model)
-    if run is None and model in NAMES:
+    if run is None and model in NAMES and not Path(model).exists():
         return NAMES[model][0].data
     if run is None:
         raise UsageError(f"{model} is of no run; say with --data what the model learned from")
