@@ -364,6 +364,15 @@ def test_a_teacher_that_saw_the_share_is_told(places):
     assert run.note.splitlines()[1].startswith(f"{whole} was trained on all of")
 
 
+def test_a_teacher_of_other_data_is_named(places):
+    images, others, teacher = (str(places[name]) for name in ("images", "others", "run"))
+    given = {"resolution": 16, "teacher": teacher, "train": settings(steps=2)}
+    note = recipe("cd", **given, data=others).build().note
+    assert note.splitlines()[0].endswith(f", which learned from {images} and not from {others}")
+    note = recipe("cd", **given, data=f"{images}/../images").build().note
+    assert note.splitlines()[0] == f"teacher: {teacher}/model"
+
+
 def test_a_report_needs_held_out_data(places, tmp_path):
     net = {"network": "ddpmpp", **UNET, "resolution": 16, "teacher": "none"}
     plain = recipe("digits-edm", **net, data=places["images"], train=settings(steps=2)).build()
