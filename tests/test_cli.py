@@ -20,7 +20,7 @@ from PIL import Image
 import fewstep as library
 from fewstep.data.catalogue import CATALOGUE
 from fewstep.errors import Interrupted
-from fewstep.evaluation import protocol as evaluation
+from fewstep.evaluation import Protocol, protocol_of
 from fewstep.models import Denoiser
 from fewstep.recipes import NAMES, TrainConfig, rebuild
 from fewstep.system.files import sha256
@@ -59,12 +59,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def short_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     """The digits' table from one draw of 60 held-out digits instead of five of 597."""
-    whole, digits = evaluation.named_protocol, CATALOGUE["digits"]
+    whole, digits = protocol_of, CATALOGUE["digits"]
     held_out = digits.held_out(597).subset(np.arange(0, 597, 10))
     short = dataclasses.replace(digits, held_out=lambda n: held_out)
     monkeypatch.setitem(CATALOGUE, "digits", short)
     monkeypatch.setattr(
-        "fewstep.evaluation.report.named_protocol",
+        "fewstep.evaluation.report.protocol_of",
         lambda *given: dataclasses.replace(whole(*given), draws=1),
     )
 
@@ -430,9 +430,7 @@ def test_evaluate_counts_guided_calls_twice(places, capsys):
 
 
 def test_evaluate_images(places, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "fewstep.evaluation.protocol.Protocol", partial(evaluation.Protocol, draws=1)
-    )
+    monkeypatch.setattr("fewstep.evaluation.named.Protocol", partial(Protocol, draws=1))
     out = tmp_path / "new" / "metrics.json"
     args = ("--data", places["images"], "--held-out", places["held-out"], "--steps", 1)
     outcome = fewstep(capsys, "evaluate", places["edm"], *args, "-n", 4, "--out", out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,8 +16,7 @@ from fewstep import data
 from fewstep.core import Batch, UsageError
 from fewstep.data import toy
 from fewstep.data.catalogue import CATALOGUE
-from fewstep.evaluation import Protocol, chosen, table
-from fewstep.evaluation import protocol as evaluation
+from fewstep.evaluation import METRICS, Protocol, chosen, table
 from fewstep.metrics import (
     TanhFeatures,
     density_coverage,
@@ -34,7 +34,7 @@ from fewstep.recipes.records import own_data
 from judges import images, scrambled
 from tiny import fewstep, pictures, trained
 
-ALL = ",".join(evaluation.METRICS)
+ALL = ",".join(METRICS)
 CPU = torch.device("cpu")
 
 
@@ -62,7 +62,7 @@ def protocol():
 def test_each_number_is_its_function_of_the_right_sets(protocol):
     train, held_out, x = protocol.train.x0, protocol.held_out.x0, digits(30, 1)
     net = scrambled(TanhFeatures())
-    asked = dataclasses.replace(protocol, features=net, metrics=evaluation.METRICS)
+    asked = dataclasses.replace(protocol, features=net, metrics=METRICS)
     with torch.no_grad():
         got, floor = asked.judge(Drawing(x), 1), asked.floor()
         t, h, f = net(train), net(held_out), net(x)
@@ -120,7 +120,7 @@ def test_networks_see_each_set_once(protocol):
         seen.append(len(x))
         return flatten(x)
 
-    asked = dataclasses.replace(protocol, features=counting, metrics=evaluation.METRICS)
+    asked = dataclasses.replace(protocol, features=counting, metrics=METRICS)
     asked.judge(Drawing(digits(30, 1)), 1)
     # The samples, the held-out and the training data.
     assert seen == [30, 30, 30]
@@ -192,21 +192,25 @@ def runs(tmp_path_factory):
 
 
 def test_own_data(runs, monkeypatch):
-    assert own_data("digits-cd") == "digits"
-    assert own_data(str(runs["digits-edm"])) == "digits"
-    assert own_data(str(runs["toy-edm"])) == "two-modes"
-    assert own_data(str(runs["toy-edm"] / "model")) == "two-modes"
+    assert own_data("digits-cd").data == "digits"
+    assert own_data(str(runs["digits-edm"])).data == "digits"
+    assert own_data(str(runs["toy-edm"])).data == "two-modes"
+    assert own_data(str(runs["toy-edm"] / "model")).data == "two-modes"
     shutil.copytree(runs["toy-edm"] / "model", runs["toy-edm"] / "averages" / "slow")
-    assert own_data(str(runs["toy-edm"] / "averages" / "slow")) == "two-modes"
-    assert own_data(str(runs["edm"])) == str(runs["images"])
+    assert own_data(str(runs["toy-edm"] / "averages" / "slow")).data == "two-modes"
+    assert own_data(str(runs["edm"])).data == str(runs["images"])
     monkeypatch.chdir(runs["toy-edm"] / "model")
-    assert own_data(".") == "two-modes"
+    assert own_data(".").data == "two-modes"
 
 
-def test_a_model_without_a_run(runs, tmp_path):
-    shutil.copytree(runs["toy-edm"] / "model", tmp_path / "a" / "b")
+def test_a_model_without_a_run(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs["toy-edm"] / "model", tmp_path / "a" / "digits-edm")
     with pytest.raises(UsageError, match="is of no run; say with --data"):
-        own_data(str(tmp_path / "a" / "b"))
+        own_data(str(tmp_path / "a" / "digits-edm"))
+    # A folder comes before the bundled model of the same name.
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(UsageError, match="is of no run; say with --data"):
+        own_data("digits-edm")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": 3}'])
@@ -238,7 +242,7 @@ def test_evaluate_digits_by_all_metrics(runs, tmp_path, capsys, monkeypatch):
     held_out = data.digits("held_out").subset(np.arange(0, 597, 10))
     short = dataclasses.replace(CATALOGUE["digits"], held_out=lambda n: held_out)
     monkeypatch.setitem(CATALOGUE, "digits", short)
-    monkeypatch.setattr("fewstep.evaluation.protocol.DRAWS", 1)
+    monkeypatch.setattr("fewstep.evaluation.named.Protocol", partial(Protocol, draws=1))
     out = tmp_path / "m.json"
     args = ("--steps", 1, "--metrics", ALL, "--features", "digits", "--out", out)
     outcome = fewstep(capsys, "evaluate", runs["digits-edm"], *args)

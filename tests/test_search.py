@@ -18,7 +18,7 @@ from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.core import UsageError, expand
 from fewstep.data import Arrays, toy
 from fewstep.evaluation import training_samples
-from fewstep.evaluation.protocol import DRAWS, FIRST_SEED
+from fewstep.evaluation.judging import DRAWS, FIRST_SEED
 from fewstep.evaluation.search import Found, check, distance_to, greedy, watched, write
 from fewstep.metrics import flatten
 from fewstep.model import Model, find, load
@@ -237,7 +237,7 @@ def test_search_draws_no_held_out_data(monkeypatch):
     def never(*args):
         raise AssertionError(args)
 
-    monkeypatch.setattr("fewstep.evaluation.protocol.held_out_data", never)
+    monkeypatch.setattr("fewstep.evaluation.named.with_held_out", never)
     data, _ = training_samples(
         "digits", DataSpec(shape=(1, 8, 8), labels=10), None, torch.device("cpu")
     )

@@ -25,7 +25,7 @@ from fewstep.compare.plan import Entrant
 from fewstep.data import positions
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
-from fewstep.evaluation import protocol as evaluation
+from fewstep.evaluation import Protocol, named
 from fewstep.recipes import METHODS, PLACES, STUDENTS, recipe
 from fewstep.recipes.places import DIGITS, IMAGES, PLANE
 from fewstep.training import feed
@@ -40,7 +40,7 @@ STEPS = ("1", "2", "4")
 
 @pytest.fixture(autouse=True)
 def one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "Protocol", partial(evaluation.Protocol, draws=1))
+    monkeypatch.setattr(named, "Protocol", partial(Protocol, draws=1))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def study(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(feed, "positions", noted)
-        patched.setattr(evaluation, "Protocol", partial(evaluation.Protocol, draws=1))
+        patched.setattr(named, "Protocol", partial(Protocol, draws=1))
         main(command(teacher, out, ",".join(METHODS_HERE), "1100samples", "--seeds", 2))
     return out, seen
 
@@ -308,13 +308,13 @@ import sys, time
 from functools import partial
 from pathlib import Path
 import torch
-from fewstep.evaluation import protocol as evaluation
+from fewstep.evaluation import Protocol, named
 from fewstep.cli import main
 
 torch.set_num_threads(1)
 where, least, place, here, sent, *command = sys.argv[1:]
 place, here, sent = Path(place), Path(here), Path(sent)
-own = evaluation.Protocol.judge
+own = Protocol.judge
 
 def reached():
     if where == "judging":
@@ -329,8 +329,8 @@ def judge(self, *a):
             time.sleep(0.01)
     return own(self, *a)
 
-evaluation.Protocol.judge = judge
-evaluation.Protocol = partial(evaluation.Protocol, draws=1)
+Protocol.judge = judge
+named.Protocol = partial(Protocol, draws=1)
 main(command)
 """
 """A comparison that waits for a signal where it is meant to come, however slow a machine is."""
@@ -344,7 +344,7 @@ def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "out"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(evaluation, "Protocol", partial(evaluation.Protocol, draws=1))
+        patched.setattr(named, "Protocol", partial(Protocol, draws=1))
         main(command(teacher, out, *LONGER))
     return out
 

@@ -265,6 +265,7 @@ def test_what_users_write_is_escaped(tmp_path):
         plan(
             1, data="./pictures of <me>", held_out="b c", resolution=16, teacher="t", first_seed=0
         ),
+        plan(1, data="./pictures", held_out=0.1, background="#c0c0c0"),
         plan(3, budget=Budget.of("2000000samples"), steps=(1, 8), n=32),
         plan(3, budget=Budget.of("0.25s"), methods=("ect",)),
     ],

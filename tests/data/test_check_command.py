@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.data import prepare
+from fewstep.conditions import Label, Mask, Sequence, Vector
+from fewstep.contract import DataSpec
+from fewstep.data import prepare, write_arrays
 from image_files import encoded, pixels, shard, stored
 from tiny import fewstep
 
@@ -74,6 +76,52 @@ def test_what_is_ready(tmp_path, capsys, name, photos):
     assert text.startswith(first.get(name, "6 sample(s) would be read as 3x4x4"))
     assert ("such as loose.png" in text) == (name == "file")
     assert (tmp_path / "sheet.png").exists()
+
+
+def test_conditions_are_listed(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    there = np.arange(6) < np.array([1, 4, 5] * 100)[:, None]
+    mood = Label(classes=3, names=("calm", "glad", "sad"))
+    kinds = {
+        "speaker": Vector(shape=(5,)),
+        "text": Sequence(shape=(8,), length=6),
+        "mood": mood,
+        "mask": Mask(),
+    }
+    speaker = rng.normal(size=(300, 5)).astype(np.float32).clip(-2, 2)
+    speaker[13, 2], speaker[20, 0] = 7.5, -3.0
+    file = tmp_path / "speech.safetensors"
+    write_arrays(
+        file,
+        rng.normal(size=(300, 2, 20)).astype(np.float32),
+        conditions={
+            "speaker": speaker,
+            "text": (np.ones((300, 6, 8), np.float32), there),
+            "mood": np.arange(300) % 3,
+        },
+        mask=np.arange(300) % 13 + 3,
+        spec=DataSpec(shape=(2, None), range=None, conditions=kinds),
+    )
+    text = fewstep(capsys, "data", "check", file, "--out", tmp_path / "sheet.png").out
+    assert text.splitlines()[:6] == [
+        "300 sample(s) would be read as 2xany",
+        "no labels",
+        "condition speaker: a vector of shape (5,), values in [-3, 7.5]",
+        "condition text: a sequence of 1 to 5 tokens, 6 at most, each of shape (8,), "
+        "values in [1, 1]",
+        "condition mood: one of 3 classes (calm, glad, sad)",
+        "condition mask: samples of 3 to 15 positions along the last axis",
+    ]
+
+
+def test_an_image_is_a_condition(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), np.uint8)
+    file = tmp_path / "x.safetensors"
+    write_arrays(file, images, np.arange(9) % 2, conditions={"low": images[:, :, ::2, ::2]})
+    text = fewstep(capsys, "data", "check", file, "--out", tmp_path / "sheet.png").out
+    assert "2 class(es)" in text
+    assert "condition low: an image of shape (3, 4, 4), values in [-1, 1]" in text
+    assert "condition label" not in text
 
 
 def test_what_ends_in_one_message(tmp_path, capsys):

@@ -41,7 +41,17 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One file of each kind of data."""
-    root, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    return written(tmp_path_factory.mktemp("own"), 0)
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Other samples of each kind."""
+    return written(tmp_path_factory.mktemp("unseen"), 1)
+
+
+def written(root: Path, seed: int) -> dict[str, Path]:
+    rng = np.random.default_rng(seed)
     images = np.tanh(rng.normal(size=(N, 3, 8, 8))).astype(np.float32)
     observation = rng.normal(size=(N, 5)).astype(np.float32)
     tokens = rng.normal(size=(N, 6, 8)).astype(np.float32)
@@ -78,7 +88,7 @@ def command(
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_own_data_by_the_command_line(kind, files, tmp_path, capsys):
+def test_own_data_by_the_command_line(kind, files, unseen, tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for out, steps in ((whole, 4), (parts, 2), (parts, 4)):
         args = command(kind, files, out, steps, *NETWORKS[kind])
@@ -102,7 +112,7 @@ def test_own_data_by_the_command_line(kind, files, tmp_path, capsys):
     assert fewstep(capsys, "train", "cd", *student).code == 0
     model = library.load(tmp_path / "cd", device="cpu")
     assert model.contract.data == one.contract.data
-    held_out = ("--held-out", files[kind], "--data", files[kind], "--metrics", "swd", "-n", 4)
+    held_out = ("--held-out", unseen[kind], "--metrics", "swd", "-n", 4)
     judged = fewstep(capsys, "evaluate", tmp_path / "cd", *held_out, "--steps", 1)
     assert judged.code == 0, judged.err
 

@@ -72,7 +72,7 @@ def check(
 
 def _told(found: Survey, source: str) -> Iterator[str]:
     """What a survey found, line by line."""
-    shape = "x".join(map(str, found.shape))
+    shape = "x".join("any" if size is None else str(size) for size in found.shape)
     yield f"{found.count:,} sample(s) would be read as {shape}"
     if found.sizes:
         smallest, largest = (" x ".join(map(str, size)) for size in found.sizes)
@@ -82,6 +82,8 @@ def _told(found: Survey, source: str) -> Iterator[str]:
         yield f"  label {k}: {name}, {n:,} sample(s)"
     if len(found.classes) > CLASSES:
         yield f"  and {len(found.classes) - CLASSES:,} more"
+    for name, words in found.conditions:
+        yield f"condition {name}: {words}"
     for note in found.notes:
         yield f"note: {note}"
     if found.skipped:

@@ -10,6 +10,7 @@ import tyro
 
 from fewstep.cli.values import numbers
 from fewstep.recipes.methods import STUDENTS
+from fewstep.recipes.options import Colour, Unseen
 
 
 def compare(
@@ -22,7 +23,8 @@ def compare(
     steps: str = "1,2,4",
     teacher: str | None = None,
     resolution: int | None = None,
-    held_out: str | None = None,
+    held_out: Unseen = None,
+    background: Colour = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
     out: Path | None = None,
 ) -> None:
@@ -39,7 +41,9 @@ def compare(
         steps: numbers of sampling steps to judge.
         teacher: a diffusion model that all start from; the digits have one.
         resolution: of a folder of images.
-        held_out: for a folder of images: others, that no model saw.
+        held_out: what no model sees of your own data: a share of it, such as 0.1, or the path of
+            other such data.
+        background: the colour behind transparent pixels of images; white if not given.
         n: samples and held-out data compared, at most.
         out: the folder of runs and report; by default runs/compare-DATA.
     """
@@ -56,6 +60,7 @@ def compare(
         teacher=teacher,
         resolution=resolution,
         held_out=held_out,
+        background=background,
         n=n,
     )
     try:

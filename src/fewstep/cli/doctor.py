@@ -41,12 +41,15 @@ def doctor(
     from fewstep import evaluation
     from fewstep.doctor import examine
     from fewstep.model import load
-    from fewstep.recipes.records import own_data
+    from fewstep.recipes.origins import origin
 
     loaded = load(model, average=average, device=device)
     made = loaded.contract.data
     try:
-        samples, _ = evaluation.training_samples(data or own_data(model), made, None, loaded.device)
+        of = origin(model, data, None)
+        samples, _ = evaluation.training_samples(
+            of.data, made, None, loaded.device, held_out=of.held_out, background=of.background
+        )
     except UsageError as error:
         if data is not None:
             raise

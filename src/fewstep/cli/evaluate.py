@@ -10,6 +10,7 @@ import tyro
 from fewstep.cli.sample import say_unfinished
 from fewstep.cli.values import numbers
 from fewstep.errors import UsageError
+from fewstep.recipes.options import Unseen
 
 
 def evaluate(
@@ -17,7 +18,7 @@ def evaluate(
     /,
     *,
     data: str | None = None,
-    held_out: str | None = None,
+    held_out: Unseen = None,
     metrics: str = "fd,swd,nn",
     features: str | None = None,
     steps: str | None = None,
@@ -35,9 +36,10 @@ def evaluate(
     Args:
         model: a model folder, a run folder or a bundled name.
         data: digits, mnist, fashion-mnist, cifar10, a toy's name, or its training images (a
-            folder, zip or prepared file); by default the training data of a run, digits for a model
-            without a run.
-        held_out: for images of your own: a folder, zip or prepared file that it never saw.
+            folder, zip, prepared file or file of arrays); by default the training data of its run,
+            and of a bundled model that of its recipe.
+        held_out: what it never saw of your own data: the share that its training held out, such as
+            0.1, or a folder, zip or file; by default what its run held out.
         metrics: some of fd, swd, nn, kid, pr (precision, recall), dc (density, coverage).
         features: that all but swd and nn are taken in, NAME or NAME:FILE of weights: digits,
             pixels, effnet-lite0, resnet20, resnet56, inception, dinov2.
@@ -56,15 +58,23 @@ def evaluate(
     from fewstep import evaluation
     from fewstep.evaluation.report import usual_steps
     from fewstep.model import find, load
-    from fewstep.recipes.records import own_data
+    from fewstep.recipes.origins import origin
     from fewstep.system.processes import joined
 
     with joined() as world:
         loaded = load(model, average=average, device=device, step=step)
         if world.first:
             say_unfinished(find(model, average, step))
-        data = data or own_data(model)
-        protocol = evaluation.named_protocol(data, held_out, loaded.contract.data, n)
+        of = origin(model, data, held_out)
+        protocol = evaluation.named_protocol(
+            of.data,
+            of.held_out,
+            loaded.contract.data,
+            n,
+            background=of.background,
+            recorded=of.recorded,
+        )
+        protocol.check()
         protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
         protocol = evaluation.shared(protocol, world)
         counts = asked or usual_steps(loaded)

@@ -10,6 +10,7 @@ import tyro
 
 from fewstep.cli.values import numbers
 from fewstep.errors import UsageError
+from fewstep.recipes.options import Unseen
 
 
 def search(
@@ -18,6 +19,7 @@ def search(
     *,
     steps: str = "2",
     data: str | None = None,
+    held_out: Unseen = None,
     metric: Literal["fd", "swd", "kid"] = "fd",
     features: str | None = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
@@ -36,8 +38,10 @@ def search(
         model: a model folder, a run folder or a bundled name.
         steps: step counts, e.g. 2,3,4.
         data: digits, mnist, fashion-mnist, cifar10, a toy's name, or its training images (a
-            folder, zip or prepared file); by default the training data of a run, digits for a model
-            without a run.
+            folder, zip, prepared file or file of arrays); by default the training data of its run,
+            and of a bundled model that of its recipe.
+        held_out: the share of your own data that training held out, which is left out here as well;
+            by default what its run held out.
         metric: the distance to minimise.
         features: in which fd and kid are taken, as of evaluate.
         n: samples and training data compared, at most.
@@ -63,14 +67,21 @@ def search(
     from fewstep import evaluation
     from fewstep.data.catalogue import judging_features
     from fewstep.evaluation import search as searching
-    from fewstep.recipes.records import own_data
+    from fewstep.recipes.origins import origin
 
     loaded = load(model, average=average, device=device)
     config = (folder / "config.json").read_text(encoding="utf-8")
     contract = loaded.contract
     searching.check(contract.sampling, contract.method, counts, seed)
-    data = data or own_data(model)
-    samples, judge = evaluation.training_samples(data, contract.data, features, loaded.device)
+    of = origin(model, data, held_out)
+    samples, judge = evaluation.training_samples(
+        of.data,
+        contract.data,
+        features,
+        loaded.device,
+        held_out=of.held_out,
+        background=of.background,
+    )
     n = min(n, len(samples))
     distance = searching.distance_to(samples, loaded, metric, judge, n, seed)
     before = {k: loaded.times(k) for k in range(1, counts[-1] + 1)}
@@ -88,9 +99,10 @@ def search(
                 distances = f"{one.distance_before:10.4g}  {one.distance:10.4g}"
                 print(f"{k:5}  {distances}  {times}{told}", flush=True)
     record = {
-        "data": data,
+        "data": of.data,
+        "held_out": of.held_out,
         "metric": metric,
-        "features": features or judging_features(data),
+        "features": features or judging_features(of.data),
         "n": n,
         "seed": seed,
         "evaluations": evaluations,

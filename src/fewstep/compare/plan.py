@@ -18,7 +18,7 @@ from fewstep.recipes.places import Place
 CURVE = 6
 """Points of the distance against training time."""
 
-SHARED = ("data", "resolution", "labels", "teacher", "pairs")
+SHARED = ("data", "resolution", "labels", "held_out", "background", "teacher", "pairs")
 """Options that the comparison decides for all methods."""
 
 
@@ -123,7 +123,9 @@ class Plan:
         steps: numbers of sampling steps that are judged.
         teacher: a model or run folder; the place's own if it has one.
         resolution: of a folder of images, in pixels.
-        held_out: for a folder of images, others that no model saw.
+        held_out: what no model sees of data of one's own: a share of it in (0, 0.5], or the path of
+            other such data.
+        background: colour behind transparent pixels of images; white if not given.
         n: samples and held-out data compared, at most.
     """
 
@@ -135,7 +137,8 @@ class Plan:
     steps: Sequence[int] = (1, 2, 4)
     teacher: str | None = None
     resolution: int | None = None
-    held_out: str | None = None
+    held_out: float | str | None = None
+    background: str | None = None
     n: int = 2000
 
     def __post_init__(self) -> None:
@@ -147,6 +150,11 @@ class Plan:
             raise UsageError(
                 "--seeds and --steps must be at least 1, -n at least 2 and --first-seed at least "
                 f"0, got {self.seeds}, {self.steps}, {self.n}, {self.first_seed}"
+            )
+
+        if self.background is not None and kind_of(self.data) != OWN:
+            raise UsageError(
+                f"--background is for images of your own, which {self.data} is not; leave it out"
             )
 
     @property
@@ -191,7 +199,8 @@ class Plan:
         """
         own = method == entrant.method
         base = entrant.recipe(self.place) if own else recipe(self.place.named(method))
-        shared = {"data": self.data, "resolution": self.resolution, "labels": labels}
+        shared = {name: getattr(self, name) for name in ("data", "resolution", "held_out")}
+        shared |= {"labels": labels, "background": self.background}
         if "pairs" in base.arguments():
             shared["pairs"] = pairs if base.options.needs_pairs() else ""
         settings = replace(
@@ -215,6 +224,7 @@ class Plan:
             "--data": self.data,
             "--resolution": self.resolution,
             "--held-out": self.held_out,
+            "--background": self.background,
             "--teacher": self.teacher,
             "--methods": ",".join(self.methods),
             "--budget": self.budget.text,

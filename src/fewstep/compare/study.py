@@ -24,6 +24,7 @@ from fewstep.evaluation.pictures import picture
 from fewstep.model import Model, load
 from fewstep.pairs import make
 from fewstep.recipes.options import NONE
+from fewstep.recipes.origins import seen_before
 from fewstep.system.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.training.checkpoints import fingerprint
 from fewstep.version import __version__
@@ -79,9 +80,13 @@ class Study:
             raise UsageError(
                 f"{out} holds another study ({'; '.join(changed)}); choose another --out"
             )
+        plan = self.plan
         protocol = named_protocol(
-            self.plan.data, self.plan.held_out, model.contract.data, self.plan.n
+            plan.data, plan.held_out, model.contract.data, plan.n, background=plan.background
         )
+        protocol.check()
+        if (seen := seen_before(teacher, plan.data, plan.held_out)) is not None:
+            _say(seen)
         out.mkdir(parents=True, exist_ok=True)
         with locked(out, f"another process is comparing in {out}"):
             write_json(record, told)

@@ -12,7 +12,7 @@ from fewstep.contract import DataSpec
 from fewstep.core import Batch
 from fewstep.data.arrays import Arrays, Indices, stratified_split
 from fewstep.data.augment import Augment, EDMAugment, Flip
-from fewstep.data.catalogue import CATALOGUE, held_out_data, training_data
+from fewstep.data.catalogue import CATALOGUE, training_data, with_held_out
 from fewstep.data.checks import check_batch, first_batch
 from fewstep.data.digits import digits
 from fewstep.data.fingerprint import differences, fingerprint
@@ -20,6 +20,7 @@ from fewstep.data.images import ImageFolder
 from fewstep.data.opening import open_data, open_images
 from fewstep.data.order import positions
 from fewstep.data.pairs import Paired, Pairs
+from fewstep.data.parts import Part, split
 from fewstep.data.prepare import prepare
 from fewstep.data.prepared import Prepared
 from fewstep.data.specs import spec_of
@@ -50,6 +51,7 @@ __all__ = [
     "Mixture",
     "Paired",
     "Pairs",
+    "Part",
     "Prepared",
     "Stored",
     "TorchData",
@@ -64,7 +66,6 @@ __all__ = [
     "first_batch",
     "from_torch",
     "gaussian",
-    "held_out_data",
     "mnist",
     "moons",
     "open_data",
@@ -72,11 +73,13 @@ __all__ = [
     "positions",
     "prepare",
     "spec_of",
+    "split",
     "stratified_split",
     "swiss_roll",
     "toy",
     "training_data",
     "two_modes",
+    "with_held_out",
     "write_arrays",
 ]
 

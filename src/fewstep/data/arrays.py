@@ -98,6 +98,12 @@ class Arrays:
         real = torch.from_numpy(mask)
         return Batch(torch.from_numpy(x0 * mask), {**cond, "mask": real}, real)
 
+    @property
+    def given_labels(self) -> np.ndarray | None:
+        """The class of each sample, integers, or None."""
+        label = self._columns.get("label")
+        return None if label is None else label.arrays[0]
+
     def unlabelled(self) -> Arrays:
         """The same samples (not copied) without their labels."""
         kept = {k: v for k, v in self.spec.conditions.items() if k != "label"}

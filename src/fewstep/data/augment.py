@@ -59,6 +59,11 @@ class Flip:
     def __call__(self, batch: Batch, positions: np.ndarray, seed: int) -> Batch:
         """The batch, of the same shape."""
         _check_batch("Flip", batch, positions, pairs=True)
+        if batch.x0.ndim < 3:
+            raise UsageError(
+                f"Flip mirrors samples (b, c, *space) along their last axis, and samples of shape "
+                f"{tuple(batch.x0.shape[1:])} have no spatial axis; leave it out"
+            )
         flipped = [rng.random() < self.probability for rng in _generators(positions, seed)]
         return replace(batch, x0=_flip(batch.x0, torch.tensor(flipped), -1))
 

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fewstep.core import UsageError
 from fewstep.data.arrays import Arrays
 from fewstep.data.digits import digits
 from fewstep.data.opening import open_data, open_images
+from fewstep.data.parts import share_of, split
+from fewstep.data.prepared import SUFFIX
 from fewstep.data.standard import STANDARD
 from fewstep.data.toys import SAMPLERS, toy
 from fewstep.errors import nearest
@@ -106,6 +108,12 @@ def judging_features(data: str) -> JudgingFeatures:
     return "pixels" if found is None else found.features
 
 
+def has_held_out(data: str) -> bool:
+    """Whether a data set, by name or path, has held-out data of its own."""
+    known = entry(data)
+    return known is not None and known.held_out is not None
+
+
 def training_data(
     data: str,
     *,
@@ -139,44 +147,40 @@ def training_data(
     return opened if labels else without_labels(opened)
 
 
-def held_out_data(
+def with_held_out(
+    train: Dataset,
     data: str,
-    held_out: str | None,
+    held_out: float | str | None,
     n: int,
-    *,
-    resolution: int | None = None,
-    channels: Literal[1, 3] | None = None,
-    labels: bool = True,
     background: str | None = None,
-) -> Dataset:
-    """What no training on ``data`` has seen.
+) -> tuple[Dataset, Dataset | None]:
+    """What training sees of its data, and what it does not see.
 
     Args:
-        data: the name or path of the training data.
-        held_out: the path of held-out data, where the data has none of its own.
+        train: the data, opened by :func:`training_data`.
+        data: its name or path.
+        held_out: a share of the data in (0, 0.5], or the path of other data, which is read like
+            ``train``; None where the data has held-out data of its own, or none.
         n: samples that are wanted; data that is not made to measure may have others.
-        resolution: as of :func:`training_data`.
-        channels: likewise.
-        labels: likewise.
-        background: likewise.
+        background: colour behind transparent pixels of the other data's images.
+
+    Returns:
+        Both data sets; the second is None where there is no held-out data.
 
     Raises:
-        UsageError: there is none, or ``held_out`` is given beside the data's own.
+        UsageError: ``held_out`` is given beside the data's own, or it cannot be used.
     """
-    found = entry(data)
-    own = None if found is None else found.held_out
+    known = entry(data)
+    own = None if known is None else known.held_out
     if own is not None and held_out is not None:
         raise UsageError(f"{data} has held-out data of its own; leave out --held-out")
     if own is not None:
-        opened = own(n)
-        return opened if labels else without_labels(opened)
-    if held_out is None:
-        raise UsageError(
-            f"to judge on {data} also give data that the model never saw: --held-out FOLDER"
-        )
-    return training_data(
-        held_out, resolution=resolution, channels=channels, labels=labels, background=background
-    )
+        unseen = own(n)
+        return train, unseen if train.labels else without_labels(unseen)
+    share = share_of(held_out)
+    if share is not None:
+        return split(train, share)
+    return train, None if held_out is None else _other(str(held_out), train, background)
 
 
 def without_labels(data: Dataset) -> Dataset:
@@ -186,6 +190,25 @@ def without_labels(data: Dataset) -> Dataset:
     if isinstance(data, Arrays):
         return data.unlabelled()
     raise UsageError(f"{type(data).__name__} cannot be read without its labels")
+
+
+def _other(path: str, train: Dataset, background: str | None) -> Dataset:
+    """Held-out data, read like the training data."""
+    if entry(path) is None and not Path(path).exists():
+        raise UsageError(
+            f"no held-out data at {path!r}; give a share of the data such as --held-out 0.1, or "
+            "the path of a folder, zip or file"
+        )
+    size: dict[str, Any] = {}
+    if entry(path) is None and Path(path).suffix != SUFFIX:
+        shape = tuple(train.shape)
+        if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+            raise UsageError(
+                f"the training data has samples of shape {shape}, and {path} is read as images, "
+                "which are square and have 1 or 3 channels; give a file as held-out data"
+            )
+        size = {"resolution": shape[1], "channels": shape[0]}
+    return training_data(path, **size, labels=train.labels > 0, background=background)
 
 
 def _own(

@@ -18,6 +18,7 @@ import numpy as np
 from fewstep.data.arrays import Arrays
 from fewstep.data.images import ImageFolder
 from fewstep.data.pairs import Paired, Pairs
+from fewstep.data.parts import Part
 from fewstep.data.prepared import Prepared
 from fewstep.data.specs import spec_of
 from fewstep.data.stored import Stored
@@ -37,6 +38,7 @@ WORDS = {
     "labels": "the labels",
     "images": "the pixels",
     "values": "the values",
+    "part": "which samples are held out",
 }
 
 
@@ -49,6 +51,8 @@ def fingerprint(data: Any) -> Fingerprint:
     Args:
         data: any data set.
     """
+    if isinstance(data, Part):
+        return {**fingerprint(data.whole), "part": data.digest}
     spec = spec_of(data)
     found: Fingerprint = {
         "kind": type(data).__name__,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fewstep.core import UsageError
+from fewstep.data.formats import background_of
 from fewstep.data.images import ImageFolder
 from fewstep.data.prepared import SUFFIX, Prepared, advice
 from fewstep.data.sources import needs_preparing
@@ -80,9 +81,10 @@ def open_images(
                 f"{path} was prepared with {data.shape[0]} channel(s), asked for are {channels}; "
                 "prepare it again"
             )
-        if background not in {None, data.about.background}:
+        known = data.about.background
+        if background is not None and background_of(background) != background_of(known):
             raise UsageError(
-                f"{path} was prepared on the background {data.about.background}, asked for is "
+                f"{path} was prepared on the background {known}, asked for is "
                 f"{background}; prepare it again"
             )
         return data
@@ -93,5 +95,5 @@ def open_images(
         )
     if resolution is None:
         raise UsageError(f"to read the images of {path} give their --resolution")
-    behind = background or "white"
+    behind = "white" if background is None else background
     return ImageFolder(path, resolution, channels=channels, labels=labels, background=behind)

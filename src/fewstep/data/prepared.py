@@ -119,6 +119,11 @@ class Prepared:
         """The images at ``indices``: ``x0`` ``(b, c, h, w)``; with labels, ``cond["label"]``."""
         return self._arrays.batch(indices)
 
+    @property
+    def given_labels(self) -> np.ndarray | None:
+        """The class of each image, int64, or None."""
+        return self._arrays.given_labels
+
     def _mapped(self, start: int) -> Arrays:
         about, label = self.about, None
         if about.labels:

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from fewstep.conditions import Condition, Label, Mask, Sequence, Vector
+from fewstep.conditions import Condition, Image, Label, Mask, Sequence, Vector
 from fewstep.contract import DataSpec, data_spec
 from fewstep.core import Batch, UsageError
 from fewstep.data.checks import first_batch
@@ -103,6 +103,45 @@ def check_classes(name: str, spec: DataSpec, other: str, of_other: DataSpec) -> 
         raise UsageError(
             f"the classes differ: {sides[0]}, {sides[1]}; they must be the same in the same order"
         )
+
+
+def check_alike(name: str, spec: DataSpec, other: str, of_other: DataSpec) -> None:
+    """Refuse two data sets whose samples differ in shape, classes or other conditions.
+
+    Args:
+        name: of the first, for the message.
+        spec: its specification.
+        other: the name of the second.
+        of_other: its specification.
+
+    Raises:
+        UsageError: they differ. The lengths of masks may.
+    """
+    if spec.shape != of_other.shape:
+        raise UsageError(
+            f"{name} has samples of shape {spec.shape}, {other} of {of_other.shape}; both must "
+            "have the same"
+        )
+    check_classes(name, spec, other, of_other)
+    ours, theirs = (
+        {k: v for k, v in one.conditions.items() if k not in {"label", "mask"}}
+        for one in (spec, of_other)
+    )
+    if ours != theirs or spec.masked != of_other.masked:
+        sides = [f"{who} is {one.summary()}" for who, one in ((name, spec), (other, of_other))]
+        raise UsageError(f"the conditions differ: {'; '.join(sides)}; both must have the same")
+
+
+def mirror_fault(spec: DataSpec) -> str | None:
+    """Why samples have no mirror image along their last axis; None where they have one."""
+    if len(spec.shape) < 2:
+        return f"samples of shape {spec.shape} have no spatial axis"
+    if spec.masked:
+        return "the samples differ in length, so that their real part would move"
+    images = [name for name, one in spec.conditions.items() if isinstance(one, Image)]
+    if images:
+        return f"the image {images[0]!r}, on which the samples depend, would not be mirrored"
+    return None
 
 
 def _infer(batch: Batch, spec: DataSpec) -> dict[str, Condition]:

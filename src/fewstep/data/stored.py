@@ -151,6 +151,11 @@ class Stored:
         """The samples at ``indices``, their conditions and their mask."""
         return self._arrays.batch(indices)
 
+    @property
+    def given_labels(self) -> np.ndarray | None:
+        """The class of each sample, integers, or None."""
+        return self._arrays.given_labels
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of the file that are read, mapped, by name."""
         return self._arrays.arrays()

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.data.catalogue import entry, training_data
 from fewstep.data.checks import check_batch
 from fewstep.data.decoding import Crop, check_arguments
+from fewstep.data.described import Columns
 from fewstep.data.formats import background_of
 from fewstep.data.prepared import SUFFIX, printable
 from fewstep.data.reading import Reading, decoder, nothing_usable
@@ -37,6 +38,7 @@ class Survey:
         count: samples that can be used.
         shape: of a sample.
         classes: their names, and how many samples each has; empty without labels.
+        conditions: name and description of each condition other than ``label``.
         sizes: width and height of the smallest and the largest image.
         notes: what a user has to notice, in sentences.
         skipped: name and reason of each image that cannot be used.
@@ -47,6 +49,7 @@ class Survey:
     count: int
     shape: tuple[int | None, ...]
     classes: tuple[tuple[str, int], ...] = ()
+    conditions: tuple[tuple[str, str], ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
@@ -106,11 +109,11 @@ def survey(
         reading.count,
         (kept, resolution, resolution),
         tuple(zip(found.class_names, counts, strict=True)) if counts else (),
-        reading.tally.sizes,
-        reading.notes(),
-        tuple(reading.skipped),
-        reading.source.others,
-        tuple(sorted(shown, key=lambda one: order.get(one[0], 0))),
+        sizes=reading.tally.sizes,
+        notes=reading.notes(),
+        skipped=tuple(reading.skipped),
+        others=reading.source.others,
+        shown=tuple(sorted(shown, key=lambda one: order.get(one[0], 0))),
     )
 
 
@@ -130,10 +133,12 @@ def survey_of(data: Dataset) -> Survey:
     spec = spec_of(data)
     counts = np.zeros(spec.labels, np.int64)
     rows: dict[int, list[Tensor]] = {}
+    columns = Columns(spec)
     for start in range(0, len(data), 256):
         index = range(start, min(start + 256, len(data)))
         batch = data.batch(index)
         check_batch(batch, spec, index)
+        columns.add(batch)
         label = batch.cond["label"].tolist() if spec.labels else [0] * len(index)
         if spec.labels:
             counts += np.bincount(label, minlength=spec.labels)
@@ -146,6 +151,7 @@ def survey_of(data: Dataset) -> Survey:
         len(data),
         spec.shape,
         tuple(zip(names, counts.tolist(), strict=True)),
+        columns.described(),
         notes=tuple(getattr(data, "notes", ())),
         shown=tuple((names[k] if names else "", torch.stack(rows[k])) for k in sorted(rows)),
     )

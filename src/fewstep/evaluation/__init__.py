@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from fewstep.evaluation.protocol import (
-    METRICS,
-    Protocol,
-    chosen,
-    named_protocol,
-    shared,
-    training_samples,
-)
+from fewstep.evaluation.judging import METRICS, Protocol, shared
+from fewstep.evaluation.named import chosen, named_protocol, protocol_of, training_samples
 from fewstep.evaluation.tables import table, write_metrics
 
 __all__ = [
@@ -17,6 +11,7 @@ __all__ = [
     "Protocol",
     "chosen",
     "named_protocol",
+    "protocol_of",
     "shared",
     "table",
     "training_samples",

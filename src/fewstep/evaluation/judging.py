@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core import Batch, UsageError, entropy
+from fewstep.data.overlap import overlap_note, shared_samples
 from fewstep.data.specs import conditions_of
 from fewstep.evaluation.judged import Judged, frechet
 from fewstep.metrics import (
@@ -74,6 +75,14 @@ class Protocol:
         named = isinstance(self.features, NamedFeatures)
         return {"features": {k: getattr(self.features, k) for k in keys}} if named else {}
 
+    def check(self) -> None:
+        """Refuse held-out samples of which at least half are training samples.
+
+        Raises:
+            UsageError: they are; the message says how many.
+        """
+        _ = self._overlap
+
     def notes(self) -> list[str]:
         """What a reader of the table must know besides."""
         lines = [
@@ -87,7 +96,14 @@ class Protocol:
             *lines,
             f"distances: {n:,} samples against {n:,} held-out and {n:,} training data, in "
             f"{_name(self.features)}, means of {self.draws}; compare rows of equal numbers only",
+            *([self._overlap] if self._overlap else []),
         ]
+
+    @cached_property
+    def _overlap(self) -> str | None:
+        """A sentence on the held-out samples that are training samples too; None without any."""
+        shared = shared_samples([self.train.x0], [self.held_out.x0])
+        return overlap_note(shared, len(self.held_out))
 
     def floor(self) -> dict[str, float]:
         """Real data judged as a model is: training data against held-out data."""
@@ -208,6 +224,18 @@ class Protocol:
         if sum(map(len, parts)) < len(self.held_out):
             raise UsageError("a label has more held-out samples than training samples")
         return x[np.concatenate(parts)]
+
+
+def shared(protocol: Protocol, world: World) -> Protocol:
+    """The protocol, its work shared by several processes.
+
+    Raises:
+        UsageError: more of them than samples.
+    """
+    n = len(protocol.held_out)
+    if world.size > n:
+        raise UsageError(f"{world.size} processes cannot share {n} samples; start fewer")
+    return replace(protocol, world=world)
 
 
 def _name(features: Features) -> str:

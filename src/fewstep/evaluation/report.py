@@ -1,13 +1,17 @@
-"""What a run ends with where its place reports: one table, one picture, metrics.json."""
+"""How a run is evaluated: while it trains, and at its end in a table, a picture, metrics.json."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
-from fewstep.evaluation import named_protocol, table, write_metrics
+from fewstep.data import Dataset
+from fewstep.data.catalogue import has_held_out, judging_features, with_held_out
+from fewstep.evaluation import Protocol, table, write_metrics
+from fewstep.evaluation.named import FEATURES, protocol_of
 from fewstep.evaluation.pictures import rows
 from fewstep.model import Model
 
@@ -18,17 +22,42 @@ HELD_OUT = 2000
 """Held-out samples that are compared, at most."""
 
 
-def report(data: str, teacher: Model | None, began: float) -> Callable[[Path, Model], None]:
+def evaluator(train: Dataset, data: str, unseen: Dataset | None) -> Callable[[], Protocol] | None:
+    """A function that makes the protocol of a run when it is first called.
+
+    Args:
+        train: what the run learns from.
+        data: its name or path, which decides the features.
+        unseen: what the run does not see; if not given, the data's own held-out data.
+
+    Returns:
+        The function; None where there is no held-out data.
+    """
+    if unseen is None and not has_held_out(data):
+        return None
+
+    @cache
+    def protocol() -> Protocol:
+        other = with_held_out(train, data, None, HELD_OUT)[1] if unseen is None else unseen
+        assert other is not None
+        return protocol_of(train, other, HELD_OUT, FEATURES[judging_features(data)]())
+
+    return protocol
+
+
+def report(
+    protocol_for: Callable[[], Protocol], teacher: Model | None, began: float
+) -> Callable[[Path, Model], None]:
     """A function that judges a finished run, beside its teacher where it has one.
 
     Args:
-        data: name of what the run learned from.
+        protocol_for: of the run, by :func:`evaluator`.
         teacher: a diffusion model.
         began: clock reading in seconds at which the command began.
     """
 
     def finish(folder: Path, model: Model) -> None:
-        protocol = named_protocol(data, None, model.contract.data, HELD_OUT)
+        protocol = protocol_for()
         diffusion = model if is_diffusion(model) else teacher
         judged: list[tuple[str, Model, int]] = []
         if diffusion is not None:
@@ -55,13 +84,20 @@ def report(data: str, teacher: Model | None, began: float) -> Callable[[Path, Mo
     return finish
 
 
-def watch(data: str) -> Callable[[Model], dict[str, float]]:
-    """A function that takes the distances of one draw of samples, for the log of a training."""
+def watch(protocol_for: Callable[[], Protocol]) -> Callable[[Model], dict[str, float]]:
+    """A function that takes the distances of one draw of samples, for the log of a training.
+
+    Args:
+        protocol_for: of the run, by :func:`evaluator`.
+    """
+
+    @cache
+    def protocol() -> Protocol:
+        return replace(protocol_for(), draws=1)
 
     def numbers(model: Model) -> dict[str, float]:
-        protocol = named_protocol(data, None, model.contract.data, HELD_OUT)
         steps = TEACHER_STEPS if is_diffusion(model) else served(model)[0]
-        row = replace(protocol, draws=1).judge(model, steps)
+        row = protocol().judge(model, steps)
         return {f"{name}/{model.calls(steps)}": row[name] for name in ("fd", "swd", "nn")}
 
     return numbers

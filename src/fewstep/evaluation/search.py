@@ -30,7 +30,7 @@ from fewstep.contract import Sampling
 from fewstep.core import UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.data.specs import conditions_of
-from fewstep.evaluation.protocol import DRAWS, FIRST_SEED
+from fewstep.evaluation.judging import DRAWS, FIRST_SEED
 from fewstep.metrics import (
     Features,
     flatten,

@@ -5,6 +5,7 @@ Field names are unique over all groups and methods, since the command line and r
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
@@ -18,6 +19,8 @@ NONE = "none"
 
 Whole = Annotated[int | None, arg(metavar="INT")]
 Real = Annotated[float | None, arg(metavar="FLOAT")]
+Unseen = Annotated[float | str | None, arg(metavar="SHARE|PATH")]
+Colour = Annotated[str | None, arg(metavar="COLOUR")]
 
 NetworkName = Literal["mlp", "ddpmpp", "ncsnpp", "adm", "edm2", "dit", "unet1d"]
 DistanceName = Literal["lpips", "l2", "l1", "pseudo-huber"]
@@ -40,6 +43,18 @@ class DataOptions:
     """Height and width in pixels to which the images of a folder or zip are cropped."""
     labels: bool = True
     """Condition the model on the classes that the data has."""
+    held_out: Unseen = None
+    """What training does not see, for evaluations: a share of the data in (0, 0.5], such as 0.1, or
+    the path of other such data."""
+    background: Colour = None
+    """Colour behind transparent pixels of the images of a folder or zip, such as black or #c0c0c0;
+    white if not given."""
+
+    def __post_init__(self) -> None:
+        """Read a share that is given as a text as a number."""
+        if isinstance(self.held_out, str):
+            with suppress(ValueError):
+                object.__setattr__(self, "held_out", float(self.held_out))
 
 
 @dataclass(frozen=True, kw_only=True)

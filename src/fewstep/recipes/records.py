@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from fewstep.errors import UsageError
 from fewstep.recipes.method import MethodOptions
-from fewstep.recipes.options import NONE, NetworkOptions
+from fewstep.recipes.options import NONE, DataOptions, NetworkOptions
 from fewstep.recipes.places import NAMES
 from fewstep.recipes.recipe import Recipe, recipe
 
@@ -71,22 +72,48 @@ def current(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
     return renamed
 
 
-def own_data(model: str) -> str:
-    """The data that a model learned from, by its run.json; a bundled model is of its recipe's.
+def own_data(model: str) -> DataOptions:
+    """What a model learned from, by its run.json; a bundled model is of its recipe's data.
 
     Raises:
         UsageError: there is no such model, it is of no run, or its run.json is damaged.
     """
-    from fewstep.model import find
-
-    folder = find(model).resolve()
-    if model in NAMES and not Path(model).exists():
-        return NAMES[model][0].data.data
-    # A model lies in RUN/model or in RUN/averages/NAME.
-    run = next((f for f in folder.parents[:2] if (f / "run.json").is_file()), None)
+    run = run_of(model)
+    if run is None and model in NAMES and not Path(model).exists():
+        return NAMES[model][0].data
     if run is None:
-        raise UsageError(f"{folder} is of no run; say with --data what the model learned from")
+        raise UsageError(f"{model} is of no run; say with --data what the model learned from")
     try:
-        return rebuild(run).data.data
+        return _from_here(rebuild(run).data, run)
     except UsageError as error:
         raise UsageError(f"{error}; say with --data what the model learned from") from error
+
+
+def run_of(model: str) -> Path | None:
+    """The run folder that a model lies in; None where it lies in none.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    from fewstep.model import find
+
+    # A model lies in RUN/model or in RUN/averages/NAME.
+    parents = find(model).resolve().parents
+    return next((f for f in parents[:2] if (f / "run.json").is_file()), None)
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """The content of a run.json that :func:`rebuild` can read."""
+    return json.loads((run / "run.json").read_text(encoding="utf-8"))
+
+
+def _from_here(own: DataOptions, run: Path) -> DataOptions:
+    """The same; paths that lead nowhere from here become those of the files in training."""
+    places = record_of(run).get("places") or {}
+    paths = {name: getattr(own, name) for name in ("data", "held_out")}
+    moved = {
+        name: places[name]
+        for name, path in paths.items()
+        if isinstance(path, str) and name in places and not Path(path).exists()
+    }
+    return replace(own, **moved)

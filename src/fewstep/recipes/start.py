@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,10 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from fewstep.data import Dataset, EDMAugment, Flip, spec_of
-from fewstep.data.catalogue import training_data
+from fewstep.data import Dataset, spec_of
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
-from fewstep.evaluation.report import report, watch
+from fewstep.evaluation.report import evaluator, report, watch
 from fewstep.model import Model, find
 from fewstep.models import (
     EDM,
@@ -34,14 +32,16 @@ from fewstep.models.preconditioning import Preconditioning
 from fewstep.objectives.base import Objective
 from fewstep.objectives.shared.drop import ConditionDrop
 from fewstep.paths import Path, VarianceExploding
+from fewstep.recipes.data import augmentation, opened
 from fewstep.recipes.method import MethodOptions
 from fewstep.recipes.options import NONE
+from fewstep.recipes.origins import other_data, seen_before
 from fewstep.recipes.recipe import Recipe
-from fewstep.recipes.records import own_data, upgraded
+from fewstep.recipes.records import upgraded
 from fewstep.teachers import guided, levels, read, teacher_of
 from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.checkpoints import fingerprint
-from fewstep.training.config import Augment, Run, TrainConfig
+from fewstep.training.config import Run, TrainConfig
 from fewstep.training.posthoc import PowerFunction
 
 
@@ -56,6 +56,7 @@ class Start:
         model: the teacher as it was loaded; None where training starts from new weights.
         teacher: what is distilled, guided if it is to be; None where nothing is.
         drop: condition dropping.
+        unseen: the held-out data that the options ask for; None without any.
         pairs: noise and samples of the teacher, where the method learns from them.
     """
 
@@ -65,6 +66,7 @@ class Start:
     model: Model | None
     teacher: AbstractDenoiser | None
     drop: ConditionDrop | None
+    unseen: Dataset | None = None
     pairs: Pairs | None = None
 
     @property
@@ -211,6 +213,8 @@ class Start:
     def run(self, recipe: Recipe[MethodOptions], objective: Objective) -> Run:
         """The run of an objective."""
         data, reports = self.data, recipe.place.reports
+        train = data.data if isinstance(data, Paired) else data
+        evaluate = evaluator(train, recipe.data.data, self.unseen)
         teacher = self.model if self.teacher is not None else None
         sampling = objective.contract(spec_of(data)).sampling
         free = sampling.any_times and sampling.kind != "ode"
@@ -221,14 +225,29 @@ class Start:
             data=data,
             config=recipe.train,
             averages=averages(recipe),
-            finish=report(recipe.data.data, teacher, time.perf_counter()) if reports else None,
-            watch=watch(recipe.data.data) if reports else None,
-            note="" if self.model is None else _teachers_note(recipe),
-            augment=augmentation(recipe),
+            finish=report(evaluate, teacher, time.perf_counter()) if evaluate and reports else None,
+            watch=None if evaluate is None else watch(evaluate),
+            held_out=self.unseen,
+            note=self._note(evaluate is not None),
+            augment=augmentation(recipe, spec_of(data)),
             sampling_times=self.sampling_times(objective.student.path) if free else {},
             teacher=self.model,
             upgrade=upgraded,
         )
+
+    def _note(self, evaluates: bool) -> str:
+        """Lines for the header: the teacher, and what is to be known of evaluations."""
+        options, teacher = self.recipe.data, self.recipe.start.teacher
+        lines: list[str] = []
+        if self.model is not None:
+            other = other_data(teacher, options.data)
+            but = f", which learned from {other} and not from {options.data}" if other else ""
+            lines.append(f"teacher: {find(teacher)}{but}")
+            seen = seen_before(teacher, options.data, options.held_out)
+            lines += [seen] if seen else []
+        if self.recipe.place.reports and not evaluates:
+            lines.append("the run ends without a table, as it has no held-out data (--held-out)")
+        return "\n".join(lines)
 
 
 def begin(recipe: Recipe[MethodOptions]) -> Start:
@@ -238,9 +257,7 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         UsageError: the method needs a teacher, or another one; the data is not the teacher's.
     """
     method, options = recipe.method, recipe.start
-    data = training_data(
-        recipe.data.data, resolution=recipe.data.resolution, labels=recipe.data.labels
-    )
+    data, unseen = opened(recipe.data)
     spec, model, trained_by = spec_of(data), None, recipe.place.trained_by(method)
     if options.teacher != NONE:
         model = teacher_of(spec, options.teacher, trained_by, method.after)
@@ -272,6 +289,7 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         model=model,
         teacher=guided(model, source, options.guidance) if model and taught else None,
         drop=ConditionDrop(options.condition_drop, nulls) if drops else None,
+        unseen=unseen,
     )
     return start.with_pairs(str(recipe.arguments().get("pairs", "")))
 
@@ -290,18 +308,6 @@ def _check_sigma_data(recipe: Recipe[MethodOptions], source: Denoiser) -> None:
     )
 
 
-def _teachers_note(recipe: Recipe[MethodOptions]) -> str:
-    """Where the teacher lies, and what it learned from, where that is other data."""
-    name, data = recipe.start.teacher, recipe.data.data
-    note = f"teacher: {find(name)}"
-    try:
-        learned_from = own_data(name)
-    except UsageError:  # its data is not on record
-        return note
-    same = learned_from == data or os.path.realpath(learned_from) == os.path.realpath(data)
-    return note if same else f"{note}, which learned from {learned_from} and not from {data}"
-
-
 def averages(recipe: Recipe[MethodOptions]) -> dict[str, Rule]:
     """The averaging rules by name."""
     options, batch = recipe.averages, recipe.train.batch * recipe.train.accumulation
@@ -310,11 +316,3 @@ def averages(recipe: Recipe[MethodOptions]) -> dict[str, Rule]:
     if options.half_life:
         rules[f"half-life-{options.half_life:g}"] = half_life(options.half_life, batch)
     return rules | {f"power-{std:g}": PowerFunction(std) for std in options.average_widths}
-
-
-def augmentation(recipe: Recipe[MethodOptions]) -> Augment | None:
-    """What happens to each batch."""
-    options = recipe.augment
-    if options.augment:
-        return EDMAugment(options.augment)
-    return Flip() if options.flip else None

@@ -49,6 +49,9 @@ def header(run: Run, trainer: Trainer) -> str:
     with suppress(UsageError):
         if isinstance(teacher, str) and (word := unfinished(find(teacher))) is not None:
             lines.append(f"the teacher {word}")
+    if run.held_out is not None:
+        lines.append(f"held out: {len(run.held_out):,} samples, which training does not see")
+        lines += [note for note in notes(run.held_out) if note not in notes(run.data)]
     return "\n".join([*lines, *([run.note] if run.note else []), *notes(run.data)])
 
 

@@ -100,7 +100,7 @@ class TrainConfig:
     sample_every: int = 500
     """Steps between pictures of samples; 0 for none."""
     evaluate_every: int = 0
-    """Steps between evaluations, where the recipe has one; 0 for none before the end."""
+    """Steps between evaluations on held-out data; 0 for none before the end."""
     save_every: int = 1000
     """Steps between checkpoints."""
     keep: int = 2
@@ -168,6 +168,7 @@ class Run:
         averages: name to averaging rule; the first becomes the run's model.
         finish: called with the run folder and the finished model; prints and writes the metrics.
         watch: numbers of a model for the log while training goes on.
+        held_out: the data of these evaluations, which training does not see.
         note: a line for the header, e.g. which teacher was taken.
         augment: what happens to each batch; its numbers come from seed and position.
         sampling_times: for a number of calls, the times at which users generate, in the path's own
@@ -185,6 +186,7 @@ class Run:
     averages: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
     finish: Callable[[Path, Model], None] | None = None
     watch: Callable[[Model], Mapping[str, float]] | None = None
+    held_out: Dataset | None = None
     note: str = ""
     augment: Augment | None = None
     sampling_times: Mapping[int, Sequence[float]] = field(default_factory=dict)

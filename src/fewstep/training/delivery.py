@@ -65,6 +65,29 @@ def complete_card(run: Run, folder: RunFolder, model: Model) -> None:
     cards.write(model, folder.model, samples=samples, numbers=numbers, note=note())
 
 
+def check_evaluations(run: Run) -> None:
+    """Refuse settings of evaluations that the run cannot make, before anything is written.
+
+    Raises:
+        UsageError: the run is to be evaluated while it trains and has no held-out data, or its
+            best model is to be kept without evaluations.
+    """
+    metric, every = run.config.keep_best, run.config.evaluate_every
+    advice = "--held-out 0.1 (a share of the data) or --held-out PATH (other such data)"
+    if metric and not (every and run.watch is not None):
+        options = [] if every else ["--train.evaluate-every N"]
+        options += [] if run.watch is not None else [advice]
+        raise UsageError(
+            f"--train.keep-best {metric} needs evaluations while the run trains; give "
+            + ", and ".join(options)
+        )
+    if every and run.watch is None:
+        raise UsageError(
+            f"--train.evaluate-every {every} evaluates on data that training does not see, and "
+            f"this run has none, so that nothing would be evaluated; give {advice}"
+        )
+
+
 class Best:
     """Keeps the model of the best evaluation so far in ``best/``.
 
@@ -72,22 +95,10 @@ class Best:
         run: with ``keep_best`` in its settings; without it nothing is kept.
         folder: whose log holds the evaluations before this start.
         start: the step that training goes on from.
-
-    Raises:
-        UsageError: the run evaluates nothing while it trains.
     """
 
     def __init__(self, run: Run, folder: RunFolder, start: int) -> None:
         self.metric, self.folder = run.config.keep_best, folder
-        if self.metric and (run.watch is None or not run.config.evaluate_every):
-            raise UsageError(
-                f"--train.keep-best {self.metric} needs evaluations while the run trains; "
-                + (
-                    "give --train.evaluate-every N"
-                    if run.watch is not None
-                    else "this run has none, leave it out"
-                )
-            )
         self.value: float | None = None
         self.warned = False
         for row in log_rows(folder.log) if self.metric else []:

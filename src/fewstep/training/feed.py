@@ -53,6 +53,10 @@ class Feed:
                 raise batch
         return found
 
+    def indices(self, step: int) -> list[np.ndarray]:
+        """Which samples of the data the batches of a step hold, int64 ``(b,)`` each."""
+        return [self.fetch.indices(step, shard) for shard in self.shards]
+
     def close(self) -> None:
         """End the workers, also where the traceback of an error still holds what reads from them.
 
@@ -104,9 +108,12 @@ class _Fetch(TorchDataset[Batch]):
             # A worker's exception would arrive wrapped in its traceback.
             return error  # pyright: ignore[reportReturnType]
 
+    def indices(self, step: int, shard: int) -> np.ndarray:
+        """Which samples a shard of a step holds."""
+        return positions(self.seed, step, self.batch, len(self.data), shard, self.shards)
+
     def _batch(self, step: int, shard: int) -> Batch:
-        index = positions(self.seed, step, self.batch, len(self.data), shard, self.shards)
-        batch = self.data.batch(index)
+        batch = self.data.batch(self.indices(step, shard))
         if self.augment is None:
             return batch
         first = (step * self.shards + shard) * self.batch

@@ -146,6 +146,7 @@ def describe(run: Run, device: torch.device, frozen: dict[str, str]) -> dict[str
         },
         "frozen": frozen,
         "data": {"fingerprint": _data_fingerprint(run.data), "notes": [*notes(run.data)]},
+        **({} if run.held_out is None else {"held_out": _of_held_out(run.held_out)}),
         **_sources(run.arguments),
         "versions": {
             "fewstep": __version__,
@@ -173,6 +174,11 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         digests = before["frozen"].get(name, ""), now["frozen"].get(name, "")
         pairs.append((f"weights of its {name}", digests[0][:12], digests[1][:12]))
     return [f"{name}: was {old!r}, now {new!r}" for name, old, new in pairs if old != new]
+
+
+def _of_held_out(data: Any) -> dict[str, Any]:
+    found = {"samples": len(data), "fingerprint": _data_fingerprint(data)}
+    return {**found, "notes": [*notes(data)]}
 
 
 def notes(data: Any) -> tuple[str, ...]:
@@ -218,14 +224,24 @@ def _same_source(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool
     if place == now["places"].get(name):
         return True
     models = (record.get("models", {}).get(name) for record in (before, now))
-    prints = (record.get("data", {}).get("fingerprint") for record in (before, now))
-    return any(a is not None and a == b for a, b in (models, *([prints] if name == "data" else [])))
+    part = name if name in {"data", "held_out"} else ""
+    prints = (record.get(part, {}).get("fingerprint") for record in (before, now))
+    return any(a is not None and a == b for a, b in (models, prints))
 
 
 def _other_data(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """How the data differs from what the run began with, if it does and is not allowed to."""
-    old, new = (record.get("data", {}).get("fingerprint") for record in (before, now))
-    if None in (old, new) or old == new or now["run"]["train"].get("allow_changed_data"):
+    if now["run"]["train"].get("allow_changed_data"):
+        return None
+    changed = _changed(before.get("data", {}), now.get("data", {}))
+    other = _changed(before.get("held_out", {}), now.get("held_out", {}))
+    return changed or (None if other is None else f"held-out data: {other}")
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """In what the fingerprints of two records differ; None where they do not, or one has none."""
+    old, new = before.get("fingerprint"), now.get("fingerprint")
+    if None in (old, new) or old == new:
         return None
     if isinstance(old, dict) and isinstance(new, dict):
         return "; ".join(differences(old, new)) or None

@@ -28,6 +28,7 @@ from fewstep.training.conditions import check_conditions
 from fewstep.training.config import Buildable, Run, TrainConfig
 from fewstep.training.delivery import (
     Best,
+    check_evaluations,
     complete_card,
     contract,
     main_average,
@@ -51,6 +52,7 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
         run = run if isinstance(run, Run) else run.build()
         config = run.config
         contract(run)  # or refuse its sampling times, before anything is trained
+        check_evaluations(run)
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.tensorboard:
@@ -103,6 +105,7 @@ def dry(run: Run, out: str | Path = "runs") -> str:
     """What :func:`train` would do: the recipe, the header, an estimate of memory and of disk."""
     device = _device(run.config)
     contract(run)
+    check_evaluations(run)
     check_conditions(run.objective, run.data)
     world = World(size=int(os.environ.get("WORLD_SIZE") or 1))
     check(run.objective, run.data, run.config, world)
@@ -167,6 +170,8 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
         while trainer.step < config.steps:
             trainer.advance()
             step = trainer.step
+            if (news := trainer.unsound.news()) is not None and world.first:
+                _say(f"step {step}: {news}; this update was skipped, remove them from the data")
             last = step == config.steps
 
             def due(every: int, step: int = step, last: bool = last) -> bool:

@@ -29,6 +29,7 @@ from fewstep.training.distribution import (
     full,
     networks,
 )
+from fewstep.training.faults import Unsound, unsound
 from fewstep.training.feed import Feed
 from fewstep.training.guards import LossScale, Spikes
 from fewstep.training.offload import Offload
@@ -82,6 +83,7 @@ class Trainer:
         self.stage, self.stage_start = objective.stage(0), 0
         self.skipped = 0
         self.failed = {p.name: 0 for p in objective.phases()}
+        self.unsound = Unsound(data)
         self.scales = {p.name: LossScale(config.precision) for p in objective.phases()}
         self.spikes = {p.name: Spikes(config.spike) for p in objective.phases()}
         self.feed: Feed | None = None
@@ -141,10 +143,12 @@ class Trainer:
         self.latest |= logs
         for name, count in self.failed.items():
             if count >= PATIENCE:
+                which = f"{PATIENCE} updates of the {name} in a row, up to step {self.step}"
+                if (cause := self.unsound.cause(name)) is not None:
+                    raise UsageError(f"{cause}; {which}, met such samples: remove them")
                 raise Diverged(
-                    f"{PATIENCE} updates of the {name} in a row, up to step {self.step}, had "
-                    "gradients that are not finite; lower --train.lr, clip with --train.clip 1, or "
-                    "check the data"
+                    f"{which}, had gradients that are not finite; lower --train.lr, clip with "
+                    "--train.clip 1, or check the data"
                 )
         return logs
 
@@ -189,8 +193,12 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(parameters, config.clip, total_norm)
         norm = full(total_norm)
         logs[f"grad_norm/{phase.name}"] = norm
-        good = scale.adapt(bool(norm.isfinite())) and self.spikes[phase.name].allow(norm)
+        finite = scale.adapt(bool(norm.isfinite()))
+        if not finite:
+            self._look_at(phase, batches)
+        good = finite and self.spikes[phase.name].allow(norm)
         if good:
+            self.unsound.good(phase.name)
             for group in optimizer.param_groups:
                 group["lr"] = rate * phase.rate
             optimizer.step()
@@ -204,6 +212,13 @@ class Trainer:
                     normalise()
         optimizer.zero_grad()
         return good
+
+    def _look_at(self, phase: Phase, batches: list[Batch]) -> None:
+        """Look for samples that are not finite in this step; all processes call this together."""
+        assert self.feed is not None
+        own = unsound(batches, self.feed.indices(self.step))
+        every = self.world.together(torch.tensor(own, dtype=torch.int64))
+        self.unsound.bad(phase.name, every.tolist())
 
     def autocast(self) -> torch.autocast:
         """The precision in which losses are computed."""
