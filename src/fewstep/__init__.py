@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fewstep import recipes as recipes
     from fewstep.core import Batch as Batch
     from fewstep.errors import UsageError as UsageError
+    from fewstep.exporting import export as export
     from fewstep.importing import ImportOptions as ImportOptions
     from fewstep.importing import import_checkpoint as import_checkpoint
     from fewstep.model import Model as Model
@@ -26,6 +27,7 @@ _HOMES = {
     "ImportOptions": "fewstep.importing",
     "Model": "fewstep.model",
     "UsageError": "fewstep.errors",
+    "export": "fewstep.exporting",
     "import_checkpoint": "fewstep.importing",
     "load": "fewstep.model",
     "recipe": "fewstep.recipes",
@@ -38,6 +40,7 @@ __all__ = [
     "Model",
     "UsageError",
     "__version__",
+    "export",
     "import_checkpoint",
     "load",
     "recipe",
