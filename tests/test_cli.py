@@ -125,6 +125,16 @@ def test_the_table_lists_every_recipe(args, capsys):
     assert [line.split()[0] for line in table[1:]] == [*NAMES]
 
 
+def test_the_table_takes_words(capsys):
+    outcome = fewstep(capsys, "recipes", "digits", "scd")
+    names = [line.split()[0] for line in outcome.out.splitlines()[1:]]
+    assert "digits-scd" in names
+    assert all(name.startswith("digits-") for name in names)
+    outcome = fewstep(capsys, "recipes", "no-such")
+    assert outcome.code == 2
+    assert "'no-such'" in outcome.err
+
+
 @pytest.mark.parametrize("recipe", NAMES)
 def test_help_of_recipes(recipe, capsys):
     outcome = fewstep(capsys, "train", recipe, "--help")

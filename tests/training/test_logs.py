@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -101,9 +102,15 @@ def test_a_dry_run_prints_and_writes_nothing(tmp_path, capsys):
     out = tmp_path / "run"
     done = fewstep(capsys, "train", "digits-cd", "--dry-run", "--train.batch", 64, "--out", out)
     assert done.code == 0
-    for words in ('"batch": 64', "digits-cd: 1,200 samples", "activations of 64 samples", "in all"):
+    assert done.out.startswith("digits-cd: 1,200 samples")
+    for words in ("activations of 64 samples", "in all"):
         assert words in done.out
-    assert not out.exists()
+    both = ("--dry-run", "--json", "--train.batch", 64, "--out", out)
+    settings = json.loads(fewstep(capsys, "train", "digits-cd", *both).out)
+    assert (settings["recipe"], settings["train"]["batch"]) == ("digits-cd", 64)
+    alone = fewstep(capsys, "train", "digits-cd", "--json", "--out", out)
+    assert (alone.code, out.exists()) == (2, False)
+    assert "--dry-run" in alone.err
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -33,7 +33,7 @@ from fewstep.system.files import TEMPORARY
 USAGE = """\
 fewstep: generative models that need one to four network calls
 
-  fewstep recipes                               what can be trained
+  fewstep recipes [WORD ...]                    what can be trained, by name, method or data
   fewstep train RECIPE [--train.steps N ...]    train or distil; the same command resumes
   fewstep status RUN                            how far a run is, and its last picture
   fewstep sample MODEL -n 64 --out grid.png     draw

@@ -8,11 +8,21 @@ from fewstep.recipes.options import NONE
 
 
 def show_recipes(args: list[str]) -> None:
-    """Print the table."""
-    if args and args[0] not in {"-h", "--help"}:
-        raise UsageError(f"fewstep recipes takes no arguments, got {args}")
+    """Print the table: all recipes, or those whose name, method or data contains every word.
+
+    Raises:
+        UsageError: there is none of these words.
+    """
+    words = [word.lower() for word in args if word not in {"-h", "--help"}]
     names = ("recipe", "method", "data", "teacher", "cost", "result")
-    lines = [names, *map(_line, NAMES)]
+    every = [_line(name) for name in NAMES]
+    chosen = [line for line in every if all(w in " ".join(line[:3]).lower() for w in words)]
+    if not chosen:
+        raise UsageError(
+            f"no recipe has {' and '.join(map(repr, words))} in its name, method or data; fewstep "
+            "recipes lists all"
+        )
+    lines = [names, *chosen]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     for line in lines:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())

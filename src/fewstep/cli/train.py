@@ -27,6 +27,8 @@ class Training(Generic[Chosen]):
     """Move an old run aside first, and start anew."""
     dry_run: bool = False
     """Print what would be done and the memory that it needs, and stop."""
+    json: bool = False
+    """With --dry-run: print the recipe with all of its settings as JSON instead."""
 
 
 def train_recipe(args: list[str]) -> None:
@@ -57,7 +59,9 @@ def train_recipe(args: list[str]) -> None:
     chosen.recipe.check()
     from fewstep.training.train import dry, train
 
+    if chosen.json and not chosen.dry_run:
+        raise UsageError("--json prints the settings of a --dry-run; give both, or leave it out")
     if chosen.dry_run:
-        print(dry(chosen.recipe.build(), chosen.out))
+        print(dry(chosen.recipe.build(), chosen.out, as_json=chosen.json))
         return
     train(chosen.recipe, chosen.out, fresh=chosen.fresh)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -103,14 +102,13 @@ def teachers_faults(run: Run) -> list[str]:
     return faults
 
 
-def plan(run: Run, record: dict[str, Any], trainer: Trainer, out: Path) -> str:
-    """What a dry run prints: the resolved recipe, the header, memory, disk.
+def plan(run: Run, trainer: Trainer, out: Path) -> str:
+    """What a dry run prints: the header, memory, disk.
 
     Started with WORLD_SIZE in the environment, memory is that of one of so many processes.
     """
-    resolved = json.dumps(record["run"], indent=2)
     size = int(os.environ.get("WORLD_SIZE") or 1)
     parts = table(estimate(run, trainer, size), run.config.batch)
     of = f" of each of {size} processes ({run.config.parallel})" if size > 1 else ""
-    lines = [resolved, header(run, trainer), *cautions(run, trainer, None)]
+    lines = [header(run, trainer), *cautions(run, trainer, None)]
     return "\n".join([*lines, f"memory{of}, estimated:", parts, space_line(run, trainer, out)])

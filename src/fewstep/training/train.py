@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -101,8 +102,14 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
         return _deliver(run, trainer, folder)
 
 
-def dry(run: Run, out: str | Path = "runs") -> str:
-    """What :func:`train` would do: the recipe, the header, an estimate of memory and of disk."""
+def dry(run: Run, out: str | Path = "runs", *, as_json: bool = False) -> str:
+    """What :func:`train` would do: the header, an estimate of memory and of disk.
+
+    Args:
+        run: what would be trained.
+        out: the run folder.
+        as_json: the recipe with all of its settings as JSON instead, as run.json records it.
+    """
     device = _device(run.config)
     contract(run)
     check_evaluations(run)
@@ -111,7 +118,9 @@ def dry(run: Run, out: str | Path = "runs") -> str:
     check(run.objective, run.data, run.config, world)
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
-    return plan(run, describe(run, device, trainer.fingerprints), trainer, Path(out))
+    if as_json:
+        return json.dumps(describe(run, device, trainer.fingerprints)["run"], indent=2)
+    return plan(run, trainer, Path(out))
 
 
 @contextmanager

@@ -76,7 +76,7 @@ _COMMON = {"images": Setting(train=CONTINUOUS), "small": Setting(train=CONTINUOU
 
 # In the plane a tangent over little more than its own norm is biased.
 SCT = _COMMON | {
-    "digits": Setting(_DIGITS, CONTINUOUS, "1 call: fd 0.706"),
+    "digits": Setting(_DIGITS, CONTINUOUS, "1 call: fd 0.879"),
     "plane": Setting({"mean": 0.0, "std": 2.0, "c": 1.0}, {"steps": 2000, "lr": 3e-4}),
     "cifar10": Setting({**_CIFAR, "dropout": 0.2}, _CIFAR_TRAIN, "paper: FID 2.85, 2.06"),
     "imagenet-64-edm2": Setting(
@@ -84,7 +84,7 @@ SCT = _COMMON | {
     ),
 }
 SCD = _COMMON | {
-    "digits": Setting(_DIGITS, CONTINUOUS, "1 call: fd 1.221"),
+    "digits": Setting(_DIGITS, CONTINUOUS, "1 call: fd 1.128"),
     "plane": Setting({"mean": -0.7, "std": 2.0, "c": 1.0}, {"steps": 3000, "lr": 3e-4}),
     "fashion-mnist-small": Setting(_DIGITS),
     "cifar10": Setting(_CIFAR, _CIFAR_TRAIN, "paper: FID 3.66, 2.52"),
