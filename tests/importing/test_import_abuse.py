@@ -289,7 +289,9 @@ def test_names_that_are_known_are_never_called(tmp_path):
     path.write_bytes(pickle.dumps({"a": {1, 2}, "b": frozenset()}, protocol=2))
     with pytest.raises(UsageError):
         import_checkpoint(path)
-    call = stepping(b"}(", word("a"), b"c__builtin__\ngetattr\n(", word("x"), word("y"), b"tR", b"u")
+    call = stepping(
+        b"}(", word("a"), b"c__builtin__\ngetattr\n(", word("x"), word("y"), b"tR", b"u"
+    )
     path.write_bytes(call)
     with pytest.raises(UsageError, match="known format"):
         import_checkpoint(path)
