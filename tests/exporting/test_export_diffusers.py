@@ -281,8 +281,8 @@ def test_the_card_s_code_runs_word_for_word(diffusers, tmp_path, monkeypatch):
     assert "timesteps=[22, 0]" in few
     assert "Without `class_labels`" in few
     assert "For n from 21 to 39" in few
-    assert "2.2404, 0.47" not in few
-    assert "| 4 | `timesteps=[29, 20, 10, 0]` |" in few
+    assert "| 4 | `timesteps=[29, 19, 10, 0]` |" in few
+    assert "off by 12%" in few
 
 
 def test_a_level_whose_last_step_would_be_nan(diffusers, tmp_path):

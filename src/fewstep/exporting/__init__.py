@@ -35,8 +35,8 @@ def export(model: Model, to: str, out: str | Path, steps: int | None = None) -> 
 
     Args:
         model: on any device; the graph is exported in float32.
-        to: ``onnx``, ``openvino``, ``torch`` (torch.export), or ``diffusers``, which is not a graph:
-            see :func:`~fewstep.exporting.stock.export_folder`.
+        to: ``onnx``, ``openvino`` or ``torch`` (torch.export); ``diffusers`` writes no graph, see
+            :func:`~fewstep.exporting.stock.export_folder`.
         out: the folder, which is written whole or not at all.
         steps: export all steps of the sampler as one graph, whose noise is an input; None exports
             the denoiser.

@@ -83,8 +83,13 @@ def _remarks(model: Model, scheduler: Mapping[str, Any], calls: Mapping[int, Cal
     remarks = [
         "A list must end on 0. A list such as `timesteps=[22]` gives the network noise of "
         f"{scheduler['sigma_max']:g} as if it were noise of that position's level.",
-        f"`num_inference_steps=n` takes other levels than the table's. For n from "
-        f"{points // 2 + 1} to {points - 1} it takes the n highest levels of the grid only.",
+        "`num_inference_steps=n` takes other levels than the table's where n is above 1."
+        + (
+            f" For n from {points // 2 + 1} to {points - 1} it takes the n highest levels of the "
+            "grid only."
+            if points > 2
+            else ""
+        ),
         "`torch_dtype` sets the precision when the pipeline is loaded; without it the weights are "
         "float32.",
     ]
