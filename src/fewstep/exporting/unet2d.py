@@ -125,7 +125,6 @@ def _head_channels(network: ADM, widths: list[int], attends: list[bool]) -> int 
 
 def _tensors(network: ADM, levels: int, blocks: int) -> dict[str, Tensor]:
     theirs = {ours: name for name, ours in modules(levels, blocks).items()}
-    options = network.options
     tensors: dict[str, Tensor] = {}
     for name, value in network.state_dict().items():
         module, _, last = name.rpartition(".")
@@ -133,18 +132,16 @@ def _tensors(network: ADM, levels: int, blocks: int) -> dict[str, Tensor]:
         if module.endswith((".qkv", ".proj")):
             value = value.flatten(1) if value.ndim > 1 else value
         if module.endswith(".qkv"):
-            channels = value.shape[0] // 3
-            heads = options.get("heads", 0) or channels // options.get("head_channels", 64)
-            tensors |= _split(theirs[module], last, value, heads)
+            tensors |= _split(theirs[module], last, value)
         else:
             tensors[f"{theirs[module]}.{last}"] = value.contiguous()
     return tensors
 
 
-def _split(module: str, last: str, rows: Tensor, heads: int) -> Mapping[str, Tensor]:
+def _split(module: str, last: str, rows: Tensor) -> Mapping[str, Tensor]:
     """Queries, keys and values; the library's rows are ordered by head, channel, then q, k, v."""
     block = module.removesuffix(".qkv")
-    split = rows.reshape(heads, -1, 3, *rows.shape[1:]).movedim(2, 0)
-    three = split.reshape(3, -1, *rows.shape[1:])
-    names = ("to_q", "to_k", "to_v")
-    return {f"{block}.{name}.{last}": each.clone() for name, each in zip(names, three, strict=True)}
+    return {
+        f"{block}.{name}.{last}": rows[i::3].clone()
+        for i, name in enumerate(("to_q", "to_k", "to_v"))
+    }
