@@ -24,7 +24,7 @@ def teacher(steps: int, folder: Path) -> None:
     sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [32, 64]}
     unet = UNet2DModel(**sizes, **blocks, layers_per_block=1, num_class_embeds=10)
     optimizer = torch.optim.Adam(unet.parameters(), lr=1e-3)
-    data, scalings = training_data("digits"), EDM(sigma_data=0.5, time_scale=250.0)
+    data, scalings = training_data("digits"), EDM(sigma_data=0.75, time_scale=250.0)
     for _ in range(steps):
         batch = data.batch(torch.randint(len(data), (64,)).tolist())
         x0, sigma = batch.x0, (torch.randn(64) * 1.2 - 1.2).exp()
@@ -39,13 +39,13 @@ def teacher(steps: int, folder: Path) -> None:
 
 def main(steps: int = 1000, out: Path = Path("runs/diffusers")) -> Tensor:
     teacher(steps, out / "stock")
-    imported = fewstep.import_checkpoint(out / "stock", fewstep.ImportOptions(reading="edm")).model
+    options = fewstep.ImportOptions(reading="edm", sigma_data=0.75)
+    imported = fewstep.import_checkpoint(out / "stock", options).model
     # The stock scheduler of consistency models gives the network 250 ln(sigma), EDM's 0.25.
     scalings = replace(imported.denoiser.preconditioning, time_scale=250.0)
     model = fewstep.Model(Denoiser(imported.denoiser.net, scalings), imported.contract)
     model.save(out / "teacher", samples=0)
-    train = {"steps": steps, "batch": 64}
-    recipe = fewstep.recipe("digits-cd", teacher=str(out / "teacher"), train=train)
+    recipe = fewstep.recipe("digits-cd", teacher=str(out / "teacher"), train={"steps": steps})
     export(fewstep.train(recipe, out=out / "student"), "diffusers", out / "folder")
 
     call = json.loads((out / "folder" / "fewstep.json").read_text())["calls"]["2"]
