@@ -184,6 +184,7 @@ def folder(root: Path, scheduler: Any = None, **config: Any) -> Path:
         ({"sample_size": None}, "sample_size is None"),
         ({"sample_size": [2**40, 2**40]}, "out of range"),
         ({"attention_head_dim": 7}, "do not split into heads"),
+        ({"time_embedding_dim": 100}, "embeds time in 100 channels"),
         ({"out_channels": 6}, "another number of output channels"),
         ({"norm_eps": "small"}, "eps"),
     ],

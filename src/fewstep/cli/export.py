@@ -12,7 +12,7 @@ def export(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
-    to: Literal["onnx", "openvino", "torch"],
+    to: Literal["onnx", "openvino", "torch", "diffusers"],
     out: Path,
     sampler: int | None = None,
     average: str | None = None,
@@ -20,11 +20,13 @@ def export(
     """Write a model for another program, and compare its answers with torch's.
 
     The folder holds the graph, the contract and a card with the exact call. The export fails if an
-    answer differs from torch's by more than 1e-4.
+    answer differs from torch's by more than 1e-4. For diffusers the folder holds a network and a
+    scheduler in place of a graph, and the answers are those of what `fewstep import` reads from it.
 
     Args:
         model: a model folder, a run folder or a bundled name.
-        to: onnx is for ONNX Runtime and others, openvino for OpenVINO, torch for torch.export.
+        to: onnx is for ONNX Runtime and others, openvino for OpenVINO, torch for torch.export,
+            diffusers for its UNet2DModel and ConsistencyModelPipeline.
         out: the folder to write.
         sampler: a number of steps; exports all steps of the sampler as one graph, whose noise is
             an input. By default the graph is the denoiser alone.

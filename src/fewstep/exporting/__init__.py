@@ -1,4 +1,4 @@
-"""Models for other programs: ONNX, OpenVINO and torch.export, each compared with torch at once."""
+"""Models for other programs: ONNX, OpenVINO, torch.export and diffusers, compared with torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from fewstep.engines.onnx import free_batch, reason, write_onnx
 from fewstep.engines.sessions import Session, extra, open_onnx, open_openvino
 from fewstep.errors import UsageError, nearest
 from fewstep.exporting.card import card, notes, write_notes
+from fewstep.exporting.stock import export_folder
 from fewstep.model import Model
 from fewstep.system.files import whole_folder
 
 __all__ = ["FORMATS", "LARGEST_ERROR", "Format", "export"]
 
-Format = Literal["onnx", "openvino", "torch"]
+Format = Literal["onnx", "openvino", "torch", "diffusers"]
 FORMATS: tuple[str, ...] = get_args(Format)
 SAMPLES = (1, 3)
 """Sizes of the batches in which a whole sampler is compared with torch."""
@@ -34,7 +35,8 @@ def export(model: Model, to: str, out: str | Path, steps: int | None = None) -> 
 
     Args:
         model: on any device; the graph is exported in float32.
-        to: ``onnx``, ``openvino`` or ``torch`` (torch.export).
+        to: ``onnx``, ``openvino`` or ``torch`` (torch.export); ``diffusers`` writes no graph, see
+            :func:`~fewstep.exporting.stock.export_folder`.
         out: the folder, which is written whole or not at all.
         steps: export all steps of the sampler as one graph, whose noise is an input; None exports
             the denoiser.
@@ -48,9 +50,11 @@ def export(model: Model, to: str, out: str | Path, steps: int | None = None) -> 
     """
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}; {nearest(to, FORMATS)}")
-    if steps is not None and to == "torch":
+    if steps is not None and to in {"torch", "diffusers"}:
         raise UsageError("a whole sampler is exported to onnx or openvino; leave out the steps")
     model = model.to("cpu")
+    if to == "diffusers":
+        return export_folder(model, Path(out))
     denoiser = model.denoiser.float()
     said = notes(model, to, steps)
     with whole_folder(Path(out)) as folder:

@@ -29,7 +29,6 @@ UP = {"UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"}
 FIXED: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
-    "time_embedding_dim": (None,),
     "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1, 1.0),
     "act_fn": ("silu", "swish"),
@@ -40,6 +39,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 """Values that the library's network has a counterpart for; the first is diffusers' default."""
 DEFAULTS = {
+    "time_embedding_dim": None,
     "flip_sin_to_cos": True,
     "layers_per_block": 2,
     "attention_head_dim": 8,
@@ -130,9 +130,11 @@ def diffusers_unet(
     if not (isinstance(side, list) and len(side) == 2 and all(type(n) is int for n in side)):
         raise UsageError(f"the network's sample_size is {size!r:.100}; expected a number")
     each = whole["attention_head_dim"]
-    heads = {w: w // each if type(each) is int and each > 0 else 1 for w in widths}
+    attending = [w for w, attends in zip(widths, attention, strict=True) if attends]
+    attending += widths[-1:] if whole["add_attention"] else []
+    heads = {w: w // each if type(each) is int and each > 0 else 1 for w in attending}
     if not all(count and width % count == 0 for width, count in heads.items()):
-        raise UsageError(f"the widths {widths} do not split into heads of {each} channels")
+        raise UsageError(f"the widths {attending} do not split into heads of {each} channels")
     groups, inner = _number(whole, "norm_num_groups"), whole["attn_norm_num_groups"]
     if inner not in (None, groups) or any(width % widths[0] for width in widths):
         raise UsageError(
@@ -140,14 +142,20 @@ def diffusers_unet(
             "attention; widths that are multiples of the first, and one number of groups, can be "
             "imported"
         )
+    embedding = whole["time_embedding_dim"] and _number(whole, "time_embedding_dim")
+    if embedding and embedding % widths[0]:
+        raise UsageError(
+            f"the network embeds time in {embedding} channels; multiples of its first width "
+            f"{widths[0]} can be imported"
+        )
     named = prepared(tensors, heads)
-    modules = _modules(levels, blocks)
+    names = modules(levels, blocks)
     targets: dict[str, Target] = {}
     for name in named:
         module, _, last = name.rpartition(".")
-        if module in modules:
+        if module in names:
             change = _image if module.endswith((".qkv", ".to_out.0")) and last == "weight" else None
-            targets[name] = Target(f"{modules[module]}.{last}", change)
+            targets[name] = Target(f"{names[module]}.{last}", change)
     spec = {
         "kind": "adm",
         "shape": [_number(whole, "in_channels", 3), *side],
@@ -165,6 +173,7 @@ def diffusers_unet(
         "asymmetric": whole["downsample_padding"] == 0,
         "sin_first": not whole["flip_sin_to_cos"],
         "endpoint": whole["freq_shift"] == 1,
+        **({"embedding_multiplier": embedding // widths[0]} if embedding else {}),
         **({"head_channels": each} if type(each) is int else {"heads": 1}),
     }
     if whole.get("out_channels", spec["shape"][0]) != spec["shape"][0]:
@@ -172,8 +181,13 @@ def diffusers_unet(
     return Description(spec, targets), named
 
 
-def _modules(levels: int, blocks: int) -> dict[str, str]:
-    """The modules of such a network, and those of the library that do the same."""
+def modules(levels: int, blocks: int) -> dict[str, str]:
+    """The modules of such a network, and those of the library that do the same.
+
+    Args:
+        levels: the number of resolutions.
+        blocks: the number of residual blocks of each resolution in the encoder.
+    """
     names = {
         "conv_in": "first",
         "time_embedding.linear_1": "map_layer0",
