@@ -304,7 +304,7 @@ def test_pairs_are_guided_as_their_teacher_is(tmp_path, monkeypatch):
 
 
 HELD = """
-import sys, time
+import signal, sys, time
 from functools import partial
 from pathlib import Path
 import torch
@@ -312,6 +312,8 @@ from fewstep.evaluation import Protocol, named
 from fewstep.cli import main
 
 torch.set_num_threads(1)
+# A shell starts what runs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 where, least, place, here, sent, *command = sys.argv[1:]
 place, here, sent = Path(place), Path(here), Path(sent)
 own = Protocol.judge
