@@ -24,7 +24,7 @@ from fewstep.noise import SampleNoise
 from fewstep.sampling import generate
 from fewstep.states import Callback
 from fewstep.system.devices import usable_device
-from fewstep.system.files import whole_folder
+from fewstep.system.files import check_replaceable, whole_folder
 from fewstep.weights import freeze
 
 __all__ = ["BUNDLED", "FORMAT", "READABLE", "Model", "SampleNoise", "find", "load"]
@@ -215,8 +215,12 @@ class Model:
             dtype: of the stored weights, e.g. ``torch.float16``; buffers keep theirs.
             samples: number of samples in the card's picture, where samples are images; 0 draws
                 none.
+
+        Raises:
+            UsageError: the folder holds something else than an earlier model.
         """
         facts = card if isinstance(card, Card) else self.card
+        check_replaceable(Path(path), model_files.NAMES, model_files.CONFIG)
         with whole_folder(Path(path)) as folder:
             model_files.write(folder, self.denoiser, self.contract, facts, dtype)
             if isinstance(card, str):

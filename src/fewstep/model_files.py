@@ -25,6 +25,9 @@ from fewstep.weights import load_weights, separate, tied
 FORMAT = 2
 """Format of the config.json that is written; format 1 can be read too."""
 READABLE = (1, 2)
+CONFIG = "config.json"
+NAMES = frozenset({CONFIG, "model.safetensors", "README.md", "samples.png", "engines"})
+"""What a model folder may hold."""
 
 
 def config_of(denoiser: AbstractDenoiser, contract: Contract, weights: bytes) -> dict[str, Any]:

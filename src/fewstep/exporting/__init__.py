@@ -17,12 +17,17 @@ from fewstep.errors import UsageError, nearest
 from fewstep.exporting.card import card, notes, write_notes
 from fewstep.exporting.stock import export_folder
 from fewstep.model import Model
-from fewstep.system.files import whole_folder
+from fewstep.system.files import check_replaceable, whole_folder
 
 __all__ = ["FORMATS", "LARGEST_ERROR", "Format", "export"]
 
 Format = Literal["onnx", "openvino", "torch", "diffusers"]
 FORMATS: tuple[str, ...] = get_args(Format)
+NAMES = frozenset(
+    {"README.md", "fewstep.json", "model.onnx", "model.onnx.data", "model.xml", "model.bin"}
+    | {"model.pt2", "model_index.json", "unet", "scheduler"}
+)
+"""What an exported folder may hold."""
 SAMPLES = (1, 3)
 """Sizes of the batches in which a whole sampler is compared with torch."""
 
@@ -46,13 +51,15 @@ def export(model: Model, to: str, out: str | Path, steps: int | None = None) -> 
 
     Raises:
         UsageError: there is no such format, its extra is not installed, the network cannot be
-            exported, or the graph differs from torch by more than ``LARGEST_ERROR``.
+            exported, the graph differs from torch by more than ``LARGEST_ERROR``, or the folder
+            holds something else than an earlier export.
     """
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}; {nearest(to, FORMATS)}")
     if steps is not None and to in {"torch", "diffusers"}:
         raise UsageError("a whole sampler is exported to onnx or openvino; leave out the steps")
     model = model.to("cpu")
+    check_replaceable(Path(out), NAMES, "fewstep.json")
     if to == "diffusers":
         return export_folder(model, Path(out))
     denoiser = model.denoiser.float()

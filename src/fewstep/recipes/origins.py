@@ -96,7 +96,11 @@ def seen_before(model: str, data: str, held_out: float | str | None) -> str | No
         own = own_data(model)
     except UsageError:  # nobody knows what it has seen
         return None
-    if share is None or not _same(data, own.data) or share_of(own.held_out) == share:
+    if share is None or not _same(data, own.data):
+        return None
+    # What a smaller share holds out, a larger one holds out too.
+    before = share_of(own.held_out)
+    if before is not None and before >= share:
         return None
     return f"{model} was trained {_on(own)}, so that it has seen samples which are held out now"
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -132,6 +132,30 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _restore(stale, path)
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def check_replaceable(path: Path, names: Collection[str], mark: str) -> None:
+    """Refuse to replace anything but an earlier folder of the same kind, or an empty one.
+
+    Args:
+        path: the folder that will be written.
+        names: of all that such a folder holds.
+        mark: the file by which it is known.
+
+    Raises:
+        UsageError: ``path`` is a file, or a folder that holds something else, which would be lost.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UsageError(f"{path} is a file; choose another folder")
+    entries = sorted(one.name for one in path.iterdir())
+    foreign = [name for name in entries if name not in names]
+    if entries and (foreign or mark not in entries):
+        lost = (foreign or entries)[0]
+        raise UsageError(
+            f"{path} holds {lost!r}, which writing here would delete; choose another folder"
+        )
 
 
 def drop(folder: Path) -> None:
