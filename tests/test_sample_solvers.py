@@ -207,3 +207,9 @@ def test_samples_of_the_bundled_models_stay_what_they_were():
     found = load("digits-cd", device="cpu").sample(2, steps=2, seed=1)[1].flatten()[:6]
     wanted = [-1.0, -0.96645868, -0.72275126, 1.0, 0.89047629, -1.0]
     torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [1.5, "2"])
+def test_a_number_of_steps_is_whole(steps):
+    with pytest.raises(UsageError, match="steps must be a whole number"):
+        load("digits-cd", device="cpu").sample(2, steps=steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 
@@ -35,6 +36,8 @@ def times(contract: Contract, path: Path, steps: int | None = None) -> list[floa
     sampling = contract.sampling
     if steps is None:
         steps = ODE_STEPS if sampling.kind == "ode" else min(sampling.times, default=1)
+    if not isinstance(steps, Integral):
+        raise UsageError(f"steps must be a whole number, got {steps!r}")
     if steps < 1:
         raise UsageError(f"steps must be at least 1, got {steps}")
     if steps in sampling.times:
