@@ -108,7 +108,7 @@ MESSAGES = {
     "recipe": ("train toy-emd", "'toy-emd'", "did you mean 'toy-edm'"),
     "recipe, none": ("train --out x", "'--out'", "known: "),
     "no recipe": ("train", "fewstep recipes"),
-    "recipes takes nothing": ("recipes toy", "toy"),
+    "recipes of a word": ("recipes nosuch", "'nosuch'"),
     "model": ("sample digit-cd", "'digit-cd'", "did you mean 'digits-cd'"),
     "model, evaluate": ("evaluate digit-cd", "'digit-cd'", "did you mean 'digits-cd'"),
     "model, search": ("search digit-cd", "'digit-cd'", "did you mean 'digits-cd'"),

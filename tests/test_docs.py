@@ -131,6 +131,9 @@ def test_the_report_of_the_digits_has_the_numbers_of_its_page():
     ]
     assert len(rows) == len(shown) - 2
     for title, *cells in rows:
+        if title in {"sCT", "sCD"}:  # of a later day than the report, as the page says
+            assert "The rows of sCT and sCD are of 2026-12-01" in page
+            continue
         _, one, two, four, _, nn, seconds, samples, *_ = shown[title]
         assert cells[:3] == [one, two, four], title
         assert float(cells[3]) == pytest.approx(float(nn), abs=0.0051)

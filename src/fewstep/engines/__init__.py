@@ -47,7 +47,7 @@ def run_by(
 
     Raises:
         UsageError: there is no such engine, its extra is not installed, or its answers differ from
-            torch's by more than :data:`~fewstep.engines.check.LARGEST_ERROR`.
+            torch's by more than ``LARGEST_ERROR``.
     """
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}; {nearest(engine, ENGINES)}")

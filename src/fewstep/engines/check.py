@@ -23,7 +23,7 @@ def largest_error(denoiser: AbstractDenoiser, contract: Contract, session: Sessi
     """The largest difference between a session's answers and torch's in float32.
 
     Raises:
-        UsageError: it exceeds :data:`LARGEST_ERROR`, or an answer is not finite where torch's is.
+        UsageError: it exceeds ``LARGEST_ERROR``, or an answer is not finite where torch's is.
     """
     largest = 0.0
     for n in BATCHES:
@@ -39,7 +39,7 @@ def difference(out: torch.Tensor, right: torch.Tensor) -> float:
     """The largest difference of two answers, relative to the largest one where that exceeds 1.
 
     Raises:
-        UsageError: it exceeds :data:`LARGEST_ERROR`, shapes differ, or only one is finite.
+        UsageError: it exceeds ``LARGEST_ERROR``, shapes differ, or only one is finite.
     """
     if out.shape != right.shape:
         raise UsageError(

@@ -49,7 +49,7 @@ class OpenVinoSession:
     """OpenVINO on the CPU, in float32 also where the processor has bfloat16.
 
     A graph with a free batch runs slower, so one of fixed sizes is compiled for each batch that is
-    asked for, of which the last :attr:`KEPT` are kept.
+    asked for, of which the last ``KEPT`` are kept.
 
     Args:
         file: the graph, as OpenVINO's or as ONNX.

@@ -66,7 +66,7 @@ class EDM2(AbstractNetwork):
             of the finest resolution, as in all published networks.
         embedding_multiplier: width of the whole embedding, likewise; 0 for the largest width.
         balance: the shares that differ from the published networks', by the names of
-            :class:`~fewstep.models.nets.edm2_block.Balance`.
+            ``Balance`` of ``edm2_block``.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (EDM2Block,)
