@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.card_text import PICTURE, SHOWN, Numbers, text
 from fewstep.card_text import Card as Card
-from fewstep.contract import Contract, DataSpec
+from fewstep.contract import Contract
 from fewstep.errors import UsageError
 from fewstep.image_grid import drawable, grid
 from fewstep.models import AbstractDenoiser
@@ -38,6 +38,11 @@ class Carded(Protocol):
 
     def calls(self) -> int:
         """Network calls of a sample."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """The shape of a sample as users see it."""
         ...
 
     @property
@@ -67,7 +72,7 @@ def write(
         numbers: an evaluation of the model: measurements by name, of samples by caption.
         note: how the numbers were measured.
     """
-    x = _drawn(model.sample, model.contract.data, samples)
+    x = _drawn(model, samples)
     if x is None:
         (folder / PICTURE).unlink(missing_ok=True)
     else:
@@ -92,18 +97,18 @@ def write(
         fresh.write_text(markdown, encoding="utf-8")
 
 
-def _drawn(sample: Callable[..., Tensor], data: DataSpec, n: int) -> Tensor | None:
+def _drawn(model: Carded, n: int) -> Tensor | None:
     """Samples for a card; None where they are no pictures, or cannot be had.
 
     Args:
-        sample: of the model.
-        data: that it generates.
+        model: that is in the folder.
         n: how many samples; 0 for none.
     """
-    if n < 1 or len(data.shape) != 3 or not drawable(data.shape) or data.masked:
+    shape = model.shape
+    if n < 1 or len(shape) != 3 or not drawable(shape) or model.contract.data.masked:
         return None
     try:
-        return sample(n, seed=0)
+        return model.sample(n, seed=0)
     except Exception:  # networks of users raise all kinds
         # It needs conditions that only its user knows, or too much memory: the weights are saved
         # all the same.

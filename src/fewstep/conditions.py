@@ -1,8 +1,8 @@
 """What a sample can depend on: each kind of condition with its null, its default and its checks.
 
-A condition occupies one key among the tensors that a network reads, ``cond``; a sequence occupies
-two, ``NAME`` and ``NAME_mask``. The kinds are pydantic models, so that they can be written into
-``config.json``.
+A condition occupies one key among the tensors that a network reads, ``cond``; a sequence or a text
+occupies two, ``NAME`` and ``NAME_mask``. The kinds are pydantic models, so that they can be written
+into ``config.json``.
 """
 
 from __future__ import annotations
@@ -213,6 +213,78 @@ class Sequence(_Kind):
         )
 
 
+class Text(_Kind):
+    """A text as the numbers of its tokens, which a network embeds itself.
+
+    Args:
+        vocabulary: number of tokens k; the numbers are 0 to k - 1.
+        length: the most tokens of a text.
+        empty: the tokens of the text that says nothing.
+    """
+
+    kind: Literal["text"] = "text"
+    vocabulary: PositiveInt
+    length: PositiveInt
+    empty: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Text:
+        _check_size((self.length,))
+        if len(self.empty) > self.length or any(
+            not 0 <= token < self.vocabulary for token in self.empty
+        ):
+            raise ValueError(f"the empty text {self.empty} is none of these tokens")
+        return self
+
+    def null(self, name: str) -> dict[str, Tensor]:
+        """The empty text."""
+        tokens = torch.zeros(self.length, dtype=torch.int64)
+        tokens[: len(self.empty)] = torch.tensor(self.empty, dtype=torch.int64)
+        return {name: tokens, f"{name}_mask": torch.arange(self.length) < len(self.empty)}
+
+    def default(self, name: str, own: Ordered[int]) -> dict[str, Tensor]:
+        """The empty text for every sample."""
+        return _repeated(self.null(name), len(own))
+
+    def convert(self, name: str, value: Any, n: int) -> dict[str, Tensor]:
+        """int64 ``(n, length)`` and bool ``(n, length)``.
+
+        ``value`` is token numbers, or a pair of them and a mask. Fewer tokens than ``length`` are
+        filled up with tokens that are not there.
+        """
+        if isinstance(value, str) or (
+            isinstance(value, list | tuple) and value and isinstance(value[0], str)
+        ):
+            raise UsageError(
+                f"{name} is read by the model's tokenizer, which this one lacks; give the numbers "
+                "of its tokens"
+            )
+        tokens, mask = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+        given = array_of(name, tokens)
+        here = given.shape[-1] if given.ndim else 0
+        if given.is_floating_point() or not 1 <= here <= self.length:
+            raise UsageError(
+                f"{name} must be integers (b, tokens) with 1 to {self.length} tokens, got "
+                f"{given.dtype} of shape {tuple(given.shape)}"
+            )
+        rows = rows_of(name, given.double(), (here,), n).long()
+        if bool((rows < 0).any() or (rows >= self.vocabulary).any()):
+            raise UsageError(f"{name} must have tokens in [0, {self.vocabulary - 1}]")
+        whole = torch.zeros(len(rows), self.length, dtype=torch.int64)
+        whole[:, :here] = rows
+        there = torch.ones(1, here) if mask is None else rows_of(f"{name}_mask", mask, (here,), n)
+        known = torch.zeros(len(there), self.length, dtype=torch.bool)
+        known[:, :here] = there != 0
+        return {
+            name: whole.expand(n, self.length),
+            f"{name}_mask": known.expand(n, self.length),
+        }
+
+    def parse(self, name: str, text: str) -> str:
+        """The text itself, which the model's tokenizer reads."""
+        return text
+
+
 class Mask(_Kind):
     """Which positions of a sample are real, where samples differ in length.
 
@@ -280,8 +352,11 @@ class Mask(_Kind):
         return lengths
 
 
+OF_TOKENS = (Sequence, Text)
+"""Kinds that have a mask of their own, under ``NAME_mask``."""
+
 Condition = Annotated[
-    Label | Vector | Sequence | Image | Mask,
+    Label | Vector | Sequence | Text | Image | Mask,
     Field(discriminator="kind"),
 ]
 
@@ -303,7 +378,7 @@ def parse(name: str, text: str, condition: Any) -> Any:
     if len(arrays) == 1:
         return next(iter(arrays.values()))
     for tokens, mask in (("tokens", "mask"), (name, f"{name}_mask")):
-        if isinstance(condition, Sequence) and arrays.keys() == {tokens, mask}:
+        if isinstance(condition, OF_TOKENS) and arrays.keys() == {tokens, mask}:
             return arrays[tokens], arrays[mask]
     if name in arrays:
         return arrays[name]

@@ -66,7 +66,7 @@ class DataSpec(_Strict):
                 name == "label" and not isinstance(one, Label)
             ):
                 raise ValueError(f"the condition {name!r} cannot be a {one.kind}")
-            keys += [name, *([f"{name}_mask"] if isinstance(one, kinds.Sequence) else [])]
+            keys += [name, *([f"{name}_mask"] if isinstance(one, kinds.OF_TOKENS) else [])]
         if len({*keys}) < len(keys):
             raise ValueError(f"two conditions share a key: {', '.join(keys)}")
         if None in self.shape[:-1] or self.shape == (None,):
@@ -132,7 +132,8 @@ class DataSpec(_Strict):
             if isinstance(one, Mask):
                 parts.append("masked")
             elif name != "label":
-                parts.append(f"{name} {one.classes if isinstance(one, Label) else one.shape}")
+                size = {"label": "classes", "text": "length"}.get(one.kind, "shape")
+                parts.append(f"{name} {getattr(one, size)}")
         return ", ".join(parts)
 
     def defaults(self, own: Sequence[int], given: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -166,7 +167,7 @@ class DataSpec(_Strict):
         given = dict(cond)
         for name, one in self.conditions.items():
             key = f"{name}_mask"
-            if isinstance(one, kinds.Sequence) and name in given and key in given:
+            if isinstance(one, kinds.OF_TOKENS) and name in given and key in given:
                 given[name] = (given[name], given.pop(key))
         values: dict[str, Tensor] = {}
         for name, value in given.items():

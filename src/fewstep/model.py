@@ -18,6 +18,7 @@ from fewstep.contract import Contract
 from fewstep.core import Cond
 from fewstep.engines import run_by
 from fewstep.errors import UsageError, UsageWarning
+from fewstep.frontends import Frontend
 from fewstep.model_files import FORMAT, READABLE, find
 from fewstep.models import AbstractDenoiser
 from fewstep.noise import SampleNoise
@@ -37,14 +38,20 @@ class Model:
         denoiser: in evaluation mode afterwards.
         contract: how it may be sampled.
         card: what its model card says beside the contract; by default nothing.
+        frontend: its codec and its reader of texts, if it has any.
     """
 
     def __init__(
-        self, denoiser: AbstractDenoiser, contract: Contract, card: Card | None = None
+        self,
+        denoiser: AbstractDenoiser,
+        contract: Contract,
+        card: Card | None = None,
+        frontend: Frontend | None = None,
     ) -> None:
         self.denoiser = freeze(denoiser.eval())
         self.contract = contract
         self.card = card or Card()
+        self.frontend = frontend or Frontend()
 
     def __repr__(self) -> str:
         data, sampling = self.contract.data, self.contract.sampling
@@ -62,7 +69,14 @@ class Model:
     def to(self, device: torch.device | str) -> Model:
         """Move the weights."""
         self.denoiser.to(device)
+        if self.frontend.codec is not None:
+            self.frontend.codec.to(device)
         return self
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """The shape of a sample, decoded where the model learned latents."""
+        return self.frontend.shape_of(self.contract.data.shape)
 
     def times(self, steps: int | None = None) -> list[float]:
         """The times of ``steps`` steps; an ODE ends on the model's answer at the last of them.
@@ -94,6 +108,7 @@ class Model:
         first: int = 0,
         seeds: Sequence[int] | None = None,
         label: int | str | Sequence[int | str] | Tensor | None = None,
+        prompts: str | Sequence[str] | None = None,
         lengths: int | Sequence[int] | Tensor | None = None,
         guidance: float | None = None,
         gamma: float | None = None,
@@ -103,6 +118,7 @@ class Model:
         cond: Mapping[str, Any] | None = None,
         batch: int = 512,
         callback: Callback | None = None,
+        latents: bool = False,
     ) -> Tensor:
         """Generate.
 
@@ -116,6 +132,7 @@ class Model:
             seeds: one a sample instead; sample i is then a function of (seeds[i], 0).
             label: one for all or one each, a class's name or a number in [0, k], where k is "no
                 label"; by default the index, or the sample's own seed, modulo k.
+            prompts: one for all or one each, of a model that reads texts; by default empty ones.
             lengths: one for all or one each, of a model whose samples differ in length.
             guidance: scale of classifier-free guidance; 1 is none.
             gamma: share of noise of models of kind gamma, in [0, 1]; by default the contract's.
@@ -127,9 +144,11 @@ class Model:
                 others have their defaults.
             batch: samples at a time; changes nothing but memory and speed.
             callback: is called with each batch's :class:`~fewstep.states.State` after each step.
+            latents: return what the network makes; by default a model with a codec decodes it.
 
         Returns:
-            ``(n, *shape)`` float32 on the model's device, within the data's range. Samples of
+            ``(n, *shape)`` float32 on the model's device, within the data's range; of a model with
+            a codec images in [-1, 1]. Samples of
             different lengths are as long as the longest, and 0 behind their own ends.
 
         Raises:
@@ -143,15 +162,17 @@ class Model:
             options.solver(contract, self.denoiser.path, solver, eta, churn),
         )
         own = [i if seeds is None else s for s, i in pairs]
-        conditions = self.conditions(own, cond, label=label, lengths=lengths)
+        conditions = self.conditions(own, cond, label=label, lengths=lengths, prompts=prompts)
         denoiser = self.guided(guidance, conditions)
         remark = schedule.remark(contract, steps or 1, request.gamma)
         if remark is not None:
             warnings.warn(remark, UsageWarning, stacklevel=2)
         with torch.no_grad():
-            return generate(
+            x = generate(
                 denoiser, contract, request, pairs, conditions, self.device, batch, callback
             )
+        codec = self.frontend.codec
+        return x if codec is None or latents else codec.decode(x)
 
     def noise(
         self,
@@ -170,6 +191,7 @@ class Model:
         *,
         label: Any = None,
         lengths: Any = None,
+        prompts: str | Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """All conditions of samples, on the CPU: what is given, else the defaults.
 
@@ -178,12 +200,14 @@ class Model:
             cond: by name.
             label: another way to give ``cond["label"]``.
             lengths: another way to give ``cond["mask"]``.
+            prompts: another way to give ``cond["text"]``: one text for all samples, or one each.
 
         Raises:
             UsageError: a condition that the model does not have, or a value that does not fit.
         """
+        given = options.read_prompts(self.frontend.text, prompts, cond, len(own))
         return options.conditions(
-            self.denoiser, self.contract.data, own, cond, label=label, lengths=lengths
+            self.denoiser, self.contract.data, own, given, label=label, lengths=lengths
         )
 
     def guided(self, guidance: float | None, cond: Cond) -> AbstractDenoiser:
@@ -222,7 +246,7 @@ class Model:
         facts = card if isinstance(card, Card) else self.card
         check_replaceable(Path(path), model_files.NAMES, model_files.CONFIG)
         with whole_folder(Path(path)) as folder:
-            model_files.write(folder, self.denoiser, self.contract, facts, dtype)
+            model_files.write(folder, self.denoiser, self.contract, facts, dtype, self.frontend)
             if isinstance(card, str):
                 (folder / cards.README).write_text(card, encoding="utf-8")
             else:
@@ -260,4 +284,7 @@ def load(
         raise UsageError(f"the engine {engine} runs on the CPU, got device {device}; leave it out")
     if engine != "eager":
         denoiser = run_by(engine, denoiser, contract, folder)
-    return Model(denoiser, contract, card).to(usable_device("cpu" if exported else device))
+    frontend = model_files.frontend_of(folder)
+    return Model(denoiser, contract, card, frontend).to(
+        usable_device("cpu" if exported else device)
+    )

@@ -17,6 +17,7 @@ from fewstep.bundled import BUNDLED
 from fewstep.card_text import Card, read_card
 from fewstep.contract import Contract
 from fewstep.errors import UsageError, nearest
+from fewstep.frontends import Frontend, read_frontend
 from fewstep.models import AbstractDenoiser
 from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.system.files import sha256
@@ -26,7 +27,9 @@ FORMAT = 2
 """Format of the config.json that is written; format 1 can be read too."""
 READABLE = (1, 2)
 CONFIG = "config.json"
-NAMES = frozenset({CONFIG, "model.safetensors", "README.md", "samples.png", "engines"})
+NAMES = frozenset(
+    {CONFIG, "model.safetensors", "README.md", "samples.png", "engines", "codec", "text"}
+)
 """What a model folder may hold."""
 
 
@@ -46,8 +49,9 @@ def write(
     contract: Contract,
     card: Card,
     dtype: torch.dtype | None = None,
+    frontend: Frontend | None = None,
 ) -> None:
-    """Write ``model.safetensors`` and ``config.json``.
+    """Write ``model.safetensors``, ``config.json`` and the folders of the frontend.
 
     Args:
         folder: of the model, which is there.
@@ -55,6 +59,7 @@ def write(
         contract: likewise.
         card: what is kept for later cards of the model.
         dtype: of the stored weights; buffers keep theirs.
+        frontend: the model's codec and reader of texts, if it has any.
     """
     whole = denoiser.state_dict()
     ties = tied(whole)
@@ -65,6 +70,9 @@ def write(
     weights = dump_tensors(state, {"format": "pt"})
     (folder / "model.safetensors").write_bytes(weights)
     further: dict[str, Any] = {"tied": ties, "card": card.as_json()}
+    if frontend:
+        frontend.write(folder)
+        further["frontend"] = frontend.digests
     config = config_of(denoiser, contract, weights)
     config |= {name: value for name, value in further.items() if value}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -100,6 +108,21 @@ def read(folder: Path, network: nn.Module | None = None) -> tuple[AbstractDenois
         denoiser = build_denoiser(config.get("denoiser"), network)
     load_weights(denoiser, weights, folder, config.get("sha256"), _ties(config, folder))
     return denoiser, contract, card
+
+
+def frontend_of(folder: Path) -> Frontend | None:
+    """The codec and the reader of texts of a model folder; None where it has neither.
+
+    Raises:
+        UsageError: they are damaged, missing, or not those of the model.
+    """
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    frontend = read_frontend(folder)
+    if (frontend.digests if frontend is not None else {}) != config.get("frontend", {}):
+        raise UsageError(
+            f"{folder} holds another codec or reader of texts than its model was trained with"
+        )
+    return frontend
 
 
 def _ties(config: Mapping[str, Any], folder: Path) -> dict[str, str]:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from fewstep.core import Cond, UsageError, widest
 from fewstep.data.pairs import OTHER, RECORD, About, Pairs, name_of, opened, packed, read_record
+from fewstep.data.shards import compare_settings, file_digest, held
 from fewstep.model import Model, SampleNoise
 from fewstep.models import AbstractDenoiser
 from fewstep.paths import Event, Time
 from fewstep.sampling_options import SOLVERS
 from fewstep.system.bars import bar
-from fewstep.system.files import LOCK, TEMPORARY, lock, unlock, whole_file, write_json
+from fewstep.system.files import LOCK, TEMPORARY, whole_file, write_json
 from fewstep.system.processes import ALONE, World
 from fewstep.training.checkpoints import fingerprint
 
@@ -124,7 +125,7 @@ def make(
     with _opened(out, about) as handle:
         teacher = _Teacher(model, denoiser, grid, about, conditions)
         made, kept = _shards(teacher, about, out, batch, world, handle)
-        with _held(handle, 0):
+        with held(handle, 0, str(out / RECORD)):
             done = _complete(out, about)
     return Outcome(made, kept, Pairs(out) if done else None)
 
@@ -136,7 +137,7 @@ def _opened(out: Path, about: About) -> Iterator[Any]:
     if not (out / RECORD).exists() and any(p.name not in own for p in out.iterdir()):
         raise UsageError(f"{out} is not empty and holds no pairs; choose another --out")
     with (out / LOCK).open("w") as handle:
-        with _held(handle, 0):
+        with held(handle, 0, str(out / RECORD)):
             if (out / RECORD).exists():
                 _compare(out, read_record(out), about)
             else:
@@ -145,30 +146,7 @@ def _opened(out: Path, about: About) -> Iterator[Any]:
 
 
 def _compare(out: Path, before: About, about: About) -> None:
-    old, new = before.settings(), about.settings()
-    told = [
-        f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    ]
-    if told:
-        raise UsageError(
-            f"{out} holds pairs with other settings:\n  "
-            + "\n  ".join(told)
-            + "\nrepeat them to go on, or choose another --out"
-        )
-
-
-@contextmanager
-def _held(handle: Any, byte: int, wait: bool = True) -> Iterator[None]:
-    """Hold one byte of the lock, which goes with the process: 0 the record's, 1 + i shard i's."""
-    if not lock(handle, byte, 1, wait=wait):
-        where = Path(handle.name).parent / name_of(byte - 1)
-        raise UsageError(f"another process is making {where}; wait for it, or stop it")
-    try:
-        yield
-    finally:
-        unlock(handle, byte, 1)
+    compare_settings(before.settings(), about.settings(), out, "pairs")
 
 
 def _shards(
@@ -181,7 +159,7 @@ def _shards(
     with bar("making", "pairs", sum(len(parts[i]) for i in own)) as advance:
         for i in own:
             target = out / name_of(i)
-            with _held(handle, 1 + i, wait=False):
+            with held(handle, 1 + i, str(target), wait=False):
                 if _whole(target, about, i):
                     advance(len(parts[i]))
                     continue
@@ -220,10 +198,7 @@ def _complete(out: Path, about: About) -> bool:
     names = [name_of(i) for i in range(len(about.shards()))]
     if not all((out / name).exists() for name in names):
         return False
-    digests = {}
-    for name in names:
-        with (out / name).open("rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    digests = {name: file_digest(out / name) for name in names}
     write_json(out / RECORD, about.model_copy(update={"sha256": digests}).model_dump(mode="json"))
     return True
 

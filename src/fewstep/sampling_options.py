@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,8 @@ from torch import Tensor
 from fewstep import solvers
 from fewstep.contract import Contract, DataSpec
 from fewstep.core import Cond
-from fewstep.errors import UsageError, nearest
+from fewstep.errors import UsageError, UsageWarning, nearest
+from fewstep.frontends import TextReader
 from fewstep.models import AbstractDenoiser, Guided
 from fewstep.noise import SampleNoise
 from fewstep.paths import Event, Path, VarianceExploding
@@ -184,6 +186,54 @@ def guided(
             "guidance needs a condition to guide towards, such as a label; this model has none"
         )
     return Guided(denoiser, nulls, guidance)
+
+
+def read_prompts(
+    reader: TextReader | None,
+    prompts: str | Sequence[str] | None,
+    cond: Mapping[str, Any] | None,
+    n: int,
+) -> dict[str, Any]:
+    """Given conditions in which texts are what the network reads.
+
+    Args:
+        reader: of the model, if it has one.
+        prompts: one text for all samples, or one each.
+        cond: other conditions by name; a text may be given there by its name too.
+        n: samples.
+
+    Raises:
+        UsageError: the model reads no texts, or their number is wrong.
+    """
+    given = dict(cond or {})
+    named = {} if reader is None else reader.conditions
+    main = next(iter(named), "text")
+    if prompts is not None and main in given:
+        raise UsageError(f"prompts and cond[{main!r}] say the same; give one of them")
+    texts = prompts if prompts is not None else given.get(main)
+    if isinstance(texts, str):
+        texts = [texts]
+    if texts is None or (prompts is None and not _are_texts(texts)):
+        return given
+    if reader is None:
+        raise UsageError(f"this model reads no texts, got the prompt {texts[0]!r}; leave it out")
+    if not _are_texts(texts) or len(texts) not in {1, n}:
+        raise UsageError(f"expected one prompt, or {n} with one for each sample, got {len(texts)}")
+    if cut := reader.cut(texts):
+        warnings.warn(
+            f"the prompt {texts[cut[0]][:60]!r} has more than {reader.length} tokens; its end is "
+            "not read",
+            UsageWarning,
+            stacklevel=3,
+        )
+    values = reader.encode(texts)
+    return {**given, **{key: value.expand(n, *value.shape[1:]) for key, value in values.items()}}
+
+
+def _are_texts(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple) and bool(value) and all(isinstance(v, str) for v in value)
+    )
 
 
 def conditions(

@@ -17,6 +17,7 @@ from fewstep.cli.bench import bench
 from fewstep.cli.check import check
 from fewstep.cli.compare import compare
 from fewstep.cli.doctor import doctor
+from fewstep.cli.encode import encode
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.export import export
 from fewstep.cli.import_ import import_
@@ -47,6 +48,7 @@ fewstep: generative models that need one to four network calls
   fewstep bench                                 what the library costs on this machine
   fewstep data check SOURCE                     what would be read, and a picture of it
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
+  fewstep data encode SOURCE --out DIR ...      images and captions into latents and numbers
   fewstep data pairs MODEL -n N --out DIR       noise and what a diffusion model makes of it
 
 MODEL is a model folder, a run folder, or a bundled name: digits-cd, digits-edm.
@@ -169,10 +171,11 @@ def _call(prog: str, function: Callable[..., Any], args: list[str]) -> Any:
 
 
 def _data(args: list[str]) -> None:
-    verbs = {"check": check, "prepare": prepare, "pairs": pairs}
+    verbs = {"check": check, "prepare": prepare, "encode": encode, "pairs": pairs}
     if not args or args[0] in {"-h", "--help"}:
         print("usage: fewstep data check SOURCE; --help explains it")
         print("       fewstep data prepare SOURCE --out FILE --resolution N; --help explains it")
+        print("       fewstep data encode SOURCE --out DIR --codec CODEC; --help explains it")
         print("       fewstep data pairs TEACHER -n N --out DIR; --help explains it")
     elif args[0] in verbs:
         _call(f"fewstep data {args[0]}", verbs[args[0]], args[1:])

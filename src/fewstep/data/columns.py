@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fewstep.conditions import Condition, Image, Label, Mask, Sequence, Vector
+from fewstep.conditions import OF_TOKENS, Condition, Image, Label, Mask, Sequence, Text, Vector
 from fewstep.data.naming import in_order, shortened
 from fewstep.errors import UsageError, nearest
 
@@ -27,11 +27,12 @@ class Column(NamedTuple):
         if isinstance(self.kind, Label):
             yield name, torch.from_numpy(rows)
             return
-        values = rows.astype(np.float32)
+        integers = isinstance(self.kind, Text)
+        values = rows.astype(np.int64 if integers else np.float32)
         if isinstance(self.kind, Image) and rows.dtype == np.uint8:
             values = values / 127.5 - 1
         yield name, torch.from_numpy(values)
-        if isinstance(self.kind, Sequence):
+        if isinstance(self.kind, OF_TOKENS):
             yield f"{name}_mask", torch.from_numpy(self.arrays[1][index].astype(bool))
 
     def value(self) -> Any:
@@ -124,12 +125,12 @@ def _column(name: str, value: Any, n: int, kind: Condition | None, check: bool) 
     if isinstance(kind, Label):
         found = label_column(first, n, kind.classes)
         return Column(kind, found.arrays)
-    if not isinstance(kind, Vector | Image | Sequence):
+    if not isinstance(kind, Vector | Image | Sequence | Text):
         raise UsageError(
             f"the condition {name!r}, a {type(kind).__name__}, cannot be given as an array"
             + ("; give mask=..." if isinstance(kind, Mask) else "")
         )
-    shape = (kind.length, *kind.shape) if isinstance(kind, Sequence) else kind.shape
+    shape = _shape(kind)
     if first.shape != (n, *shape):
         raise UsageError(
             f"the condition {name!r} has the shape {first.shape}; expected {(n, *shape)}"
@@ -138,7 +139,8 @@ def _column(name: str, value: Any, n: int, kind: Condition | None, check: bool) 
         raise UsageError(f"the condition {name!r} is of {first.dtype}; expected numbers")
     if check:
         _check_finite(name, first)
-    if not isinstance(kind, Sequence):
+        _check_tokens(name, first, kind)
+    if not isinstance(kind, OF_TOKENS):
         return Column(kind, (first,))
     there = np.ones((n, kind.length), bool) if not pair or value[1] is None else value[1]
     there = np.asarray(there)
@@ -150,6 +152,13 @@ def _column(name: str, value: Any, n: int, kind: Condition | None, check: bool) 
     return Column(kind, (first, there.astype(bool)))
 
 
+def _shape(kind: Vector | Image | Sequence | Text) -> tuple[int, ...]:
+    """The shape of one sample's values."""
+    if isinstance(kind, Text):
+        return (kind.length,)
+    return (kind.length, *kind.shape) if isinstance(kind, Sequence) else kind.shape
+
+
 def _infer(array: np.ndarray, pair: bool) -> Condition:
     """What an array shows of its condition."""
     if pair and array.ndim >= 2:
@@ -159,6 +168,18 @@ def _infer(array: np.ndarray, pair: bool) -> Condition:
     if array.ndim == 4:
         return Image(shape=array.shape[1:])
     return Vector(shape=array.shape[1:])
+
+
+def _check_tokens(name: str, array: np.ndarray, kind: Condition) -> None:
+    if not isinstance(kind, Text):
+        return
+    if not np.issubdtype(array.dtype, np.integer) or not (
+        0 <= int(array.min()) <= int(array.max()) < kind.vocabulary
+    ):
+        raise UsageError(
+            f"the text {name!r} must have integers in [0, {kind.vocabulary - 1}] as tokens, got "
+            f"{array.dtype} in [{array.min()}, {array.max()}]"
+        )
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

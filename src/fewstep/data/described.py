@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.conditions import Condition, Image, Label, Mask, Sequence
+from fewstep.conditions import OF_TOKENS, Condition, Image, Label, Mask, Sequence, Text
 from fewstep.contract import DataSpec
 from fewstep.core import Batch
 from fewstep.data.specs import conditions_of
@@ -34,7 +34,7 @@ class Columns:
                 self._widen(name, torch.tensor(lengths_of(cond[name])))
                 continue
             self._widen(name, cond[name])
-            if isinstance(one, Sequence):
+            if isinstance(one, OF_TOKENS):
                 self._widen(f"{name}_mask", cond[f"{name}_mask"].sum(1))
 
     def described(self) -> tuple[tuple[str, str], ...]:
@@ -54,6 +54,9 @@ class Columns:
         if isinstance(one, Label):
             names = f" ({', '.join(one.names)})" if one.names else ""
             return f"one of {one.classes} classes{names}"
+        if isinstance(one, Text):
+            least, most = self._spans[f"{name}_mask"]
+            return f"a text of {least:g} to {most:g} tokens, {one.length} at most"
         if isinstance(one, Sequence):
             least, most = self._spans[f"{name}_mask"]
             return (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fewstep.core import UsageError
+from fewstep.data.encoded import Encoded, is_encoded
 from fewstep.data.formats import background_of
 from fewstep.data.images import ImageFolder
 from fewstep.data.prepared import SUFFIX, Prepared, advice
@@ -21,12 +22,13 @@ def open_data(
     *,
     channels: Literal[1, 3] | None = None,
     background: str | None = None,
-) -> ImageFolder | Prepared | Stored:
+) -> ImageFolder | Prepared | Stored | Encoded:
     """Data of any kind as a dataset, by index.
 
     Args:
-        path: what :func:`open_images` reads, or a file that ``fewstep.data.write_arrays`` wrote.
-        resolution: of images; stored arrays have a shape of their own.
+        path: what :func:`open_images` reads, a file that ``fewstep.data.write_arrays`` wrote, or a
+            folder that ``fewstep data encode`` wrote.
+        resolution: of images; stored arrays and encoded data have a shape of their own.
         labels: ``none`` hides the labels.
         channels: of images.
         background: colour behind transparent pixels of images.
@@ -34,6 +36,8 @@ def open_data(
     Raises:
         UsageError: the path cannot be read, or it holds images and their resolution is not given.
     """
+    if is_encoded(path):
+        return Encoded(path, labels=labels)
     if Path(path).suffix == SUFFIX and is_stored(path):
         return Stored(path, labels=labels)
     return open_images(path, resolution, labels, channels=channels, background=background)

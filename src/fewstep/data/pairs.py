@@ -9,7 +9,6 @@ conditions; and ``path`` ``(m, k, *event)``, the states at k times between, if t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -20,13 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fewstep.conditions import Condition, Label
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
+from fewstep.data import shards
 from fewstep.data.arrays import Indices
 from fewstep.data.specs import spec_of
 from fewstep.system.files import sha256
@@ -35,6 +33,8 @@ if TYPE_CHECKING:
     from fewstep.data import Dataset
 
 RECORD = "pairs.json"
+KEY = "pairs"
+"""Of what a shard says of itself."""
 PREFIX = "pair_"
 """Prefix of a pair's tensors in ``Batch.aux``, beside data of another kind."""
 OTHER = "cond_"
@@ -130,9 +130,7 @@ def name_of(shard: int) -> str:
 
 def packed(tensors: Mapping[str, Tensor], about: About, shard: int) -> bytes:
     """A shard as it lies on the disk; the same tensors give the same bytes."""
-    # One key only: safetensors does not keep the order of several.
-    told = json.dumps([about.stamp(shard), _digest(tensors)])
-    return save(dict(tensors), {"pairs": told})
+    return shards.packed(tensors, KEY, about.stamp(shard))
 
 
 def opened(path: Path, about: About, shard: int, *, verify: bool = False) -> dict[str, Tensor]:
@@ -141,27 +139,8 @@ def opened(path: Path, about: About, shard: int, *, verify: bool = False) -> dic
     Raises:
         UsageError: it is missing, cut short or another one; with ``verify``, changed.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            stamp, digest = json.loads(file.metadata()["pairs"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); {AGAIN}") from error
     shapes = about.shapes(len(about.shards()[shard]))
-    if stamp != about.stamp(shard) or shapes != {
-        name: list(value.shape) for name, value in tensors.items()
-    }:
-        raise UsageError(f"{path} is no shard of these pairs; {AGAIN}")
-    if verify and digest != _digest(tensors):
-        raise UsageError(f"{path} does not match its sha256; {AGAIN}")
-    return tensors
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().numpy().data)
-    return digest.hexdigest()
+    return shards.unpacked(path, KEY, about.stamp(shard), shapes, AGAIN, verify=verify)
 
 
 def read_record(folder: Path) -> About:

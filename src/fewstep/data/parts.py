@@ -12,6 +12,7 @@ from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Indices
 from fewstep.data.images import ImageFolder
 from fewstep.data.specs import spec_of
+from fewstep.frontends import Frontend
 
 if TYPE_CHECKING:
     from fewstep.data import Dataset
@@ -43,6 +44,16 @@ class Part:
         self.whole, self.index, self.notes = whole, index, tuple(notes)
         self.shape, self.labels, self.image = whole.shape, whole.labels, whole.image
         self.spec = spec_of(whole)
+
+    @property
+    def frontend(self) -> Frontend | None:
+        """The codec and the reader of texts that made the data, if any did."""
+        return getattr(self.whole, "frontend", None)
+
+    @property
+    def sigma_data(self) -> float | None:
+        """The standard deviation of the whole data, where it was measured."""
+        return getattr(self.whole, "sigma_data", None)
 
     def __len__(self) -> int:
         return len(self.index)

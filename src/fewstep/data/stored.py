@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fewstep.conditions import Sequence
+from fewstep.conditions import OF_TOKENS
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Arrays, Indices
@@ -169,7 +169,7 @@ def _dataset(path: Path, about: _About, arrays: dict[str, np.ndarray], check: bo
     for name, one in about.spec.conditions.items():
         found = [arrays.pop(f"cond.{key}", None) for key in (name, f"{name}_mask")]
         if found[0] is not None:
-            conditions[name] = tuple(found) if isinstance(one, Sequence) else found[0]
+            conditions[name] = tuple(found) if isinstance(one, OF_TOKENS) else found[0]
     if arrays:
         raise UsageError(f"{path} holds arrays that it does not describe: {', '.join(arrays)}")
     try:

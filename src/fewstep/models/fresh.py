@@ -11,7 +11,7 @@ from inspect import signature
 import torch
 from torch import nn
 
-from fewstep.conditions import Image, Vector
+from fewstep.conditions import Image, Text, Vector
 from fewstep.conditions import Sequence as Tokens
 from fewstep.contract import DataSpec
 from fewstep.errors import UsageError
@@ -77,6 +77,7 @@ def _inputs(spec: DataSpec) -> dict[str, dict[str, object] | bool]:
         "vectors": {n: math.prod(c.shape) for n, c in found if isinstance(c, Vector)},
         "sequences": {n: (c.length, math.prod(c.shape)) for n, c in found if isinstance(c, Tokens)},
         "images": {n: c.shape[0] for n, c in found if isinstance(c, Image)},
+        "texts": {n: (c.vocabulary, c.length) for n, c in found if isinstance(c, Text)},
         "masked": spec.masked,
     }
     return {option: value for option, value in inputs.items() if value}

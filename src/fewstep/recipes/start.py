@@ -14,6 +14,7 @@ from fewstep.data import Dataset, spec_of
 from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
 from fewstep.evaluation.report import evaluator, report, watch
+from fewstep.frontends import Frontend
 from fewstep.model import Model, find
 from fewstep.models import (
     EDM,
@@ -232,6 +233,7 @@ class Start:
             augment=augmentation(recipe, spec_of(data)),
             sampling_times=self.sampling_times(objective.student.path) if free else {},
             teacher=self.model,
+            frontend=getattr(data, "frontend", None),
             upgrade=upgraded,
         )
 
@@ -259,15 +261,17 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
     method, options = recipe.method, recipe.start
     data, unseen = opened(recipe.data)
     spec, model, trained_by = spec_of(data), None, recipe.place.trained_by(method)
+    frontend = getattr(data, "frontend", None)
     if options.teacher != NONE:
         model = teacher_of(spec, options.teacher, trained_by, method.after)
+        (frontend or Frontend()).check(model.frontend, recipe.data.data, options.teacher)
         source = read(model, options.teacher)
         _check_sigma_data(recipe, source)
     elif method.scratch:
         sizes = {f.name: getattr(recipe.network, f.name) for f in fields(recipe.network)}
         kind, augments = sizes.pop("network"), recipe.augment.augment > 0
         net = fresh_network(kind, sizes, spec, augment=augments, seed=recipe.train.seed)
-        source = Denoiser(net, EDM(sigma_data=options.sigma_data))
+        source = Denoiser(net, EDM(sigma_data=_sigma_data(recipe, data)))
     else:
         raise UsageError(
             f"{recipe.name} needs a teacher; train one with: fewstep train {trained_by}"
@@ -292,6 +296,13 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         unseen=unseen,
     )
     return start.with_pairs(str(recipe.arguments().get("pairs", "")))
+
+
+def _sigma_data(recipe: Recipe[MethodOptions], data: Dataset) -> float:
+    """The standard deviation of the data: the option's, unless only a measurement says more."""
+    given, measured = recipe.start.sigma_data, getattr(data, "sigma_data", None)
+    usual = given == recipe.place.start.sigma_data
+    return round(measured, 4) if usual and measured is not None else given
 
 
 def _check_sigma_data(recipe: Recipe[MethodOptions], source: Denoiser) -> None:

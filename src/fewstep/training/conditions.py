@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fewstep.conditions import Label
+from fewstep.conditions import Label, Text
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data import Dataset
@@ -87,6 +87,8 @@ def _check_networks(objective: Objective, batch: Batch) -> None:
 def picture_conditions(data: Dataset, n: int) -> dict[str, Tensor]:
     """The conditions of n samples to look at: those of the data's first samples.
 
+    Where samples depend on texts, they are samples spread evenly over the data instead.
+
     Classes take turns instead where they are all that samples depend on.
 
     Args:
@@ -96,5 +98,8 @@ def picture_conditions(data: Dataset, n: int) -> dict[str, Tensor]:
     spec = spec_of(data)
     if all(isinstance(one, Label) for one in spec.conditions.values()):
         return {}
-    batch = data.batch([i % len(data) for i in range(n)])
+    # Texts of neighbours are often alike.
+    texts = any(isinstance(one, Text) for one in spec.conditions.values())
+    spread = [i * len(data) // n if texts else i % len(data) for i in range(n)]
+    batch = data.batch(spread)
     return {key: value for key, value in conditions_of(batch).items() if key in spec.keys}

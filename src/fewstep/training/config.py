@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fewstep.core import Batch
     from fewstep.data import Dataset
+    from fewstep.frontends import Frontend
     from fewstep.model import Model
     from fewstep.objectives.base import Objective
 
@@ -174,6 +175,7 @@ class Run:
         sampling_times: for a number of calls, the times at which users generate, in the path's own
             unit; descending, the first is where sampling starts.
         teacher: the model that the student starts from or learns from, if there is one.
+        frontend: the codec and the reader of texts that made the data, which the model takes along.
         upgrade: (recipe, arguments) of a run of an older version to the arguments as this version
             names them, so that its folder can be resumed.
     """
@@ -191,6 +193,7 @@ class Run:
     augment: Augment | None = None
     sampling_times: Mapping[int, Sequence[float]] = field(default_factory=dict)
     teacher: Model | None = None
+    frontend: Frontend | None = None
     upgrade: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, given: given
 
 

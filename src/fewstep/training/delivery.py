@@ -34,14 +34,16 @@ def model_of(run: Run, trainer: Trainer, average: str | None) -> Model:
     """
     made = contract(run)
     facts = card(run, trainer, made.method)
-    return Model(run.objective.deliver(trainer.student(average)), made, facts)
+    return Model(run.objective.deliver(trainer.student(average)), made, facts, run.frontend)
 
 
 def own_model(run: Run, trainer: Trainer) -> Model:
     """The run's model with weights of its own, which no later training of the run changes."""
     main = main_average(trainer)
     model = model_of(run, trainer, main)
-    return model if main else Model(copy.deepcopy(model.denoiser), model.contract, model.card)
+    if main:
+        return model
+    return Model(copy.deepcopy(model.denoiser), model.contract, model.card, model.frontend)
 
 
 def contract(run: Run) -> Contract:

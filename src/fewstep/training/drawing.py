@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.core import Cond
 from fewstep.data import spec_of
 from fewstep.evaluation.pictures import drawable, picture
+from fewstep.frontends import Frontend
 from fewstep.model import Model
 from fewstep.models import AbstractDenoiser, Network
 from fewstep.training.conditions import picture_conditions
@@ -53,7 +54,7 @@ class Pictures:
     def draw(self) -> None:
         """Samples of now; of samples that have no picture nothing is computed."""
         run, trainer = self.run, self.trainer
-        if not drawable(spec_of(run.data).shape):
+        if not drawable((run.frontend or Frontend()).shape_of(spec_of(run.data).shape)):
             return
         began = time.monotonic()
         main = main_average(trainer)

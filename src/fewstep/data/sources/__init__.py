@@ -19,7 +19,7 @@ __all__ = ["HUB", "Item", "Source", "needs_preparing", "open_source"]
 HUB = "hf:"
 """Prefix of a data set's name on the Hugging Face Hub."""
 
-SHARDS: dict[str, Callable[[list[Path], str], Source]] = {
+SHARDS: dict[str, Callable[[list[Path], str, str], Source]] = {
     ".tar": tar,
     ".tar.gz": tar,
     ".tgz": tar,
@@ -30,7 +30,11 @@ SHARDS: dict[str, Callable[[list[Path], str], Source]] = {
 
 
 def open_source(
-    given: Sequence[str], labels: str, split: str, classes: int | None = None
+    given: Sequence[str],
+    labels: str,
+    split: str,
+    classes: int | None = None,
+    captions: str = "none",
 ) -> Source:
     """The images of a source.
 
@@ -40,12 +44,13 @@ def open_source(
         labels: ``auto``, ``none`` or the name of a column.
         split: of a Hugging Face data set.
         classes: of the numbers in a ``dataset.json``; by default those that occur.
+        captions: of shards and tables: ``auto``, ``none`` or the name of a column.
 
     Raises:
         UsageError: it does not exist, is of no known kind, or cannot be read.
     """
     if len(given) == 1 and given[0].startswith(HUB):
-        return hub(_hub_name(given[0]), labels, split)
+        return hub(_hub_name(given[0]), labels, split, captions)
     paths = [Path(one) for one in given]
     for path in paths:
         if not path.exists():
@@ -54,7 +59,7 @@ def open_source(
             )
     shards = _shards(paths)
     if shards:
-        return SHARDS[_kind(shards[0])](shards, labels)
+        return SHARDS[_kind(shards[0])](shards, labels, captions)
     if len(paths) != 1:
         raise UsageError(
             f"got {len(paths)} sources; only shards of one kind ({' '.join(SHARDS)}) can be "
@@ -62,7 +67,7 @@ def open_source(
         )
     path = paths[0]
     if _is_datasets(path):
-        return disk(path, labels, split)
+        return disk(path, labels, split, captions)
     if _is_idx(path):
         return idx(path, labels)
     return folder(path, labels, classes)

@@ -27,7 +27,7 @@ PIXELS = np.dtype(np.uint8)
 FLOATS = [np.dtype(kind) for kind in ("<f2", "<f4", "<f8")]
 
 
-def npz(paths: list[Path], labels: str) -> Source:
+def npz(paths: list[Path], labels: str, captions: str = "none") -> Source:
     """Arrays of images and labels.
 
     ``x``, ``images`` or ``arr_0`` (as in the sample files of OpenAI's code) is uint8
@@ -37,8 +37,11 @@ def npz(paths: list[Path], labels: str) -> Source:
     classes; its labels are counted from 0 here.
 
     Raises:
-        UsageError: an array is missing, holds objects, or has another shape or type.
+        UsageError: an array is missing, holds objects, or has another shape or type; or captions
+            are asked for.
     """
+    if captions != "none":
+        raise UsageError(f"{paths[0]} holds arrays without captions; give a folder or shards")
     opened = [_Npz.of(path, labels) for path in paths]
     items = chain.from_iterable(one.items() for one in opened)
     imagenet = labels == "auto" and all(one.key == "data" and one.label for one in opened)

@@ -20,12 +20,14 @@ class Item:
         where: what messages call it.
         load: reads it; raises ``BadFile`` if it cannot be used.
         label: its class, or the name of it, or None.
+        caption: its text; None where captions are not read, or it has none.
     """
 
     name: str
     where: str
     load: Callable[[], Image.Image]
     label: int | str | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
+from fewstep.data.captions import TEXTS, clean
 from fewstep.data.decoding import MAX_BYTES, BadFile, naming, opened
 from fewstep.data.formats import is_image, kind_of
 from fewstep.data.sources.archive import Member, members
@@ -25,7 +26,7 @@ MAX_FILES = 64
 """Most files of one sample."""
 
 
-def tar(paths: Sequence[Path], labels: str) -> Source:
+def tar(paths: Sequence[Path], labels: str, captions: str = "none") -> Source:
     """The images of shards, in the order in which they lie there.
 
     A shard that turns out to be damaged counts as one bad image after those before the damage.
@@ -34,16 +35,18 @@ def tar(paths: Sequence[Path], labels: str) -> Source:
         paths: of the shards.
         labels: ``auto`` takes the number in ``.cls``, else ``label`` in ``.json``; another name
             takes that one of ``.json``; ``none`` takes none.
+        captions: ``auto`` takes the ``.txt``, else ``text`` or ``caption`` of ``.json``; another
+            name takes that one of ``.json``; ``none`` takes none.
     """
-    shards = _Shards(labels)
+    shards = _Shards(labels, captions)
     return Source(chain.from_iterable(map(shards.items, paths)), None, None, shards.notes)
 
 
 class _Shards:
     """The images of shards, and what was passed over."""
 
-    def __init__(self, labels: str) -> None:
-        self.labels = labels
+    def __init__(self, labels: str, captions: str) -> None:
+        self.labels, self.captions = labels, captions
         self.beside: list[str] = []
         self.dotted: list[str] = []
         self.unlabelled = 0
@@ -82,16 +85,30 @@ class _Shards:
             name, where = f"{path.name}/{one.name}", f"{one.name} in {path}"
             try:
                 label = self._label(sample, one, where)
+                caption = self._caption(sample, one, where)
                 content = one.content()
             except BadFile as error:
                 yield bad(name, error)
             else:
-                yield Item(name, where, partial(opened, content, where, one.name), label)
+                yield Item(name, where, partial(opened, content, where, one.name), label, caption)
+
+    def _caption(self, sample: Sequence[Member], image: Member, where: str) -> str | None:
+        if self.captions == "none":
+            return None
+        known = _beside(sample, image)
+        text, table = known.get(".txt"), known.get(".json")
+        with naming(f"the caption of {where}"):
+            if text is not None and self.captions == "auto":
+                return clean(_text(text, where).decode("utf-8"), where)
+            row = {} if table is None else json.loads(_text(table, where))
+            names = TEXTS if self.captions == "auto" else (self.captions,)
+            value = next((row[name] for name in names if name in row), None)
+        if value is None:
+            raise BadFile(where, "has no caption: no .txt beside it, and no text in its .json")
+        return clean(value, where)
 
     def _label(self, sample: Sequence[Member], image: Member, where: str) -> int | str | None:
-        # A file of the image's whole name goes before one of the sample's.
-        known = {_ending(one): one for one in sample if _is_plain(one)}
-        known |= {_ending(one): one for one in sample if _stem(one) == _stem(image)}
+        known = _beside(sample, image)
         number, table = known.get(".cls"), known.get(".json")
         if self.labels == "none":
             self.unlabelled += number is not None or table is not None
@@ -105,10 +122,19 @@ class _Shards:
         return None
 
 
+def _beside(sample: Sequence[Member], image: Member) -> dict[str, Member]:
+    """The files of an image's sample by their endings."""
+    known = {_ending(one): one for one in sample if _is_plain(one)}
+    # A file of the image's whole name goes before one of the sample's.
+    return known | {_ending(one): one for one in sample if _stem(one) == _stem(image)}
+
+
 def _text(member: Member, where: str) -> bytes:
-    """The content of a label's file; what is wrong with it concerns its image."""
+    """The content of a label's or a caption's file; what is wrong with it concerns its image."""
     if member.size > MAX_TEXT:
-        raise BadFile(where, f"has a label of {member.size} bytes; at most {MAX_TEXT} are read")
+        raise BadFile(
+            where, f"has beside it a text of {member.size} bytes; at most {MAX_TEXT} are read"
+        )
     try:
         return member.content()
     except BadFile as error:
@@ -143,7 +169,7 @@ def _samples(found: Iterator[Member], path: Path) -> Iterator[list[Member]]:
 def _wanted(name: str) -> int:
     """How large a file of that name may be to be read."""
     ending = PurePosixPath(name).suffix.lower()
-    if ending in {".cls", ".json"}:
+    if ending in {".cls", ".json", ".txt"}:
         return MAX_TEXT
     return MAX_BYTES if kind_of(ending) else -1
 

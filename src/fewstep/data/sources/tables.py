@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from fewstep.core import UsageError
+from fewstep.data.captions import caption_column, clean
 from fewstep.data.decoding import BadFile, check_size, naming, opened
 from fewstep.data.sources.base import Item, Source, bad
 
@@ -26,7 +27,7 @@ MAX_GROUP = 4 * 2**30
 """Bytes of one column of a row group, unpacked."""
 
 
-def parquet(paths: Sequence[Path], labels: str) -> Source:
+def parquet(paths: Sequence[Path], labels: str, captions: str = "none") -> Source:
     """The rows of Parquet files.
 
     A file that turns out to be damaged counts as one bad image after those before the damage.
@@ -35,6 +36,8 @@ def parquet(paths: Sequence[Path], labels: str) -> Source:
         paths: of the files.
         labels: ``auto`` takes the column ``label`` or ``labels``, if there is one; ``none`` takes
             none; another name takes that column.
+        captions: ``auto`` takes the column ``text`` or ``caption``; ``none`` takes none; another
+            name takes that column.
 
     Raises:
         UsageError: pyarrow is not installed, no file can be read, or a column is missing.
@@ -48,14 +51,15 @@ def parquet(paths: Sequence[Path], labels: str) -> Source:
     schema = file.schema_arrow
     image = _image_column([field.name for field in schema if _holds_bytes(field.type)], path)
     label = _label_column(schema.names, labels, path)
+    text = _caption_column(schema.names, captions, path)
     names = None if label is None else _class_names(schema.metadata or {}, label)
-    items = chain.from_iterable(_rows(path, file, image, label) for path, file in files)
+    items = chain.from_iterable(_rows(path, file, image, label, text) for path, file in files)
     total = sum(file.metadata.num_rows for _, file in good)
     return Source(items, total, names, lambda: _unlabelled(schema.names, label, labels))
 
 
-def disk(path: Path, labels: str, split: str) -> Source:
-    """What ``save_to_disk`` of a Hugging Face data set left; labels as in Parquet files.
+def disk(path: Path, labels: str, split: str, captions: str = "none") -> Source:
+    """What ``save_to_disk`` of a Hugging Face data set left; columns as in Parquet files.
 
     Raises:
         UsageError: the extra is not installed, or there is no such split or column.
@@ -67,10 +71,10 @@ def disk(path: Path, labels: str, split: str) -> Source:
             if split not in found:
                 raise UsageError(f"{path} has no split {split!r}; it has {', '.join(found)}")
             found = found[split]
-    return _of_datasets(datasets, found, path.resolve().name, str(path), labels)
+    return _of_datasets(datasets, found, path.resolve().name, str(path), labels, captions)
 
 
-def hub(name: str, labels: str, split: str) -> Source:
+def hub(name: str, labels: str, split: str, captions: str = "none") -> Source:
     """A data set of the Hugging Face Hub, downloaded if it is not at hand.
 
     Raises:
@@ -81,21 +85,24 @@ def hub(name: str, labels: str, split: str) -> Source:
         found = datasets.load_dataset(name, split=split)
     except Exception as error:  # no network, no such set or split, a broken cache
         raise UsageError(f"hf:{name} cannot be loaded ({str(error)[:300]})") from error
-    return _of_datasets(datasets, found, name, f"hf:{name}", labels)
+    return _of_datasets(datasets, found, name, f"hf:{name}", labels, captions)
 
 
-def _of_datasets(datasets: Any, found: Any, name: str, where: str, labels: str) -> Source:
+def _of_datasets(
+    datasets: Any, found: Any, name: str, where: str, labels: str, captions: str
+) -> Source:
     kinds = found.features
     image = _image_column([k for k, v in kinds.items() if isinstance(v, datasets.Image)], where)
     label = _label_column(list(kinds), labels, where)
+    text = _caption_column(list(kinds), captions, where)
     named = label is not None and isinstance(kinds[label], datasets.ClassLabel)
     rows = found.cast_column(image, datasets.Image(decode=False))
-    rows = rows.select_columns([image] if label is None else [image, label])
+    rows = rows.select_columns([column for column in (image, label, text) if column is not None])
 
     def items() -> Iterator[Item]:
         with naming(where):
             for i, row in enumerate(rows):
-                yield _item(i, name, where, row[image], None if label is None else row[label])
+                yield _item(i, name, where, row, image, label, text)
 
     names = tuple(kinds[label].names) if named else None
     return Source(items(), len(rows), names, lambda: _unlabelled([*kinds], label, labels))
@@ -130,26 +137,39 @@ def _opened(module: Any, path: Path) -> Any:
         return error
 
 
-def _rows(path: Path, file: Any, image: str, label: str | None) -> Iterator[Item]:
+def _rows(path: Path, file: Any, image: str, label: str | None, text: str | None) -> Iterator[Item]:
     if isinstance(file, BadFile):
         yield bad(path.name, file)
         return
-    columns = [image] if label is None else [image, label]
+    columns = [column for column in (image, label, text) if column is not None]
     n = 0
     try:
         with naming(str(path)):
             for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
-                    kind = None if label is None else row[label]
-                    yield _item(n, path.name, str(path), row[image], kind)
+                    yield _item(n, path.name, str(path), row, image, label, text)
                     n += 1
     except BadFile as error:
         yield bad(path.name, error)
 
 
-def _item(i: int, name: str, where: str, value: Any, label: Any) -> Item:
+def _item(
+    i: int,
+    name: str,
+    where: str,
+    row: Mapping[str, Any],
+    image: str,
+    label: str | None,
+    text: str | None,
+) -> Item:
+    """The image of a row; ``image``, ``label`` and ``text`` are its columns."""
     where = f"row {i} in {where}"
-    return Item(f"{name} row {i}", where, partial(_image, value, where), label)
+    try:
+        caption = None if text is None else clean(row[text], where)
+    except BadFile as error:
+        return bad(f"{name} row {i}", error)
+    kind = None if label is None else row[label]
+    return Item(f"{name} row {i}", where, partial(_image, row[image], where), kind, caption)
 
 
 def _image(value: Any, where: str) -> Image.Image:
@@ -188,6 +208,10 @@ def _label_column(columns: Sequence[str], labels: str, where: object) -> str | N
     if found is None and labels != "auto":
         raise UsageError(f"{where} has no column {labels!r}; it has {', '.join(columns)}")
     return found
+
+
+def _caption_column(columns: Sequence[str], captions: str, where: object) -> str | None:
+    return None if captions == "none" else caption_column(columns, captions, str(where))
 
 
 def _class_names(metadata: Mapping[bytes, bytes], label: str) -> tuple[str, ...] | None:

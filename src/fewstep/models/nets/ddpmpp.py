@@ -62,6 +62,10 @@ class DDPMpp(AbstractNetwork):
             tokens enters the time embedding.
         images: the names of images that the network reads beside ``x``, and how many channels each
             has; ``cond[name]`` is float ``(b, c, *space)`` of the size of ``x``, zeros for none.
+        texts: the names of texts whose tokens a small transformer in the network embeds, and the
+            vocabulary and the greatest length of each; ``cond[name]`` is int64 ``(b, tokens)``
+            and ``cond[f"{name}_mask"]`` bool as for sequences. Their mean enters the time
+            embedding.
         end: how a second time enters: ``added`` to the first; ``separate``, by an embedding of its
             own that blocks read beside the first's, as in CTM; or
             ``joined`` to the first's sinusoid, as in FastGen.
@@ -86,6 +90,7 @@ class DDPMpp(AbstractNetwork):
         vectors: Mapping[str, int] | None = None,
         sequences: Mapping[str, tuple[int, int]] | None = None,
         images: Mapping[str, int] | None = None,
+        texts: Mapping[str, tuple[int, int]] | None = None,
         end: Literal["added", "separate", "joined"] = "added",
     ) -> None:
         super().__init__()
@@ -108,7 +113,7 @@ class DDPMpp(AbstractNetwork):
         if end != "added" and (not two_time or guidance):
             raise UsageError(f"DDPMpp: end={end!r} needs two_time=True and guidance=False")
         read = 2 * channels if end == "joined" else channels
-        self.conditions = Conditions("DDPMpp", read, vectors, sequences, images)
+        self.conditions = Conditions("DDPMpp", read, vectors, sequences, images, texts)
         self.options |= self.conditions.options
         self.cond_keys = condition_keys(classes, guidance) + self.conditions.keys
         self.two_time, self.end = two_time, end

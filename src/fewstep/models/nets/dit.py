@@ -169,6 +169,9 @@ class DiT(AbstractNetwork):
             the real tokens.
         images: the names of images that the network reads beside ``x``, and how many channels each
             has; ``cond[name]`` is float ``(b, c, *space)`` of the size of ``x``, zeros for none.
+        texts: the names of texts whose tokens a small transformer in the network embeds, and the
+            vocabulary and the greatest length of each; ``cond[name]`` is int64 ``(b, tokens)``
+            and ``cond[f"{name}_mask"]`` bool as for sequences. Every block attends to them.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (DiTBlock,)
@@ -186,6 +189,7 @@ class DiT(AbstractNetwork):
         vectors: Mapping[str, int] | None = None,
         sequences: Mapping[str, tuple[int, int]] | None = None,
         images: Mapping[str, int] | None = None,
+        texts: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
         self.options = {
@@ -207,7 +211,7 @@ class DiT(AbstractNetwork):
             raise UsageError(
                 f"DiT: the width must be a multiple of 4 and of the {heads} heads, got {width}"
             )
-        self.conditions = Conditions("DiT", width, vectors, sequences, images)
+        self.conditions = Conditions("DiT", width, vectors, sequences, images, texts)
         self.options |= self.conditions.options
         self.cond_keys = condition_keys(classes, guidance) + self.conditions.keys
         self.two_time, self.patch = two_time, patch
@@ -228,7 +232,7 @@ class DiT(AbstractNetwork):
         channels = shape[0] + self.conditions.channels
         self.first = xavier(nn.Linear(channels * patch**2, width))
         self.register_buffer("position", position_embedding(rows, columns, width))
-        cross = bool(sequences)
+        cross = bool(sequences or texts)
         self.blocks = nn.ModuleList(DiTBlock(width, heads, cross) for _ in range(depth))
         self.modulate = zero(nn.Linear(width, 2 * width))
         self.last = zero(nn.Linear(width, shape[0] * patch**2))

@@ -141,6 +141,10 @@ class UNet1d(AbstractNetwork):
             tokens enters the time embedding.
         images: the names of images that the network reads beside ``x``, and how many channels each
             has; ``cond[name]`` is float ``(b, c, *space)`` of the size of ``x``, zeros for none.
+        texts: the names of texts whose tokens a small transformer in the network embeds, and the
+            vocabulary and the greatest length of each; ``cond[name]`` is int64 ``(b, tokens)``
+            and ``cond[f"{name}_mask"]`` bool as for sequences. Their mean enters the time
+            embedding.
         masked: whether the data is ragged: ``cond["mask"]`` is ``(b, 1, length)``, 1 where a sample
             is real and 0 where it is padded.
     """
@@ -159,6 +163,7 @@ class UNet1d(AbstractNetwork):
         vectors: Mapping[str, int] | None = None,
         sequences: Mapping[str, tuple[int, int]] | None = None,
         images: Mapping[str, int] | None = None,
+        texts: Mapping[str, tuple[int, int]] | None = None,
         masked: bool = False,
     ) -> None:
         super().__init__()
@@ -173,7 +178,8 @@ class UNet1d(AbstractNetwork):
         }
         if not widths or any(w < 1 or w % GROUPS for w in widths):
             raise UsageError(f"UNet1d: widths must be multiples of {GROUPS}, got {tuple(widths)}")
-        if observation and "observation" in {*(vectors or ()), *(sequences or ()), *(images or ())}:
+        named = {*(vectors or ()), *(sequences or ()), *(images or ()), *(texts or ())}
+        if observation and "observation" in named:
             raise UsageError(
                 "UNet1d: the condition observation is declared twice, by its own option and by "
                 "name; take one of them"
@@ -191,7 +197,7 @@ class UNet1d(AbstractNetwork):
                 f"divisible by {unit}, got {tuple(shape)}; pad the sequence, or give the length "
                 "None, with which samples may have any length"
             )
-        self.conditions = Conditions("UNet1d", embedding, vectors, sequences, images)
+        self.conditions = Conditions("UNet1d", embedding, vectors, sequences, images, texts)
         self.options |= {**self.conditions.options, **({"masked": True} if masked else {})}
         self.cond_keys = (
             *condition_keys(classes),
