@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,13 +17,15 @@ def sample(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64,
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"], metavar="INT")] = None,
     out: Path = Path("samples.png"),
     steps: int | None = None,
     times: str | None = None,
     seed: int = 0,
     seeds: str | None = None,
     label: str | None = None,
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    prompts: Path | None = None,
     cond: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     lengths: str | None = None,
     guidance: float | None = None,
@@ -36,12 +38,13 @@ def sample(
     device: str | None = None,
     engine: Literal["eager", "compile", "onnx", "openvino"] = "eager",
     columns: int | None = None,
+    latents: bool = False,
 ) -> None:
     """Draw samples from a model.
 
     Args:
         model: a model folder, a run folder or a bundled name.
-        n: how many.
+        n: how many; by default 64, or one for each prompt.
         out: a .png picture, an .npz with x, label and cond.NAME for the other conditions, or a
             folder with one picture a sample, named by its index or, with --seeds, by its seed.
         steps: steps of the sampler; by default the model's fewest (18 for a diffusion model). Each
@@ -51,6 +54,8 @@ def sample(
         seeds: one a sample instead of -n and --seed, e.g. 0-63 or 1,5,9.
         label: the class of all samples, its name or its number from 0 (the number of classes means
             none); by default the classes take turns.
+        prompt: a text of what to draw; repeat it for several, which the samples take in turn.
+        prompts: a text file with a prompt in each line, which the samples take in turn.
         cond: a condition of all samples, NAME=VALUE; repeat it for several. VALUE is a class's name
             or number, numbers with commas between them, or a .npy or .npz file with one row or one
             a sample.
@@ -69,11 +74,13 @@ def sample(
         engine: what runs the network: eager is torch, compile its compiler, onnx and openvino are
             the runtimes of these extras on the CPU, which keep an exported graph for the next time.
         columns: of the grid.
+        latents: write what the network makes, where the model would decode it to images.
     """
-    if n < 1:
+    if n is not None and n < 1:
         raise UsageError(f"-n must be at least 1, got {n}")
     if columns is not None and columns < 1:
         raise UsageError(f"--columns must be at least 1, got {columns}")
+    texts = _texts(prompt, prompts)
     chosen = numbers("--seeds", seeds, int) if seeds is not None else None
     at = numbers("--times", times, float) if times is not None else None
     if out.suffix not in {".png", ".npz", ""}:
@@ -86,26 +93,50 @@ def sample(
     say_unfinished(find(model, average, step))
     given = loaded.contract.data.parse(cond, label)
     long = numbers("--lengths", lengths, int) if lengths is not None else None
+    count = len(chosen) if chosen else n or len(texts) or 64
+    turns = [texts[i % len(texts)] for i in range(count)] if texts else None
     x = loaded.sample(
-        n,
+        count,
         steps=steps,
         times=at,
         seed=seed,
         seeds=chosen,
         cond=given,
+        prompts=turns,
         lengths=long,
         guidance=guidance,
         gamma=gamma,
         solver=solver,
         eta=eta,
         churn=churn,
+        latents=latents,
     )
     own = chosen or list(range(len(x)))
-    conditions = loaded.conditions(own, given, lengths=long)
+    conditions = loaded.conditions(own, given, lengths=long, prompts=turns)
     _write_samples(x, out, own, conditions, columns)
     calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None
     calls = calls or loaded.calls(len(at) if at else steps, guidance, solver)
     print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}")
+
+
+def _texts(prompt: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts of the command line and of a file.
+
+    Raises:
+        UsageError: the file cannot be read, or holds none.
+    """
+    if file is None:
+        return [*prompt]
+    if prompt:
+        raise UsageError("--prompt and --prompts say the same; give one of them")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the prompts {file} cannot be read: {error}") from error
+    texts = [line for line in lines if line]
+    if not texts:
+        raise UsageError(f"{file} holds no prompts; write one in each line")
+    return texts
 
 
 def say_unfinished(folder: Path) -> None:

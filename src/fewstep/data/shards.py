@@ -41,7 +41,8 @@ def packed(tensors: Mapping[str, Tensor], key: str, stamp: str) -> bytes:
         stamp: what the settings and the shard's number are known by.
     """
     # One key only: safetensors does not keep the order of several.
-    return save(dict(tensors), {key: json.dumps([stamp, digest_of(tensors)])})
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    return save(whole, {key: json.dumps([stamp, digest_of(tensors)])})
 
 
 def unpacked(

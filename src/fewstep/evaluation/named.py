@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from fewstep.contract import DataSpec
-from fewstep.core import UsageError, entropy
+from fewstep.core import Batch, UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.data.catalogue import entry, judging_features, training_data, with_held_out
+from fewstep.data.encoded import is_encoded
 from fewstep.data.fingerprint import differences, fingerprint
 from fewstep.data.parts import share_of, split
 from fewstep.data.prepared import SUFFIX
@@ -90,7 +91,17 @@ def protocol_of(train: Dataset, unseen: Dataset, n: int, features: Features) -> 
         raise UsageError(
             f"the held-out samples ({len(rest)}) must not outnumber the others ({len(train)})"
         )
-    return Protocol(train.batch(np.arange(len(train))), rest, features)
+    return Protocol(
+        decoded(train, train.batch(np.arange(len(train)))), decoded(unseen, rest), features
+    )
+
+
+def decoded(data: Dataset, batch: Batch) -> Batch:
+    """The same samples as users see them: latents become images, by the codec that made them."""
+    frontend = getattr(data, "frontend", None)
+    if frontend is None or frontend.codec is None:
+        return batch
+    return replace(batch, x0=frontend.codec.decode(batch.x0))
 
 
 def training_samples(
@@ -153,7 +164,7 @@ def chosen(
 def _like(data: str, made: DataSpec) -> dict[str, Any]:
     """How to read data so that it is what a model generates."""
     like: dict[str, Any] = {"labels": made.labels > 0}
-    if entry(data) is not None or Path(data).suffix == SUFFIX:
+    if entry(data) is not None or Path(data).suffix == SUFFIX or is_encoded(data):
         return like
     channels, side, width = made.shape if len(made.shape) == 3 else (0, 0, 0)
     if channels not in (1, 3) or side is None or side != width:

@@ -31,6 +31,7 @@ from fewstep.core import UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.data.specs import conditions_of
 from fewstep.evaluation.judging import DRAWS, FIRST_SEED
+from fewstep.evaluation.named import decoded
 from fewstep.metrics import (
     Features,
     flatten,
@@ -135,7 +136,7 @@ def distance_to(
         seed: of the noise and of the choice of data.
     """
     chosen = np.random.default_rng(entropy(seed, "search")).permutation(len(data))[:n]
-    real = data.batch(np.sort(chosen))
+    real = decoded(data, data.batch(np.sort(chosen)))
     cond = conditions_of(real)
     measure, seen = MEASURES[metric], flatten if metric == "swd" else features
     there = seen(real.x0 if real.mask is None else real.x0.masked_fill(real.mask == 0, 0.0))

@@ -17,16 +17,20 @@ from fewstep.errors import UsageError
 
 
 class _Residual(nn.Module):
+    """Two convolutions, of which the second adds nothing at first.
+
+    Normalising layers would hide how bright an image is.
+    """
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.ModuleList(nn.GroupNorm(8, width) for _ in "12")
-        self.conv = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in "12")
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x
-        for norm, conv in zip(self.norm, self.conv, strict=True):
-            h = conv(F.silu(norm(h)))
-        return x + h
+        return x + self.last(F.silu(self.first(F.silu(x))))
 
 
 class VAE(nn.Module):
@@ -49,10 +53,10 @@ class VAE(nn.Module):
         blocks: int = 2,
     ) -> None:
         super().__init__()
-        if width % 8 or min(image_channels, channels, width, stages, blocks) < 1:
+        if min(image_channels, channels, width, stages, blocks) < 1:
             raise UsageError(
-                f"an autoencoder needs a width that is a multiple of 8 and positive sizes, got "
-                f"width {width}, {channels} channels, {stages} stage(s), {blocks} block(s)"
+                f"an autoencoder needs positive sizes, got width {width}, {channels} channels, "
+                f"{stages} stage(s), {blocks} block(s)"
             )
         self.image_channels, self.channels, self.factor = image_channels, channels, 2**stages
         self.options = {
@@ -67,13 +71,13 @@ class VAE(nn.Module):
         for here, below in pairwise(widths):
             down += [*(_Residual(here) for _ in range(blocks))]
             down += [nn.Conv2d(here, below, 3, stride=2, padding=1)]
-        down += [_Residual(widths[-1]), nn.GroupNorm(8, widths[-1]), nn.SiLU()]
+        down += [_Residual(widths[-1]), nn.SiLU()]
         self.encoder = nn.Sequential(*down, nn.Conv2d(widths[-1], 2 * channels, 3, padding=1))
         up: list[nn.Module] = [nn.Conv2d(channels, widths[-1], 3, padding=1), _Residual(widths[-1])]
         for below, here in zip(widths[:0:-1], widths[-2::-1], strict=True):
             up += [nn.Upsample(scale_factor=2), nn.Conv2d(below, here, 3, padding=1)]
             up += [*(_Residual(here) for _ in range(blocks))]
-        up += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, image_channels, 3, padding=1)]
+        up += [nn.SiLU(), nn.Conv2d(width, image_channels, 3, padding=1)]
         self.decoder = nn.Sequential(*up)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
