@@ -45,15 +45,13 @@ from fewstep.data.shards import compare_settings, file_digest, held, packed, unp
 from fewstep.data.sources import needs_preparing, open_source
 from fewstep.data.specs import make_spec
 from fewstep.frontends import Codec, Frontend, TextReader
+from fewstep.frontends.codec import normalised
 from fewstep.system.bars import bar
 from fewstep.system.files import LOCK, TEMPORARY, whole_file, write_json
 from fewstep.system.processes import ALONE, World
 
 MEASURED = 1024
 """Images from which a codec is normalised."""
-
-SIGMA = 0.5
-"""Standard deviation of each channel of normalised latents, as EDM2 has it (Karras et al. 2024)."""
 
 DTYPES: dict[Stored, torch.dtype] = {
     "float32": torch.float32,
@@ -330,23 +328,14 @@ def _begin(
 
 
 def _normalised(codec: Codec, pictures: Pictures, batch: int, device: torch.device | str) -> Codec:
-    """The codec with the shift and scale that give its latents mean 0 and deviation 0.5."""
-    parts: list[Tensor] = []
-    for shard in pictures.shards(MEASURED, batch):
-        parts = [codec.encode(samples.x.to(device)).cpu() for samples in shard.batches]
-        break
-    if not parts:
+    """The codec with the shift and scale that the first images call for."""
+    first = next(pictures.shards(MEASURED, batch), None)
+    if first is None:
         raise UsageError(f"{pictures.name} holds no images")
-    z = torch.cat(parts).double()
-    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
-    if not bool((std > 1e-6).all()):
-        raise UsageError(
-            f"a channel of the latents of {pictures.name} has the same value everywhere, so that "
-            "it cannot be normalised; leave out --normalise, or take another codec"
-        )
-    shift, scale = (torch.tensor(codec.scaling[name]).double() for name in ("shift", "scale"))
-    # (raw - shift) * scale = z, and (z - mean) * sigma / std is wanted.
-    return Codec(codec.net, (shift + mean / scale).tolist(), (scale * SIGMA / std).tolist())
+    try:
+        return normalised(codec.net, (samples.x.to(device) for samples in first.batches))
+    except UsageError as error:
+        raise UsageError(f"{pictures.name}: {error}; leave out --normalise") from error
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import tyro
 from fewstep.cli.average import average
 from fewstep.cli.bench import bench
 from fewstep.cli.check import check
+from fewstep.cli.codec import codec
 from fewstep.cli.compare import compare
 from fewstep.cli.doctor import doctor
 from fewstep.cli.encode import encode
@@ -48,6 +49,7 @@ fewstep: generative models that need one to four network calls
   fewstep bench                                 what the library costs on this machine
   fewstep data check SOURCE                     what would be read, and a picture of it
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
+  fewstep data codec SOURCE --out CODEC         a small autoencoder that is fitted to images
   fewstep data encode SOURCE --out DIR ...      images and captions into latents and numbers
   fewstep data pairs MODEL -n N --out DIR       noise and what a diffusion model makes of it
 
@@ -171,10 +173,11 @@ def _call(prog: str, function: Callable[..., Any], args: list[str]) -> Any:
 
 
 def _data(args: list[str]) -> None:
-    verbs = {"check": check, "prepare": prepare, "encode": encode, "pairs": pairs}
+    verbs = {"check": check, "prepare": prepare, "codec": codec, "encode": encode, "pairs": pairs}
     if not args or args[0] in {"-h", "--help"}:
         print("usage: fewstep data check SOURCE; --help explains it")
         print("       fewstep data prepare SOURCE --out FILE --resolution N; --help explains it")
+        print("       fewstep data codec SOURCE --out CODEC; --help explains it")
         print("       fewstep data encode SOURCE --out DIR --codec CODEC; --help explains it")
         print("       fewstep data pairs TEACHER -n N --out DIR; --help explains it")
     elif args[0] in verbs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from fewstep.contract import DataSpec
 from fewstep.errors import UsageError
+
+SIGMA = 0.5
+"""Standard deviation of each channel of normalised latents, as EDM2 has it (Karras et al. 2024)."""
 
 BATCH = 64
 """Images that are decoded at a time."""
@@ -139,3 +142,21 @@ class Codec(nn.Module):
 
     def _like(self) -> Tensor:
         return next(self.net.parameters())
+
+
+def normalised(net: nn.Module, images: Iterable[Tensor]) -> Codec:
+    """The codec of an autoencoder that gives each channel of its latents mean 0, deviation 0.5.
+
+    Args:
+        net: an :class:`Autoencoder`.
+        images: batches ``(b, c, h, w)`` in [-1, 1], on which that holds.
+
+    Raises:
+        UsageError: a channel of the latents has the same value everywhere.
+    """
+    plain = Codec(net)
+    z = torch.cat([plain.encode(x).cpu() for x in images]).double()
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    if not bool((std > 1e-6).all()):
+        raise UsageError("a channel of the latents has the same value everywhere")
+    return Codec(net, mean.tolist(), (SIGMA / std).tolist())
