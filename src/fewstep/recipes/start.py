@@ -218,6 +218,7 @@ class Start:
         teacher = self.model if self.teacher is not None else None
         sampling = objective.contract(spec_of(data)).sampling
         free = sampling.any_times and sampling.kind != "ode"
+        times = self.sampling_times(objective.student.path) if free else {}
         return Run(
             recipe=recipe.name,
             arguments=recipe.arguments(),
@@ -230,7 +231,7 @@ class Start:
             held_out=self.unseen,
             note=self._note(evaluate is not None),
             augment=augmentation(recipe, spec_of(data)),
-            sampling_times=self.sampling_times(objective.student.path) if free else {},
+            sampling_times={n: t for n, t in times.items() if n not in sampling.times},
             teacher=self.model,
             upgrade=upgraded,
         )
