@@ -35,6 +35,7 @@ from fewstep.models import AbstractDenoiser, Autoguided, Guided
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.shared.copies import follow, frozen_copy
 from fewstep.objectives.shared.discrete import (
+    PairWeight,
     SameNoise,
     TeacherStep,
     check_pair,
@@ -76,6 +77,7 @@ class LatentConsistency(Objective):
             ``Uniform(6, 16)``. None leaves the teacher at its own scale.
         rate: averaging rate of the target in [0, 1), 0.95 in the official script; at 0 the target
             is the student itself, without gradient, as in LCM-LoRA's script.
+        weight: w(t, r) of a pair's distance; official runs use 1.
         distance: d; ``l2`` of :mod:`fewstep.objectives.shared.distances` is the script's other.
         drop: label dropping, which the official scripts do without.
     """
@@ -88,6 +90,7 @@ class LatentConsistency(Objective):
         grid: Tensor,
         guidance: Uniform | None = None,
         rate: float = 0.0,
+        weight: PairWeight = lambda t, r: torch.ones_like(t),
         distance: Distance = HUBER,
         drop: ConditionDrop | None = None,
     ) -> None:
@@ -116,6 +119,7 @@ class LatentConsistency(Objective):
         self.grid = grid
         self.guidance = guidance
         self.rate = rate
+        self.weight = weight
         self.distance = distance
         self.drop = drop
 
@@ -140,7 +144,7 @@ class LatentConsistency(Objective):
         batch = Batch(batch.x0, cond, batch.mask, batch.aux)
         target = self.student if self.target is None else self.target
         each = consistency_loss(
-            self.student, target, self.step, batch, *draws[:3], _unweighted, self.distance
+            self.student, target, self.step, batch, *draws[:3], self.weight, self.distance
         )
         return Loss({"consistency": each.mean()})
 
@@ -170,7 +174,3 @@ class LatentConsistency(Objective):
             guidance=guidance,
         )
         return Contract(method="lcm", data=data, sampling=sampling)
-
-
-def _unweighted(t: Tensor, r: Tensor) -> Tensor:
-    return torch.ones_like(t)
