@@ -1,4 +1,4 @@
-"""LCM's training step, the times of its scheduler, TCD's steps, and the times of rectified flows."""
+"""LCM's training step, the times of its scheduler, TCD's steps, and times of rectified flows."""
 
 from __future__ import annotations
 

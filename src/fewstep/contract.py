@@ -231,6 +231,11 @@ class Guidance(_Strict):
     max: float = 20.0
     keys: tuple[str, ...] | None = None
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the network reads the scale."""
+        return self.kind == "embedded"
+
 
 class Sampling(_Strict):
     """How a model may be sampled.

@@ -83,7 +83,7 @@ class Model:
         if self.contract.sampling.kind == "ode":
             steps = options.Solver(solver or "heun").calls(steps)
         allowed = self.contract.sampling.guidance
-        embedded = allowed is not None and allowed.kind == "embedded"
+        embedded = allowed is not None and allowed.embedded
         return steps * (2 if guidance not in (None, 1.0) and not embedded else 1)
 
     def sample(

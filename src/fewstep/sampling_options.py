@@ -169,8 +169,8 @@ def guided(
 ) -> AbstractDenoiser:
     """The denoiser, guided at that scale: see ``Model.guided``."""
     allowed = contract.sampling.guidance
-    embedded = allowed is not None and allowed.kind == "embedded"
-    if embedded and guidance is None:
+    embedded = allowed is not None and allowed.embedded
+    if guidance is None and allowed is not None and embedded:
         guidance = allowed.min
     if guidance is None or (guidance == 1.0 and not embedded):
         return denoiser

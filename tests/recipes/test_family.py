@@ -259,7 +259,7 @@ def test_a_range_of_guidance_scales(embedded, at, tmp_path):
     train(run, tmp_path / "run")
     model = library.load(tmp_path / "run", device="cpu")
     allowed = model.contract.sampling.guidance
-    assert (allowed.kind == "embedded", allowed.min) == (embedded, 2.0 if embedded else 0.0)
+    assert (allowed.embedded, allowed.min) == (embedded, 2.0 if embedded else 0.0)
     for n in (1, 3, 8):
         x = model.sample(3, steps=n, guidance=4.0)
         assert x.isfinite().all()

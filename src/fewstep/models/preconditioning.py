@@ -212,9 +212,9 @@ class Bounded(Preconditioning):
 class LatentBoundary(Preconditioning):
     r"""Any parametrisation, moved as latent consistency models move it: f(x, 0) = x.
 
-    With D the inner answer and $\tau$ = ``timestep_scaling`` t it is
+    With D the inner answer, $\tau$ = ``timestep_scaling`` t and $p = \tau^2 + \sigma_d^2$ it is
 
-    $$f = \frac{\sigma_d^2}{\tau^2 + \sigma_d^2}\, x + \frac{\tau}{\sqrt{\tau^2 + \sigma_d^2}}\, D.$$
+    $$f = \frac{\sigma_d^2}{p}\, x + \frac{\tau}{\sqrt{p}}\, D.$$
 
     Consistency models have a factor $\sigma_d$ in c_out, because a network's raw output stands
     there. Here D stands there, which estimates x0 itself, and the official code has no such factor.
