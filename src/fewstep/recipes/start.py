@@ -217,8 +217,7 @@ class Start:
         evaluate = evaluator(train, recipe.data.data, self.unseen)
         teacher = self.model if self.teacher is not None else None
         sampling = objective.contract(spec_of(data)).sampling
-        free = sampling.any_times and sampling.kind != "ode"
-        times = self.sampling_times(objective.student.path) if free else {}
+        free = sampling.any_times and sampling.kind != "ode" and not recipe.options.own_times()
         return Run(
             recipe=recipe.name,
             arguments=recipe.arguments(),
@@ -231,7 +230,7 @@ class Start:
             held_out=self.unseen,
             note=self._note(evaluate is not None),
             augment=augmentation(recipe, spec_of(data)),
-            sampling_times={n: t for n, t in times.items() if n not in sampling.times},
+            sampling_times=self.sampling_times(objective.student.path) if free else {},
             teacher=self.model,
             upgrade=upgraded,
         )

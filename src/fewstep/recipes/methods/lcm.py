@@ -70,6 +70,10 @@ class LatentConsistency(MethodOptions):
             drop=start.drop,
         )
 
+    def own_times(self) -> bool:
+        """Samples have the times of LCM's scheduler; ``--middle`` says nothing here."""
+        return True
+
     def _guided(self, start: Start) -> tuple[AbstractDenoiser, Uniform | None]:
         """The teacher, and the law of its guidance scales if a range is given."""
         from fewstep.teachers import guided
