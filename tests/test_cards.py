@@ -57,6 +57,16 @@ def block(card: str, language: str) -> str:
     return found
 
 
+def test_a_card_says_that_the_network_reads_the_scale(tmp_path):
+    model = model_of(labels=2, network=shaken(ResidualMLP((1, 8, 8), 16, 1, 2, guidance=True)))
+    limits = Guidance(kind="embedded", min=2.0, max=6.0)
+    sampling = model.contract.sampling.model_copy(update={"guidance": limits})
+    contract = model.contract.model_copy(update={"sampling": sampling})
+    card = card_of(Model(model.denoiser, contract).save(tmp_path / "m"))
+    assert "`guidance` may lie between 2 and 6" in card
+    assert "reads the scale itself; by default it is 2." in card
+
+
 def test_a_card_says_what_is_known(tmp_path):
     network = shaken(ResidualMLP((1, 8, 8), 16, 1, classes=3))
     named = {"label": Label(classes=3, names=NAMES)}

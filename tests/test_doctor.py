@@ -445,6 +445,14 @@ def test_guidance(net, allowed, severity, word):
     assert word in finding.advice
 
 
+def test_a_range_of_scales_that_the_network_reads():
+    limits = Guidance(kind="embedded", min=2.0, max=6.0)
+    model = exact(VPrediction(path=VP), net=OwnScale, labels=CLASSES, guidance=limits)
+    finding = ask(guidance, model, classes())
+    assert said(finding) == ("fine", "fine")
+    assert "from 2 to 6" in finding.value
+
+
 def test_a_null_label_that_changes_nothing():
     one = Arrays(classes().batch(range(400)).x0.numpy(), np.zeros(400, np.int64))
     finding = ask(guidance, labelled(LabelIgnored, labels=1), one)

@@ -1,4 +1,4 @@
-"""The DDIM grids, phases and jumps of PCM's (and LCM's) training, and PCM's samplers for flows."""
+"""Grids, phases, jumps and scalings of PCM's (and LCM's) training; PCM's samplers for flows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch import Tensor
 from fewstep.core import Cond
 from fewstep.models import (
     AbstractDenoiser,
+    DataPrediction,
     Denoiser,
     Flow,
+    LatentBoundary,
     NoisePrediction,
     Preconditioning,
     VPrediction,
 )
+from fewstep.models.nets.blocks import latent_guidance_embedding
 from fewstep.objectives.pcm import PhasedConsistency
 from fewstep.objectives.shared.discrete import SameNoise
 from fewstep.paths import DiscreteVariancePreserving, Event, Linear, Time
@@ -145,6 +148,25 @@ def where_the_target_is_given(case: Case) -> Values:
     yield "c_out", (r > edge).double()
 
 
+def guidance_embedding(case: Case) -> Values:
+    assert (case["order"], case["w_multiplier"]) == ("sin,cos", 1000)
+    assert (case["exponent_denominator"], case["max_period"]) == ("half_dim-1", 10_000)
+    yield "embedding", latent_guidance_embedding(1 + case.inputs["w"], case["embedding_dim"])
+
+
+def boundary(case: Case) -> Values:
+    """The scalings of a network that predicts x0; PCM's script has LCM's and does not call them."""
+    t = case.inputs["timestep"].double()
+    path = DiscreteVariancePreserving()
+    scalings = LatentBoundary(
+        inner=DataPrediction(path=path),
+        sigma_data=case["sigma_data"],
+        timestep_scaling=case["timestep_scaling"],
+        path=path,
+    ).coefficients(t)
+    yield from ((output, getattr(scalings, output)) for output in case.outputs)
+
+
 # The samplers for flows. They cut the grid from the noise, where training cuts it from the data;
 # for 50 times in 4 phases these are other times.
 
@@ -208,6 +230,8 @@ CALLS = {
     "DDIMSolver.__init__": ddim_grid,
     "DDIMSolver.ddim_step": ddim_step,
     "DDIMSolver.ddim_style_multiphase_pred": jump_to_edge,
+    "guidance_scale_embedding": guidance_embedding,
+    "scalings_for_boundary_conditions": boundary,
     "scalings_for_boundary_conditions_target": where_the_target_is_given,
     **{
         f"PCMFM{kind}Scheduler.{call}": produce

@@ -31,6 +31,7 @@ from fewstep.solvers import (
     one_step,
     stochastic_ddim,
 )
+from fewstep.steps import dpmpp_2s
 from fewstep.times import karras, to_zero, uniform
 from oracles import (
     PATHS_AT_REST,
@@ -70,6 +71,7 @@ SOLVERS = {
     "ddim": (sampler(ddim), 1),
     "heun": (sampler(heun), 2),
     "dpm": (sampler(dpm_midpoint), 2),
+    "dpm++2s": (sampler(dpmpp_2s), 2),
 }
 
 
@@ -123,6 +125,29 @@ def test_dpmpp_2m_extrapolates_to_the_middle_of_its_step(path):
         out = path.transport(out, torch.full_like(x, float(middle)), t, s)
     found = dpmpp_2m(LinearInTheLogRatio(path, DATA), x, times)
     torch.testing.assert_close(found, out, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("path", PATHS_AT_REST, ids=path_id)
+def test_dpmpp_2s_asks_at_half_the_log_ratio(path):
+    denoiser, x0, noise = Watched(GaussianDenoiser(path, DATA)), *normal(2, 2, 3)
+    t, s = path.time(full(4.0, x0)), path.time(full(0.25, x0))
+    x = path.perturb(x0, noise, t)
+    found = dpmpp_2s(denoiser, x, t, s, None)
+    (_, first, _, _), (middle, second, _, _) = denoiser.seen
+    assert first.equal(t)
+    torch.testing.assert_close(path.ratio(second), full(1.0, x0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(middle, ddim(GaussianDenoiser(path, DATA), x, t, second, None))
+    wanted = path.transport(x, DATA.denoised(path, middle, second), t, s)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_dpmpp_2s_is_ddim_where_the_log_ratio_is_infinite():
+    path, x = Linear(), normal(2, 3)
+    denoiser = GaussianDenoiser(path, DATA)
+    for t, s in ((0.5, 0.0), (1.0, 0.5), (1.0, 0.0)):
+        ends = full(t, x), full(s, x)
+        wanted = ddim(denoiser, x, *ends, None)
+        torch.testing.assert_close(dpmpp_2s(denoiser, x, *ends, None), wanted)
 
 
 @each_path

@@ -165,6 +165,8 @@ def _kinds(contract: Contract, steps: int, calls: int) -> str:
     if sampling.guidance is not None:
         low, high = sampling.guidance.min, sampling.guidance.max
         parts.append(f"`guidance` may lie between {low:g} and {high:g}; 1 is none.")
+        if sampling.guidance.embedded:
+            parts.append(f"The network reads the scale itself; by default it is {low:g}.")
     return " ".join(parts)
 
 

@@ -216,20 +216,26 @@ class Start(_Strict):
 
 
 class Guidance(_Strict):
-    """Scales of classifier-free guidance that the model can be sampled with; 1 is none.
+    """Scales of guidance that the model can be sampled with; 1 is none.
 
     Args:
-        kind: of guidance.
+        kind: ``classifier_free`` calls the network twice; ``embedded`` is for a network that reads
+            the scale as a condition, and whose samples have the lowest scale by default.
         min: the lowest scale.
         max: the highest scale.
         keys: of the conditions that training left out for a share of the samples, and guidance
             leaves out in its unconditional half; None if they are all.
     """
 
-    kind: Literal["classifier_free"] = "classifier_free"
+    kind: Literal["classifier_free", "embedded"] = "classifier_free"
     min: float = 0.0
     max: float = 20.0
     keys: tuple[str, ...] | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the network reads the scale."""
+        return self.kind == "embedded"
 
 
 class Sampling(_Strict):

@@ -96,7 +96,9 @@ class Model:
         steps = len(self.times(steps))
         if self.contract.sampling.kind == "ode":
             steps = options.Solver(solver or "heun").calls(steps)
-        return steps * (2 if guidance not in (None, 1.0) else 1)
+        allowed = self.contract.sampling.guidance
+        embedded = allowed is not None and allowed.embedded
+        return steps * (2 if guidance not in (None, 1.0) and not embedded else 1)
 
     def sample(
         self,
@@ -134,7 +136,8 @@ class Model:
                 label"; by default the index, or the sample's own seed, modulo k.
             prompts: one for all or one each, of a model that reads texts; by default empty ones.
             lengths: one for all or one each, of a model whose samples differ in length.
-            guidance: scale of classifier-free guidance; 1 is none.
+            guidance: scale of classifier-free guidance; 1 is none. A model whose network reads the
+                scale has its contract's lowest by default, and costs no second call.
             gamma: share of noise of models of kind gamma, in [0, 1]; by default the contract's.
             solver: of the ODE of a diffusion model: heun (by default), euler, ddim, dpm (midpoint)
                 or dpm++2m.

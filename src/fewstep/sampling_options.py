@@ -16,7 +16,7 @@ from fewstep.contract import Contract, DataSpec
 from fewstep.core import Cond
 from fewstep.errors import UsageError, UsageWarning, nearest
 from fewstep.frontends import TextReader
-from fewstep.models import AbstractDenoiser, Guided
+from fewstep.models import AbstractDenoiser, AtScale, Guided
 from fewstep.noise import SampleNoise
 from fewstep.paths import Event, Path, VarianceExploding
 from fewstep.values import lengths_of, undeclared
@@ -171,7 +171,10 @@ def guided(
 ) -> AbstractDenoiser:
     """The denoiser, guided at that scale: see ``Model.guided``."""
     allowed = contract.sampling.guidance
-    if guidance is None or guidance == 1.0:
+    embedded = allowed is not None and allowed.embedded
+    if guidance is None and allowed is not None and embedded:
+        guidance = allowed.min
+    if guidance is None or (guidance == 1.0 and not embedded):
         return denoiser
     if allowed is None:
         raise UsageError(
@@ -179,6 +182,8 @@ def guided(
         )
     if not (math.isfinite(guidance) and allowed.min <= guidance <= allowed.max):
         raise UsageError(f"guidance must be in [{allowed.min}, {allowed.max}], got {guidance}")
+    if embedded:
+        return AtScale(denoiser, guidance)
     left_out = cond if allowed.keys is None else allowed.keys
     nulls = {k: v for k, v in contract.data.nulls.items() if k in cond and k in left_out}
     if not nulls:

@@ -29,6 +29,7 @@ from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.flowmap import FlowMap
 from fewstep.objectives.ict import ImprovedConsistency
 from fewstep.objectives.ladd import LADD
+from fewstep.objectives.lcm import LatentConsistency
 from fewstep.objectives.meanflow import AdaptiveWeight, MeanFlow
 from fewstep.objectives.pcm import PhasedConsistency
 from fewstep.objectives.progressive import ProgressiveDistillation
@@ -40,11 +41,12 @@ from fewstep.objectives.shared.weights import karras_weight
 from fewstep.objectives.shortcut import Shortcut
 from fewstep.objectives.sid import SiD
 from fewstep.objectives.tcm import TruncatedConsistency
-from fewstep.paths import Linear, Trig, VarianceExploding
-from fewstep.times import KarrasUniform, LogNormal, Phases, TwoTimes, Uniform, karras
+from fewstep.paths import DiscreteVariancePreserving, Linear, Trig, VarianceExploding
+from fewstep.times import KarrasUniform, LogNormal, Phases, TwoTimes, Uniform, karras, strided
 from oracles import GaussianConsistency, GaussianDenoiser, Offset, normal
 
 VE, CLEAN, FLOW, TRIG = VarianceExploding(), VarianceExploding(0.0), Linear(), Trig(0.0, 1.4)
+TABLE = DiscreteVariancePreserving()
 B, LONG, SHORT = 8, 5, 2
 SHAPE = (B, 1, LONG)
 WEIGHT, ONE_CALL = karras_weight(0.5), FewSteps((2.5,))
@@ -112,6 +114,7 @@ METHODS: dict[str, Callable[[], Objective]] = {
     "pcm": lambda: PhasedConsistency(
         jumps(VE), TeacherStep(d(VE)), phases=Phases(karras(18, VE.t_min, VE.t_max), 3)
     ),
+    "lcm": lambda: LatentConsistency(f(TABLE), TeacherStep(d(TABLE)), grid=strided(10)),
     "ctm": lambda: ConsistencyTrajectory(
         jumps(VE),
         d(VE),

@@ -21,6 +21,7 @@ from fewstep.objectives.meanflow import TrainedGuidance
 from fewstep.pairs import make
 from fewstep.recipes import METHODS, NAMES, PLACES, rebuild, recipe
 from fewstep.recipes.places import DIGITS, IMAGES, PLANE, Place
+from fewstep.times import Uniform
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Run
 from fewstep.training.folder import describe
@@ -224,6 +225,10 @@ def test_several_calls_from_a_lower_level(name, at):
 @pytest.mark.parametrize(
     ("name", "option", "value", "says"),
     [
+        ("lcm", "guidance_low", 2.0, r"both ends.*--guidance-low 2.0 and --guidance-high None"),
+        ("lcm", "ddim_steps", 0, "ddim_steps must be at least 1"),
+        ("lcm", "ddim_steps", 501, "at most 500 steps, got 501"),
+        ("lcm", "target", 1.0, r"target must lie in \[0, 1\)"),
         ("sid", "a", nan, "--a must be finite, got nan"),
         ("sid", "highest", nan, "--highest must be finite"),
         ("dmd2", "adversarial_critic", nan, "--adversarial-critic must be finite"),
@@ -241,6 +246,50 @@ def test_several_calls_from_a_lower_level(name, at):
 def test_options_that_make_no_sense(name, option, value, says, at):
     with pytest.raises(UsageError, match=says):
         built("digits", name, at, **{option: value})
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_range_of_guidance_scales(embedded, at, tmp_path):
+    own = {"guidance_low": 2.0, "guidance_high": 5.0, "embed_guidance": embedded}
+    run = built("digits", "lcm", at, solver="ddim", **own)
+    objective = run.objective
+    assert isinstance(objective.step.teacher, Guided)
+    assert objective.guidance == Uniform(2.0, 5.0)
+    assert ("guidance" in objective.student.cond_keys) == embedded
+    train(run, tmp_path / "run")
+    model = library.load(tmp_path / "run", device="cpu")
+    allowed = model.contract.sampling.guidance
+    assert (allowed.embedded, allowed.min) == (embedded, 2.0 if embedded else 0.0)
+    for n in (1, 3, 8):
+        x = model.sample(3, steps=n, guidance=4.0)
+        assert x.isfinite().all()
+    assert model.calls(3, 4.0) == (3 if embedded else 6)
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"guidance_low": 3.0, "guidance_high": 2.0}, "low <= high"),
+        ({"guidance_low": 1.0, "guidance_high": 1.0}, "high not 1"),
+        ({"guidance_low": 1.0, "guidance_high": nan}, "guidance_high must be finite|both ends"),
+        ({"guidance_low": 1.0, "guidance_high": 3.0, "guidance": 2.0}, "leave one of them out"),
+        ({"guidance_low": 1.0, "guidance_high": 30.0}, "cannot be had of this teacher"),
+    ],
+)
+def test_ranges_of_guidance_scales_that_make_no_sense(own, says, at):
+    with pytest.raises(UsageError, match=says.replace("_", "[-_]")):
+        built("digits", "lcm", at, **own)
+
+
+def test_a_teacher_without_labels_cannot_be_guided_over_a_range(at):
+    with pytest.raises(UsageError, match="guidance needs labels"):
+        built("toys", "lcm", at, guidance_low=1.0, guidance_high=3.0)
+
+
+def test_the_times_of_lcms_scheduler_are_kept(at, tmp_path):
+    model = train(built("digits", "lcm", at, ddim_steps=50), tmp_path / "run")
+    assert model.times(2) == [999, 499]
+    assert model.times(4) == [999, 759, 499, 259]
 
 
 def test_an_option_that_is_needed():

@@ -39,7 +39,8 @@ def pairs(
         out: the folder.
         solver: of the model's ODE.
         steps: times at which the solver stops; 18 of Heun's method are 35 network calls.
-        guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
+        guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls,
+            unless the network reads the scale itself.
         label: the class of all pairs, its name or its number from 0 (the number of classes means
             none); by default the classes take turns.
         cond: a condition of all pairs, NAME=VALUE; repeat it for several. VALUE is a class's name

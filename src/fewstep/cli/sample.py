@@ -60,7 +60,8 @@ def sample(
             or number, numbers with commas between them, or a .npy or .npz file with one row or one
             a sample.
         lengths: of samples that differ in length, one for all or one each, e.g. 40 or 40,52,33.
-        guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls.
+        guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls,
+            unless the network reads the scale itself.
         gamma: share of fresh noise, from 0 to 1, of models that are sampled with one.
         solver: of a diffusion model's ODE; heun by default, which makes two network calls a step,
             as dpm (the midpoint rule) does; the others make one.

@@ -22,6 +22,8 @@ def guidance(probe: Probe) -> Finding:
     classes, allowed = contract.data.labels, contract.sampling.guidance
     keys = (*denoiser.cond_keys, *getattr(denoiser, "optional_keys", ()))
     limits = "" if allowed is None else f"from {allowed.min:g} to {allowed.max:g}"
+    if "guidance" in keys and allowed is not None and allowed.embedded:
+        return _finding(f"the network reads a scale {limits} itself", "fine", "fine")
     if "guidance" in keys:
         return _finding(
             "the network reads a guidance scale itself",

@@ -125,7 +125,9 @@ def prepare(model: Model, data: Dataset | None, n: int) -> Probe:
     else:
         cond = model.conditions(range(n))
     if "guidance" in model.denoiser.cond_keys:
-        cond = {"guidance": torch.ones(n, dtype=torch.float64), **cond}
+        allowed = model.contract.sampling.guidance
+        scale = allowed.min if allowed is not None and allowed.embedded else 1.0
+        cond = {"guidance": torch.full((n,), scale, dtype=torch.float64), **cond}
     missing = [key for key in model.denoiser.cond_keys if key not in cond]
     if missing:
         raise UsageError(

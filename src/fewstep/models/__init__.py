@@ -2,6 +2,7 @@
 
 from fewstep.models.denoiser import (
     AbstractDenoiser,
+    AtScale,
     Autoguided,
     Clamped,
     Denoiser,
@@ -21,6 +22,7 @@ from fewstep.models.preconditioning import (
     DataAndNoisePrediction,
     DataPrediction,
     Flow,
+    LatentBoundary,
     NearestStep,
     NoisePrediction,
     Preconditioning,
@@ -34,6 +36,7 @@ __all__ = [
     "EDM",
     "PRECONDITIONINGS",
     "AbstractDenoiser",
+    "AtScale",
     "Autoguided",
     "Bounded",
     "Clamped",
@@ -45,6 +48,7 @@ __all__ = [
     "Flow",
     "Guided",
     "Judge",
+    "LatentBoundary",
     "LowRank",
     "NearestStep",
     "Network",

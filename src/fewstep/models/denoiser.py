@@ -171,6 +171,40 @@ class Guided(AbstractDenoiser):
         return unconditional + expand(scale, x) * (conditional - unconditional)
 
 
+class AtScale(AbstractDenoiser):
+    """A network that reads a guidance scale itself, at a constant one; a sample costs one call.
+
+    ``cond["guidance"]``, ``(b,)``, takes precedence over the constant where it is given.
+
+    Args:
+        denoiser: its network has the condition ``guidance``.
+        scale: the constant.
+
+    Raises:
+        UsageError: the network reads no guidance scale.
+    """
+
+    def __init__(self, denoiser: AbstractDenoiser, scale: float) -> None:
+        super().__init__()
+        if "guidance" not in denoiser.cond_keys:
+            raise UsageError(
+                f"this network reads no guidance scale, only {denoiser.cond_keys}; take Guided"
+            )
+        self.denoiser, self.scale = denoiser, scale
+        self.path, self.two_time = denoiser.path, denoiser.two_time
+        self.cond_keys = tuple(key for key in denoiser.cond_keys if key != "guidance")
+        self.calls = denoiser.calls
+
+    def on(self, path: Path) -> AtScale:
+        """The same, of the model read on another path."""
+        return AtScale(self.denoiser.on(path), self.scale)
+
+    def forward(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
+        """x0_hat at the scale."""
+        scale = torch.full((x.shape[0],), self.scale, dtype=x.dtype, device=x.device)
+        return self.denoiser(x, t, s, {"guidance": scale, **(cond or {})})
+
+
 class Autoguided(AbstractDenoiser):
     """Guidance by a worse model (Karras et al. 2024b): worse + w (good - worse); w = 1 is none.
 

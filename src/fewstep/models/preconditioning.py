@@ -16,7 +16,16 @@ from torch import Tensor
 
 from fewstep.core import expand
 from fewstep.errors import UsageError
-from fewstep.paths import Event, Linear, Path, Time, Trig, VarianceExploding, VariancePreserving
+from fewstep.paths import (
+    DiscreteVariancePreserving,
+    Event,
+    Linear,
+    Path,
+    Time,
+    Trig,
+    VarianceExploding,
+    VariancePreserving,
+)
 
 
 class Scalings(NamedTuple):
@@ -200,6 +209,52 @@ class Bounded(Preconditioning):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentBoundary(Preconditioning):
+    r"""Any parametrisation, moved as latent consistency models move it: f(x, 0) = x.
+
+    With D the inner answer, $\tau$ = ``timestep_scaling`` t and $p = \tau^2 + \sigma_d^2$ it is
+
+    $$f = \frac{\sigma_d^2}{p}\, x + \frac{\tau}{\sqrt{p}}\, D.$$
+
+    Consistency models have a factor $\sigma_d$ in c_out, because a network's raw output stands
+    there. Here D stands there, which estimates x0 itself, and the official code has no such factor.
+    From t = 1 on, f is almost D: c_skip is 0.0025 there, and c_out is 0.9988.
+
+    Args:
+        inner: the network's own parametrisation, read on ``path``.
+        sigma_data: $\sigma_d$, in units of tau.
+        timestep_scaling: factor from the time to tau, above 0.
+        path: times are indices of a table; its ``t_min``, which must be 0, is the boundary.
+    """
+
+    home = DiscreteVariancePreserving
+    inner: Preconditioning
+    sigma_data: float = 0.5
+    timestep_scaling: float = 10.0
+    path: Path = field(default_factory=DiscreteVariancePreserving)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path.t_min != 0:
+            raise UsageError(
+                f"LatentBoundary is the identity at t = 0; take a path of t_min 0, got "
+                f"{self.path.t_min}"
+            )
+
+    def coefficients(self, t: Time) -> Scalings:
+        """c_skip(0) = 1, c_out(0) = 0."""
+        c_skip, c_out, c_in, c_noise = self.inner.on(self.path).coefficients(t)
+        tau = self.timestep_scaling * t
+        power = tau**2 + self.sigma_data**2
+        skip, out = self.sigma_data**2 / power, tau / power.sqrt()
+        return Scalings(skip + out * c_skip, out * c_out, c_in, c_noise)
+
+    def prediction(self, out: Tensor, t: Time) -> Event:
+        """As the inner parametrisation reads it."""
+        return self.inner.on(self.path).prediction(out, t)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoisePrediction(Preconditioning):
     """F predicts the noise (Ho et al. 2020); the network sees ``time_scale * t``."""
 
@@ -366,6 +421,7 @@ PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
     "edm": EDM,
     "consistency_boundary": ConsistencyBoundary,
     "bounded": Bounded,
+    "latent_boundary": LatentBoundary,
     "noise": NoisePrediction,
     "data": DataPrediction,
     "v": VPrediction,

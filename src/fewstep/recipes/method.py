@@ -28,6 +28,10 @@ class MethodOptions(ABC):
         """The trainer's settings, where the method completes them."""
         return train
 
+    def own_times(self) -> bool:
+        """Whether the objective's times of several sampling steps count, and not the place's."""
+        return False
+
     def needs_pairs(self) -> bool:
         """Whether the method learns from pairs of noise and the teacher's samples."""
         return False

@@ -218,7 +218,7 @@ class Start:
         evaluate = evaluator(train, recipe.data.data, self.unseen)
         teacher = self.model if self.teacher is not None else None
         sampling = objective.contract(spec_of(data)).sampling
-        free = sampling.any_times and sampling.kind != "ode"
+        free = sampling.any_times and sampling.kind != "ode" and not recipe.options.own_times()
         return Run(
             recipe=recipe.name,
             arguments=recipe.arguments(),

@@ -9,6 +9,7 @@ from fewstep.times.grids import (
     shift,
     shifted_flow,
     strided,
+    thinned,
     to_zero,
     uniform,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "shift",
     "shifted_flow",
     "strided",
+    "thinned",
     "to_zero",
     "uniform",
 ]

@@ -65,6 +65,26 @@ def strided(n: int, entries: int = 1000) -> Tensor:
     return to_zero(torch.arange(n, 0, -1, dtype=torch.float64) * (entries // n) - 1)
 
 
+def thinned(times: Tensor, n: int) -> Tensor:
+    """Choose ``n`` of N descending times: those at the places floor(i N / n) (LCM's scheduler).
+
+    Of the 50 DDIM times of a table of 1000 these are 999, 759, 499 and 259 for n = 4.
+
+    Args:
+        times: ``(N,)``, all of them times at which a model may be called.
+        n: from 1 to N.
+
+    Raises:
+        UsageError: there are fewer times than ``n``.
+    """
+    _at_least(n, 1)
+    if n > len(times):
+        raise UsageError(f"{len(times)} times cannot be thinned to {n}; take at most as many")
+    # In floating point, as numpy's linspace: N/n is rounded before it is multiplied.
+    places = torch.floor(torch.arange(n, dtype=torch.float64) * (len(times) / n)).long()
+    return times[places.to(times.device)]
+
+
 def to_zero(times: Tensor) -> Tensor:
     """Append a 0, with which samplers end on clean data."""
     return torch.cat([times, times.new_zeros(1)])

@@ -117,6 +117,23 @@ class GuidanceEmbedding(nn.Module):
         return self.linear(self.ladder(guidance_B))
 
 
+def latent_guidance_embedding(guidance_B: Tensor, channels: int) -> Tensor:
+    """Sines, then cosines, of 1000 (g - 1), as networks of latent consistency models read it.
+
+    A network of yours that has diffusers' ``time_cond_proj_dim`` takes it for ``timestep_cond``;
+    the library's own networks have :class:`GuidanceEmbedding`.
+
+    Args:
+        guidance_B: scales g ``(b,)``, where 1 is no guidance. LCM's own w is g - 1.
+        channels: output width, at least 4; 256 for Stable Diffusion. An odd one ends with a 0.
+
+    Returns:
+        ``(b, channels)``. The frequencies go from 1 down to 1/10000, both ends included.
+    """
+    ladder = PositionalEmbedding(channels, endpoint=True, sin_first=True)
+    return F.pad(ladder(1000 * (guidance_B - 1)), (0, channels % 2))
+
+
 def condition_keys(classes: int, guidance: bool = False) -> tuple[str, ...]:
     """The conditions of a network with that many classes that reads a guidance scale or not."""
     return ("label",) * bool(classes) + ("guidance",) * guidance
