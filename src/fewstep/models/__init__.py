@@ -13,6 +13,7 @@ from fewstep.models.discriminator import FeatureDiscriminator, Judge, features_o
 from fewstep.models.growing import grown
 from fewstep.models.halving import halved
 from fewstep.models.lora import LowRank
+from fewstep.models.low_rank import LCM_TARGETS, adapt, adapted_layers, merged
 from fewstep.models.preconditioning import (
     EDM,
     PRECONDITIONINGS,
@@ -32,6 +33,7 @@ from fewstep.models.preconditioning import (
 
 __all__ = [
     "EDM",
+    "LCM_TARGETS",
     "PRECONDITIONINGS",
     "AbstractDenoiser",
     "Autoguided",
@@ -55,7 +57,10 @@ __all__ = [
     "Switched",
     "TrigFlow",
     "VPrediction",
+    "adapt",
+    "adapted_layers",
     "features_of",
     "grown",
     "halved",
+    "merged",
 ]
