@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 
 from fewstep import cards
+from fewstep.adapters import adapter_of
 from fewstep.card_text import SHOWN
 from fewstep.contract import Contract
 from fewstep.core import UsageError
 from fewstep.data import spec_of
 from fewstep.model import Model
+from fewstep.models import Denoiser, adapted_layers, merged
 from fewstep.system.status import log_rows
 from fewstep.training.config import Run
 from fewstep.training.described import card, evaluation, note
@@ -30,18 +32,25 @@ def main_average(trainer: Trainer) -> str | None:
 def model_of(run: Run, trainer: Trainer, average: str | None) -> Model:
     """What an average, or the student itself, delivers; all processes call this.
 
-    It shares the trainer's weights, and the student is in evaluation mode afterwards.
+    It shares the trainer's weights, and the student is in evaluation mode afterwards. A student with
+    adapters is delivered as a copy that contains them, and they are stored beside it.
     """
     made = contract(run)
     facts = card(run, trainer, made.method)
-    return Model(run.objective.deliver(trainer.student(average)), made, facts)
+    denoiser = run.objective.deliver(trainer.student(average))
+    if not adapted_layers(denoiser):
+        return Model(denoiser, made, facts)
+    adapter = adapter_of(denoiser.net) if isinstance(denoiser, Denoiser) else None
+    return Model(merged(denoiser), made, facts, adapter)
 
 
 def own_model(run: Run, trainer: Trainer) -> Model:
     """The run's model with weights of its own, which no later training of the run changes."""
     main = main_average(trainer)
     model = model_of(run, trainer, main)
-    return model if main else Model(copy.deepcopy(model.denoiser), model.contract, model.card)
+    if main:
+        return model
+    return Model(copy.deepcopy(model.denoiser), model.contract, model.card, model.adapter)
 
 
 def contract(run: Run) -> Contract:
