@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from fewstep.adapters import Adapter, add, read_adapter
 from fewstep.contract import Contract
 from fewstep.errors import UsageError
+from fewstep.importing.architectures.unet2d_adapters import from_unet2d
 from fewstep.model import Model
 from fewstep.models import Denoiser
+from fewstep.models.nets import ADM
 from fewstep.models.spec import build_preconditioning
 
 
@@ -28,7 +30,8 @@ def merge(
 
     Args:
         model: the one that the adapters were trained on.
-        adapters: of any dialect, as :func:`fewstep.adapters.read_adapter` reads them.
+        adapters: of any dialect, as :func:`fewstep.adapters.read_adapter` reads them. Those of
+            adm networks may have the names that ``UNet2DModel`` of diffusers has for the layers.
         scales: what each of them is multiplied by; by default 1.
 
     Returns:
@@ -45,7 +48,10 @@ def merge(
     if not adapters:
         raise UsageError("give one or more adapters to add to the model")
     read = [each if isinstance(each, Adapter) else read_adapter(each) for each in adapters]
-    network = add(model.denoiser.net, read, scales)
+    network = model.denoiser.net
+    if isinstance(network, ADM):
+        read = [from_unet2d(network, each) for each in read]
+    network = add(network, read, scales)
     scalings, contract = model.denoiser.preconditioning, model.contract
     told = [each for each in read if each.model]
     if told:

@@ -80,7 +80,9 @@ def test_adapters_learn_and_the_teachers_weights_do_not(name, teacher, tmp_path)
     trainer = Trainer(run.objective, run.data, run.config, run.averages, CPU)
     before = base(trainer)
     source = library.load(start, device="cpu").denoiser.state_dict()
-    adapters = {n: p.clone() for n, p in run.objective.student.named_parameters() if ".adapter." in n}
+    adapters = {
+        n: p.clone() for n, p in run.objective.student.named_parameters() if ".adapter." in n
+    }
     assert all(v.equal(before[k]) for k, v in source.items())
     for _ in range(6):  # some students learn at every third step, and then from a moved critic
         trainer.advance()

@@ -2,7 +2,7 @@
 
 from fewstep.adapters.adapter import Adapter, Factors
 from fewstep.adapters.adding import adapter_of, add, matched
-from fewstep.adapters.dialects import COMPONENTS, DIALECTS, Component, Dialect
+from fewstep.adapters.dialects import COMPONENTS, DIALECTS, Component, Dialect, flattened
 from fewstep.adapters.files import read_adapter, write_adapter
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Factors",
     "adapter_of",
     "add",
+    "flattened",
     "matched",
     "read_adapter",
     "write_adapter",

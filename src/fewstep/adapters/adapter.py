@@ -20,7 +20,7 @@ class Factors:
     Args:
         down: ``(rank, in)`` of a linear map, or ``(rank, in, *kernel)`` of a convolution.
         up: ``(out, rank)``, or ``(out, rank, 1, ...)``.
-        alpha: finite.
+        alpha: finite and not 0.
 
     Raises:
         UsageError: the shapes do not fit together, or a number is not finite.
@@ -35,11 +35,13 @@ class Factors:
         if min(self.down.ndim, self.up.ndim) < 2 or not self.down.numel() or not self.up.numel():
             raise UsageError(f"expected two matrices with numbers in them, got {shapes}")
         if self.up.shape[1] != len(self.down) or any(n != 1 for n in self.up.shape[2:]):
-            raise UsageError(f"expected up to be (out, rank) where down is (rank, in), got {shapes}")
+            raise UsageError(
+                f"expected up to be (out, rank) where down is (rank, in), got {shapes}"
+            )
         floating = self.down.is_floating_point() and self.up.is_floating_point()
         if not floating or not (self.down.isfinite().all() and self.up.isfinite().all()):
             raise UsageError("some of its numbers are not finite")
-        if not math.isfinite(self.alpha):
+        if not math.isfinite(self.alpha) or self.alpha == 0:
             raise UsageError(f"its alpha is {self.alpha}")
 
     @property
@@ -62,12 +64,12 @@ class Factors:
         product = self.up.double().flatten(1) @ self.down.double().flatten(1)
         return (self.scale * product).reshape(self.shape)
 
-    def baked(self) -> Factors:
-        """The same change with a scale of 1: alpha is the rank."""
-        if self.scale == 1:
+    def with_alpha(self, alpha: float) -> Factors:
+        """The same change with another alpha, not 0, which is made up for in ``up``."""
+        if self.alpha == alpha:
             return self
         wide = torch.promote_types(self.up.dtype, torch.float32)
-        return replace(self, up=self.up.to(wide) * self.scale, alpha=float(self.rank))
+        return replace(self, up=self.up.to(wide) * (self.alpha / alpha), alpha=float(alpha))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ def adapter_of(network: nn.Module, model: Mapping[str, Any] | None = None) -> Ad
         return None
     return Adapter(
         {
-            name: Factors(_kept(layer.adapter.down.weight), _kept(layer.adapter.up.weight), layer.alpha)
+            name: Factors(
+                _kept(layer.adapter.down.weight), _kept(layer.adapter.up.weight), layer.alpha
+            )
             for name, layer in layers.items()
         },
         model=model or {},
@@ -62,8 +64,8 @@ def matched(network: nn.Module, adapter: Adapter) -> dict[str, Factors]:
     unknown = [name for name in adapter.layers if name not in known]
     if unknown:
         raise UsageError(
-            f"{adapter.source} is an adapter of another model: {len(unknown)} of the {every} layers "
-            f"that it changes are not in this one ({where}): {some(unknown)}"
+            f"{adapter.source} is an adapter of another model: {len(unknown)} of the {every} "
+            f"layers that it changes are not in this one ({where}): {some(unknown)}"
         )
     several = [name for name in adapter.layers if len(known[name]) > 1]
     if several:
@@ -89,8 +91,8 @@ def matched(network: nn.Module, adapter: Adapter) -> dict[str, Factors]:
 def add(network: M, adapters: Sequence[Adapter], scales: Sequence[float] | None = None) -> M:
     """A copy of a network with adapters added to its weights.
 
-    Several adapters are added exactly: the change is the sum of their changes, whatever their ranks.
-    It is computed in float64 and rounded to the weights' precision once.
+    Several adapters are added exactly: the change is the sum of their changes, whatever their
+    ranks. It is computed in float64 and rounded to the weights' precision once.
 
     Args:
         network: any module with linear maps or convolutions of the adapters' names.

@@ -14,14 +14,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from fewstep.adapters.adapter import Adapter, Factors, some
 from fewstep.errors import UsageError
+
+N = TypeVar("N", int, float)
 
 Dialect = Literal["peft", "diffusers", "kohya"]
 DIALECTS: tuple[str, ...] = get_args(Dialect)
@@ -64,14 +66,17 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def to_diffusers(adapter: Adapter, component: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, and the file's header."""
-    baked = {name: factors.baked() for name, factors in adapter.layers.items()}
+    baked = {name: factors.with_alpha(factors.rank) for name, factors in adapter.layers.items()}
     config = {f"{component}.{key}": value for key, value in _config(baked).items()}
     header = json.dumps(config, indent=2, sort_keys=True)
     return _letters(baked, f"{component}."), {METADATA: header}
 
 
 def to_kohya(adapter: Adapter) -> dict[str, Tensor]:
-    """Tensors.
+    """Tensors, with one alpha for all layers.
+
+    Where the layers have several, the most frequent one is written, and the others' scales are made
+    up for in ``up``: diffusers 0.42 reads several, but forgets those of attention.
 
     Raises:
         UsageError: two layers have the same name without dots.
@@ -83,9 +88,10 @@ def to_kohya(adapter: Adapter) -> dict[str, Tensor]:
             "kohya's names have underscores for dots, and then these layers have the names of "
             f"others: {some(several)}; choose another dialect"
         )
+    alpha = _most(factors.alpha for factors in adapter.layers.values())
     tensors: dict[str, Tensor] = {}
-    for name, factors in adapter.layers.items():
-        stem = KOHYA + names[name]
+    for name, layer in adapter.layers.items():
+        stem, factors = KOHYA + names[name], layer.with_alpha(alpha)
         tensors[f"{stem}.lora_down.weight"] = factors.down
         tensors[f"{stem}.lora_up.weight"] = factors.up
         tensors[f"{stem}.alpha"] = torch.tensor(float(factors.alpha))
@@ -136,7 +142,7 @@ def _config(layers: Mapping[str, Factors]) -> dict[str, Any]:
     """Ranks and scales as ``peft.LoraConfig`` has them: one for most layers, and the exceptions."""
     ranks = {name: factors.rank for name, factors in layers.items()}
     alphas = {name: _number(factors.alpha) for name, factors in layers.items()}
-    rank, alpha = (Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
+    rank, alpha = _most(ranks.values()), _most(alphas.values())
     # peft takes these names for regular expressions.
     names = {name: f"^{re.escape(name)}" for name in layers}
     return {
@@ -146,6 +152,11 @@ def _config(layers: Mapping[str, Factors]) -> dict[str, Any]:
         "alpha_pattern": {names[name]: a for name, a in alphas.items() if a != alpha},
         "target_modules": sorted(layers),
     }
+
+
+def _most(values: Iterable[N]) -> N:
+    """The most frequent one."""
+    return Counter(values).most_common(1)[0][0]
 
 
 def _number(value: float) -> int | float:

@@ -132,8 +132,8 @@ def _file(source: Path) -> Path:
     if len(files) == 1 and not (source / "config.json").exists():
         return files[0]
     raise UsageError(
-        f"{source} holds no adapter: it has none of {', '.join(sorted(NAMES - {CONFIG}))}; give the "
-        "file itself if it has another name"
+        f"{source} holds no adapter: it has none of {', '.join(sorted(NAMES - {CONFIG}))}; give "
+        "the file itself if it has another name"
     )
 
 

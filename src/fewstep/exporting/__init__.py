@@ -67,7 +67,9 @@ def export(
     if steps is not None and to in {"torch", "diffusers", "lora"}:
         raise UsageError("a whole sampler is exported to onnx or openvino; leave out the steps")
     if dialect is not None and to != "lora":
-        raise UsageError(f"the dialect is that of an adapter; leave it out, or export to lora, not {to}")
+        raise UsageError(
+            f"the dialect is that of an adapter; leave it out, or export to lora, not {to}"
+        )
     model = model.to("cpu")
     check_replaceable(Path(out), NAMES, "fewstep.json")
     if to == "diffusers":

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fewstep.adapters import Adapter, matched, read_adapter, write_adapter
 from fewstep.errors import UsageError
 from fewstep.exporting.card import write_notes
+from fewstep.exporting.unet2d import unet2d
+from fewstep.importing.architectures.unet2d_adapters import from_unet2d, to_unet2d
 from fewstep.model import Model
 from fewstep.models import Denoiser
-from fewstep.models.nets import DiT
+from fewstep.models.nets import ADM, DiT
 from fewstep.system.files import whole_folder
 
 LOADED_BY: Mapping[str, str] = {
@@ -25,6 +29,9 @@ LOADED_BY: Mapping[str, str] = {
 
 def export_adapter(model: Model, out: Path, dialect: str = "peft") -> float:
     """Write the adapter that made a model, read it again and compare the changes of the weights.
+
+    Layers of an adm network have the names of diffusers' ``UNet2DModel``, where that can hold it.
+    Layers of other networks have the library's names.
 
     Args:
         model: of a run that trained with adapters.
@@ -46,21 +53,39 @@ def export_adapter(model: Model, out: Path, dialect: str = "peft") -> float:
         )
     network = model.denoiser.net
     component = "transformer" if isinstance(network, DiT) else "unet"
+    theirs = _by_their_names(network, adapter)
     with whole_folder(out) as folder:
-        file = write_adapter(adapter, folder, dialect, component)
-        error = _difference(matched(network, read_adapter(folder)), matched(network, adapter))
+        file = write_adapter(theirs, folder, dialect, component)
+        read = read_adapter(folder)
+        if isinstance(network, ADM):
+            read = from_unet2d(network, read)
+        error = _difference(matched(network, read), matched(network, adapter))
         said = {"to": "lora", "dialect": dialect, "rank": adapter.rank, "largest_error": error}
         write_notes(folder, said)
-        (folder / "README.md").write_text(_card(model, adapter, dialect, file), encoding="utf-8")
+        (folder / "README.md").write_text(_card(model, theirs, dialect, file), encoding="utf-8")
     return error
 
 
+def _by_their_names(network: nn.Module, adapter: Adapter) -> Adapter:
+    if not isinstance(network, ADM):
+        return adapter
+    try:
+        unet2d(network)
+    except UsageError:  # no program has this network by other names
+        return adapter
+    return to_unet2d(network, adapter) or adapter
+
+
 def _difference(read: Mapping[str, Any], own: Mapping[str, Any]) -> float:
-    return max(float((read[name].delta() - own[name].delta()).abs().max()) for name in own)
+    changes = {name: (read[name].delta().flatten(1), own[name].delta().flatten(1)) for name in own}
+    return max(float((a - b).abs().max()) for a, b in changes.values())
 
 
 def _card(model: Model, adapter: Adapter, dialect: str, file: Path) -> str:
-    network = type(model.denoiser.net).__name__
+    denoiser = model.denoiser
+    assert isinstance(denoiser, Denoiser)
+    own = {name for name, _ in denoiser.net.named_modules()}
+    network = type(denoiser.net).__name__ if {*adapter.layers} <= own else "UNet2DModel"
     return (
         f"# A {model.contract.method} adapter\n\n"
         f"`{file.name}` changes {len(adapter.layers)} layers of a network of the class {network} "

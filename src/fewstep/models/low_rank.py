@@ -199,9 +199,7 @@ def _layers(network: nn.Module) -> dict[str, nn.Module]:
     named = [*network.named_modules(remove_duplicate=False)]
     places = Counter(id(module) for _, module in named)
     uses = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
-    inside = {
-        id(m.out_proj) for m in network.modules() if isinstance(m, nn.MultiheadAttention)
-    }
+    inside = {id(m.out_proj) for m in network.modules() if isinstance(m, nn.MultiheadAttention)}
     return {
         name: layer
         for name, layer in named

@@ -128,8 +128,8 @@ class StartOptions:
         _shares(self, "dropout", "condition_drop")
         if self.lora is not None and self.lora < 1:
             raise UsageError(
-                f"--lora is the rank of adapters, 1 or more, got {self.lora}; leave it out to train "
-                "all weights"
+                f"--lora is the rank of adapters, 1 or more, got {self.lora}; leave it out to "
+                "train all weights"
             )
         if self.lora_alpha is not None and not self.lora_alpha > 0:
             raise UsageError(f"--lora-alpha must be above 0, got {self.lora_alpha}")

@@ -32,8 +32,8 @@ def main_average(trainer: Trainer) -> str | None:
 def model_of(run: Run, trainer: Trainer, average: str | None) -> Model:
     """What an average, or the student itself, delivers; all processes call this.
 
-    It shares the trainer's weights, and the student is in evaluation mode afterwards. A student with
-    adapters is delivered as a copy that contains them, and they are stored beside it.
+    It shares the trainer's weights, and the student is in evaluation mode afterwards. A student
+    with adapters is delivered as a copy that contains them, and they are stored beside it.
     """
     made = contract(run)
     facts = card(run, trainer, made.method)
