@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep import cards, model_files, schedule
 from fewstep import sampling_options as options
+from fewstep.adapters import Adapter
 from fewstep.bundled import BUNDLED
 from fewstep.card_text import SHOWN, Card
 from fewstep.contract import Contract
@@ -39,6 +40,8 @@ class Model:
         contract: how it may be sampled.
         card: what its model card says beside the contract; by default nothing.
         frontend: its codec and its reader of texts, if it has any.
+        adapter: the low-rank changes that made the denoiser of another model, where the weights
+            contain such. It is stored beside them and changes nothing.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class Model:
         contract: Contract,
         card: Card | None = None,
         frontend: Frontend | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.denoiser = freeze(denoiser.eval())
         self.contract = contract
         self.card = card or Card()
         self.frontend = frontend or Frontend()
+        self.adapter = adapter
 
     def __repr__(self) -> str:
         data, sampling = self.contract.data, self.contract.sampling
@@ -249,7 +254,9 @@ class Model:
         facts = card if isinstance(card, Card) else self.card
         check_replaceable(Path(path), model_files.NAMES, model_files.CONFIG)
         with whole_folder(Path(path)) as folder:
-            model_files.write(folder, self.denoiser, self.contract, facts, dtype, self.frontend)
+            model_files.write(
+                folder, self.denoiser, self.contract, facts, dtype, self.frontend, self.adapter
+            )
             if isinstance(card, str):
                 (folder / cards.README).write_text(card, encoding="utf-8")
             else:
@@ -287,7 +294,5 @@ def load(
         raise UsageError(f"the engine {engine} runs on the CPU, got device {device}; leave it out")
     if engine != "eager":
         denoiser = run_by(engine, denoiser, contract, folder)
-    frontend = model_files.frontend_of(folder)
-    return Model(denoiser, contract, card, frontend).to(
-        usable_device("cpu" if exported else device)
-    )
+    parts = model_files.frontend_of(folder), model_files.adapter_of(folder)
+    return Model(denoiser, contract, card, *parts).to(usable_device("cpu" if exported else device))

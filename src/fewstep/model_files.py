@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pydantic import ValidationError
 from safetensors.torch import save as dump_tensors
 from torch import nn
 
+from fewstep.adapters import Adapter, read_adapter, write_adapter
+from fewstep.adapters.files import adapter_in
 from fewstep.bundled import BUNDLED
 from fewstep.card_text import Card, read_card
 from fewstep.contract import Contract
@@ -28,9 +31,12 @@ FORMAT = 2
 READABLE = (1, 2)
 CONFIG = "config.json"
 NAMES = frozenset(
-    {CONFIG, "model.safetensors", "README.md", "samples.png", "engines", "codec", "text"}
+    {CONFIG, "model.safetensors", "README.md", "samples.png", "engines"}
+    | {"adapter", "codec", "text"}
 )
 """What a model folder may hold."""
+_OF_A_FILE = ("format", "sha256", "tied", "card", "frontend")
+"""Entries of ``config.json`` that say nothing about the model itself."""
 
 
 def config_of(denoiser: AbstractDenoiser, contract: Contract, weights: bytes) -> dict[str, Any]:
@@ -50,8 +56,9 @@ def write(
     card: Card,
     dtype: torch.dtype | None = None,
     frontend: Frontend | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
-    """Write ``model.safetensors``, ``config.json`` and the folders of the frontend.
+    """Write ``model.safetensors``, ``config.json``, and what else there is in folders of its own.
 
     Args:
         folder: of the model, which is there.
@@ -60,6 +67,7 @@ def write(
         card: what is kept for later cards of the model.
         dtype: of the stored weights; buffers keep theirs.
         frontend: the model's codec and reader of texts, if it has any.
+        adapter: what was learned, where the weights contain it.
     """
     whole = denoiser.state_dict()
     ties = tied(whole)
@@ -76,6 +84,15 @@ def write(
     config = config_of(denoiser, contract, weights)
     config |= {name: value for name, value in further.items() if value}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if adapter is not None:
+        about = {name: value for name, value in config.items() if name not in _OF_A_FILE}
+        write_adapter(replace(adapter, model=about), folder / "adapter")
+
+
+def adapter_of(folder: Path) -> Adapter | None:
+    """The adapter beside a model's weights; None where there is none."""
+    place = adapter_in(folder)
+    return None if place is None else read_adapter(place)
 
 
 def read(folder: Path, network: nn.Module | None = None) -> tuple[AbstractDenoiser, Contract, Card]:

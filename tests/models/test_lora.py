@@ -12,7 +12,7 @@ from torch import nn
 from every_net import BUILDS, built, conditions
 from fewstep.core import Batch, UsageError
 from fewstep.models import EDM, Denoiser, Guided, Judge, LowRank, features_of
-from fewstep.models.lora import Adapter
+from fewstep.models.low_rank import LowRankMap
 from fewstep.training.distribution import checkpoint_blocks, networks, units
 from oracles import D, normal
 
@@ -139,7 +139,7 @@ def test_a_copy_of_both_shares_weights_too():
     both = copy.deepcopy(nn.ModuleDict({"real": real, "fake": LowRank(real, rank=2)}))
     shared = {id(p) for p in both["real"].parameters()}
     assert shared <= {id(p) for p in both["fake"].net.parameters()}
-    tree = {id(m) for m in both["fake"].net.modules() if isinstance(m, Adapter)}
+    tree = {id(m) for m in both["fake"].net.modules() if isinstance(m, LowRankMap)}
     assert tree == {id(m) for m in both["fake"].adapters.values()}
 
 

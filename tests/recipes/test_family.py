@@ -192,7 +192,7 @@ def test_guidance_is_for_methods_that_distil(name, at):
 VARIANTS = {
     "without pairs": ("dmd", {"pairs": "", "regression": 0.0}),
     "two calls": ("kd", {"steps": 2}),
-    "low rank": ("dmd2", {"lora": 2}),
+    "low rank": ("dmd2", {"fake_lora": 2}),
     "the teacher's features": ("dmd2", {"features": "teacher", "steps": 2}),
     "no judge": ("dmd2", {"adversarial": 0.0, "steps": 4}),
     "another divergence": ("f-distill", {"divergence": "kl", "features": "teacher"}),
@@ -307,7 +307,7 @@ def test_a_dry_run_plans_every_loss(place, name, at):
 
 
 def test_a_plan_for_processes_that_cannot_share_is_refused(at, monkeypatch):
-    run = built("digits", "dmd2", at, lora=2)
+    run = built("digits", "dmd2", at, fake_lora=2)
     shared = replace(run, config=replace(run.config, accumulation=2, parallel="fsdp"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="shared weights cannot be sharded twice"):

@@ -32,6 +32,7 @@ from fewstep.models import (
     Judge,
     LowRank,
 )
+from fewstep.models.low_rank import learn_adapters
 from fewstep.models.nets import ResidualMLP
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.objectives.base import Objective
@@ -50,6 +51,7 @@ from fewstep.objectives.kd import KnowledgeDistillation
 from fewstep.objectives.ladd import LADD
 from fewstep.objectives.progressive import Halving, ProgressiveDistillation
 from fewstep.objectives.rcm import RCM
+from fewstep.objectives.shared.copies import frozen_copy
 from fewstep.objectives.shared.matching import FewSteps
 from fewstep.objectives.shared.weights import karras_weight, unweighted
 from fewstep.objectives.sid import SiD
@@ -94,6 +96,17 @@ def distillation(rate: float) -> Objective:
     student = Denoiser(network(0), ConsistencyBoundary(sigma_data=0.5))
     teacher = Denoiser(network(1), EDM(sigma_data=0.5))
     return Consistency(student, TeacherStep(teacher), schedule=Fixed(5, rate))
+
+
+def adapting(name: str) -> Objective:
+    """A method whose student learns adapters alone."""
+    made = {"cd": lambda: distillation(0.9), "scd": of_family("scd")}[name]()
+    assert isinstance(made.student, Denoiser)
+    torch.manual_seed(5)
+    learn_adapters(made.student.net, 2, 3.0)
+    if name == "cd":
+        made.target = frozen_copy(made.student)
+    return made
 
 
 def consistency_training() -> Objective:
@@ -274,6 +287,8 @@ OBJECTIVES = {
     "dmd2": lambda: matched("fake"),
     "dmd2 on the teacher": lambda: matched("teacher"),
     "dmd2 with adapters": lambda: matched("fake", lora=True),
+    "cd of adapters": lambda: adapting("cd"),
+    "scd of adapters": lambda: adapting("scd"),
     "kd": knowledge_distillation,
     "f-distill": f_distill,
     "diff-instruct": diff_instruct,
@@ -352,6 +367,8 @@ def test_interrupted_ends_as_uninterrupted(objective, optimizer, tmp_path, capsy
     kept = {name.split(".")[1] for name in state if name.startswith("objective.")}
     beside = {
         "cd with target": {"target"},
+        "cd of adapters": {"target"},
+        "scd of adapters": {"uncertainty"},
         "ct": {"target"},
         "ctm": {"target"},
         "lcm": {"target"},

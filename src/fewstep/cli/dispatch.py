@@ -22,6 +22,7 @@ from fewstep.cli.encode import encode
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.export import export
 from fewstep.cli.import_ import import_
+from fewstep.cli.merge import merge
 from fewstep.cli.pairs import pairs
 from fewstep.cli.prepare import prepare
 from fewstep.cli.recipes import show_recipes
@@ -45,6 +46,7 @@ fewstep: generative models that need one to four network calls
   fewstep search MODEL --steps 2,3,4            better times for few steps
   fewstep import FILE --out MODEL               make a model of another project's checkpoint
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
+  fewstep merge MODEL ADAPTER ... --out MODEL   add LoRA adapters to a model's weights
   fewstep export MODEL --to onnx --out DIR      for other programs, compared with torch at once
   fewstep bench                                 what the library costs on this machine
   fewstep data check SOURCE                     what would be read, and a picture of it
@@ -151,6 +153,7 @@ def _dispatch(args: list[str]) -> None:
         "doctor": lambda rest: _call("fewstep doctor", doctor, rest),
         "import": lambda rest: _call("fewstep import", import_, rest),
         "average": lambda rest: _call("fewstep average", average, rest),
+        "merge": lambda rest: _call("fewstep merge", merge, rest),
         "compare": lambda rest: _call("fewstep compare", compare, rest),
         "search": lambda rest: _call("fewstep search", search, rest),
         "bench": lambda rest: _call("fewstep bench", bench, rest),

@@ -12,28 +12,35 @@ def export(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
-    to: Literal["onnx", "openvino", "torch", "diffusers"],
+    to: Literal["onnx", "openvino", "torch", "diffusers", "lora"],
     out: Path,
     sampler: int | None = None,
     average: str | None = None,
+    dialect: Literal["peft", "diffusers", "kohya"] | None = None,
 ) -> None:
     """Write a model for another program, and compare its answers with torch's.
 
     The folder holds the graph, the contract and a card with the exact call. The export fails if an
     answer differs from torch's by more than 1e-4. For diffusers the folder holds a network and a
     scheduler in place of a graph, and the answers are those of what `fewstep import` reads from it.
+    For lora it holds the adapter of a model that was trained with --lora, and no model.
 
     Args:
         model: a model folder, a run folder or a bundled name.
         to: onnx is for ONNX Runtime and others, openvino for OpenVINO, torch for torch.export,
-            diffusers for its UNet2DModel and ConsistencyModelPipeline.
+            diffusers for its UNet2DModel and ConsistencyModelPipeline, lora for programs that add
+            adapters to a model of their own.
         out: the folder to write.
         sampler: a number of steps; exports all steps of the sampler as one graph, whose noise is
             an input. By default the graph is the denoiser alone.
         average: another of the run's averages than its first.
+        dialect: of the adapter's file, with --to lora; by default peft.
     """
     from fewstep.exporting import export as write
     from fewstep.model import load
 
-    error = write(load(model, average=average, device="cpu"), to, out, sampler)
+    error = write(load(model, average=average, device="cpu"), to, out, sampler, dialect=dialect)
+    if to == "lora":
+        print(f"wrote {out}; read again, it changes weights by the same, within {error:.2g}")
+        return
     print(f"wrote {out}; its answers differ from torch's by {error:.2g} at most")

@@ -9,11 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fewstep.adapters.files import NAMES as ADAPTER_FILES
 from fewstep.engines.check import LARGEST_ERROR, difference, evaluated, largest_error
 from fewstep.engines.graph import DenoiserGraph, SamplerGraph, examples
 from fewstep.engines.onnx import free_batch, reason, write_onnx
 from fewstep.engines.sessions import Session, extra, open_onnx, open_openvino
 from fewstep.errors import UsageError, nearest
+from fewstep.exporting.adapter import export_adapter
 from fewstep.exporting.card import card, notes, write_notes
 from fewstep.exporting.stock import export_folder
 from fewstep.model import Model
@@ -21,18 +23,21 @@ from fewstep.system.files import check_replaceable, whole_folder
 
 __all__ = ["FORMATS", "LARGEST_ERROR", "Format", "export"]
 
-Format = Literal["onnx", "openvino", "torch", "diffusers"]
+Format = Literal["onnx", "openvino", "torch", "diffusers", "lora"]
 FORMATS: tuple[str, ...] = get_args(Format)
 NAMES = frozenset(
     {"README.md", "fewstep.json", "model.onnx", "model.onnx.data", "model.xml", "model.bin"}
     | {"model.pt2", "model_index.json", "unet", "scheduler"}
+    | ADAPTER_FILES
 )
 """What an exported folder may hold."""
 SAMPLES = (1, 3)
 """Sizes of the batches in which a whole sampler is compared with torch."""
 
 
-def export(model: Model, to: str, out: str | Path, steps: int | None = None) -> float:
+def export(
+    model: Model, to: str, out: str | Path, steps: int | None = None, *, dialect: str | None = None
+) -> float:
     """Write a model for another program, with a card that says how to call it.
 
     The folder holds the graph, ``fewstep.json`` with the contract and the times, and README.md. The
@@ -41,13 +46,16 @@ def export(model: Model, to: str, out: str | Path, steps: int | None = None) -> 
     Args:
         model: on any device; the graph is exported in float32.
         to: ``onnx``, ``openvino`` or ``torch`` (torch.export); ``diffusers`` writes no graph, see
-            :func:`~fewstep.exporting.stock.export_folder`.
+            :func:`~fewstep.exporting.stock.export_folder`; ``lora`` writes the adapter of a model
+            that was trained with one, see :func:`~fewstep.exporting.adapter.export_adapter`.
         out: the folder, which is written whole or not at all.
         steps: export all steps of the sampler as one graph, whose noise is an input; None exports
             the denoiser.
+        dialect: of an adapter: ``peft`` (by default), ``diffusers`` or ``kohya``.
 
     Returns:
-        The largest difference between the graph's answers and torch's, in the data's unit.
+        The largest difference between the graph's answers and torch's, in the data's unit; of an
+        adapter, between the changes of weights.
 
     Raises:
         UsageError: there is no such format, its extra is not installed, the network cannot be
@@ -56,12 +64,18 @@ def export(model: Model, to: str, out: str | Path, steps: int | None = None) -> 
     """
     if to not in FORMATS:
         raise UsageError(f"unknown format {to!r}; {nearest(to, FORMATS)}")
-    if steps is not None and to in {"torch", "diffusers"}:
+    if steps is not None and to in {"torch", "diffusers", "lora"}:
         raise UsageError("a whole sampler is exported to onnx or openvino; leave out the steps")
+    if dialect is not None and to != "lora":
+        raise UsageError(
+            f"the dialect is that of an adapter; leave it out, or export to lora, not {to}"
+        )
     model = model.to("cpu")
     check_replaceable(Path(out), NAMES, "fewstep.json")
     if to == "diffusers":
         return export_folder(model, Path(out))
+    if to == "lora":
+        return export_adapter(model, Path(out), dialect or "peft")
     denoiser = model.denoiser.float()
     said = notes(model, to, steps)
     with whole_folder(Path(out)) as folder:

@@ -14,6 +14,7 @@ from fewstep.models.discriminator import FeatureDiscriminator, Judge, features_o
 from fewstep.models.growing import grown
 from fewstep.models.halving import halved
 from fewstep.models.lora import LowRank
+from fewstep.models.low_rank import LCM_TARGETS, adapt, adapted_layers, merged
 from fewstep.models.preconditioning import (
     EDM,
     PRECONDITIONINGS,
@@ -34,6 +35,7 @@ from fewstep.models.preconditioning import (
 
 __all__ = [
     "EDM",
+    "LCM_TARGETS",
     "PRECONDITIONINGS",
     "AbstractDenoiser",
     "AtScale",
@@ -59,7 +61,10 @@ __all__ = [
     "Switched",
     "TrigFlow",
     "VPrediction",
+    "adapt",
+    "adapted_layers",
     "features_of",
     "grown",
     "halved",
+    "merged",
 ]

@@ -79,9 +79,15 @@ def _build_plain(spec: Any, network: nn.Module | None) -> Denoiser:
             "expected a denoiser with network and preconditioning, or a switched one with low, "
             f"high and at, got kind {kind!r} of {given!r}"
         )
-    preconditioning = _build("preconditioning", spec["preconditioning"])
-    assert isinstance(preconditioning, Preconditioning)
+    preconditioning = build_preconditioning(spec["preconditioning"])
     return Denoiser(build_network(spec["network"], network), preconditioning)
+
+
+def build_preconditioning(spec: Any) -> Preconditioning:
+    """The preconditioning that the ``preconditioning`` of a :func:`denoiser_spec` describes."""
+    built = _build("preconditioning", spec)
+    assert isinstance(built, Preconditioning)
+    return built
 
 
 def _spec(value: Path | Preconditioning) -> dict[str, Any]:

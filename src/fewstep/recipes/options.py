@@ -111,6 +111,11 @@ class StartOptions:
     """Scale of classifier-free guidance of a teacher that is distilled; 1 is no guidance."""
     dropout: float = 0.0
     """Probability of dropout in the student, in [0, 1)."""
+    lora: Whole = None
+    """Rank of low-rank adapters (LoRA), which alone learn on the teacher's frozen weights; by
+    default all weights learn."""
+    lora_alpha: Real = None
+    """The adapters' answers are multiplied by this over their rank; by default it is the rank."""
     condition_drop: float = 0.1
     """Share of the samples that the model sees without conditions, so that it can be guided; 0 for
     observations that are always there."""
@@ -121,6 +126,15 @@ class StartOptions:
 
     def __post_init__(self) -> None:
         _shares(self, "dropout", "condition_drop")
+        if self.lora is not None and self.lora < 1:
+            raise UsageError(
+                f"--lora is the rank of adapters, 1 or more, got {self.lora}; leave it out to "
+                "train all weights"
+            )
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            raise UsageError(f"--lora-alpha must be above 0, got {self.lora_alpha}")
+        if self.lora_alpha is not None and self.lora is None:
+            raise UsageError("--lora-alpha is of adapters; give their rank with --lora")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,9 +123,14 @@ class Recipe(Generic[Options]):
 
         Raises:
             UsageError: neither a folder nor a bundled model has its name, or an option describes
-                another network than the teacher's.
+                another network than the teacher's, or there are to be adapters without a teacher.
         """
         if self.start.teacher == NONE:
+            if self.start.lora is not None:
+                raise UsageError(
+                    "--lora trains adapters on a teacher's weights, and this run has none; give "
+                    "--teacher, or leave --lora out"
+                )
             return
         usual = recipe(self.name).network
         for name in (f.name for f in fields(usual)):

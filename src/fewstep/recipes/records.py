@@ -52,7 +52,7 @@ def current(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
 
     Version 0.1.0 left out what a place decided, and its ``ct`` and ``edm`` had options of their
     own; its data set was known by the recipe's name alone. It also recorded the sizes of a new
-    network where the student had the teacher's.
+    network where the student had the teacher's. ``dmd2`` once called its ``fake_lora`` ``lora``.
     """
     if name not in NAMES:
         return dict(arguments)
@@ -66,6 +66,8 @@ def current(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
         if method.name == "ct" and "start" in renamed:
             renamed = {_CT.get(key, key): value for key, value in renamed.items()}
             renamed |= {"teacher": NONE}
+    if method.name == "dmd2" and "lora" in renamed and "fake_lora" not in renamed:
+        renamed["fake_lora"] = renamed.pop("lora")
     if renamed.get("teacher", place.teacher(method)) != NONE:
         sizes = {field.name for field in fields(NetworkOptions)}
         renamed = {key: value for key, value in renamed.items() if key not in sizes}

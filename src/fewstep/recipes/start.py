@@ -28,6 +28,7 @@ from fewstep.models import (
     grown,
 )
 from fewstep.models.fresh import fresh_network, seeded, with_dropout
+from fewstep.models.low_rank import learn_adapters
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.models.preconditioning import Preconditioning
 from fewstep.objectives.base import Objective
@@ -107,6 +108,8 @@ class Start:
     ) -> Denoiser:
         """A trainable copy with the student's dropout, read on a path; by default on noise levels.
 
+        With ``--lora`` its adapters learn, and the weights that the source does not have.
+
         Args:
             path: where the student lives; by default the source's noise levels.
             two_time: let it read a second time.
@@ -115,10 +118,21 @@ class Start:
             new: the parametrisation of new weights, where it is not EDM's.
         """
         net = grown(self.source, two_time=two_time, guidance=guidance).net
+        net, options = with_dropout(net, self.recipe.start.dropout), self.recipe.start
+        if options.lora is not None:
+            old = dict(self.source.net.named_parameters())
+            added = {name for name, _ in net.named_parameters() if name not in old}
+            with seeded(self.train.seed):
+                learn_adapters(net, options.lora, options.lora_alpha, whole=added)
         scalings = self._scalings(path, boundary)
         if new is not None and self.model is None:
             scalings = new
-        return Denoiser(with_dropout(net, self.recipe.start.dropout), scalings)
+        return Denoiser(net, scalings)
+
+    def copy(self, path: Path | None = None) -> Denoiser:
+        """A trainable copy as :meth:`student`'s, all of whose weights learn."""
+        net = with_dropout(self.source.net, self.recipe.start.dropout)
+        return Denoiser(net, self._scalings(path, boundary=False))
 
     def _scalings(self, path: Path | None, boundary: bool) -> Preconditioning:
         own, path = self.source.preconditioning, path or self.levels
@@ -160,7 +174,7 @@ class Start:
             lora: rank of its difference to the teacher, whose weights it shares; 0 is a copy.
         """
         if not lora:
-            return self.student(path)
+            return self.copy(path)
         with seeded(self.train.seed):
             return LowRank(self.source.on(path), lora)
 

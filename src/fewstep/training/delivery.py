@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 
 from fewstep import cards
+from fewstep.adapters import adapter_of
 from fewstep.card_text import SHOWN
 from fewstep.contract import Contract
 from fewstep.core import UsageError
 from fewstep.data import spec_of
 from fewstep.model import Model
+from fewstep.models import Denoiser, adapted_layers, merged
 from fewstep.system.status import log_rows
 from fewstep.training.config import Run
 from fewstep.training.described import card, evaluation, note
@@ -30,11 +32,16 @@ def main_average(trainer: Trainer) -> str | None:
 def model_of(run: Run, trainer: Trainer, average: str | None) -> Model:
     """What an average, or the student itself, delivers; all processes call this.
 
-    It shares the trainer's weights, and the student is in evaluation mode afterwards.
+    It shares the trainer's weights, and the student is in evaluation mode afterwards. A student
+    with adapters is delivered as a copy that contains them, and they are stored beside it.
     """
     made = contract(run)
     facts = card(run, trainer, made.method)
-    return Model(run.objective.deliver(trainer.student(average)), made, facts, run.frontend)
+    denoiser = run.objective.deliver(trainer.student(average))
+    if not adapted_layers(denoiser):
+        return Model(denoiser, made, facts, run.frontend)
+    adapter = adapter_of(denoiser.net) if isinstance(denoiser, Denoiser) else None
+    return Model(merged(denoiser), made, facts, run.frontend, adapter)
 
 
 def own_model(run: Run, trainer: Trainer) -> Model:
@@ -43,7 +50,8 @@ def own_model(run: Run, trainer: Trainer) -> Model:
     model = model_of(run, trainer, main)
     if main:
         return model
-    return Model(copy.deepcopy(model.denoiser), model.contract, model.card, model.frontend)
+    own = copy.deepcopy(model.denoiser)
+    return Model(own, model.contract, model.card, model.frontend, model.adapter)
 
 
 def contract(run: Run) -> Contract:

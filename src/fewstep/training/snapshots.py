@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.core import UsageError
 from fewstep.model import load
+from fewstep.models import AbstractDenoiser, adapted_layers, merged
 from fewstep.system.files import whole_folder
 from fewstep.training.folder import RunFolder
 from fewstep.training.posthoc import PowerFunction, posthoc_coefficients
@@ -23,7 +24,7 @@ def snapshot(trainer: Trainer, folder: RunFolder) -> None:
     """Store the averages by power functions; under FSDP2 all processes must call this."""
     target = folder.snapshots / f"{trainer.step:09d}"
     weights = {
-        name: ({k: v.clone() for k, v in trainer.student(name).state_dict().items()}, rule.std)
+        name: ({k: v.clone() for k, v in _whole(trainer.student(name)).items()}, rule.std)
         for name, rule in trainer.averages.rules.items()
         if isinstance(rule, PowerFunction)
     }
@@ -32,6 +33,11 @@ def snapshot(trainer: Trainer, folder: RunFolder) -> None:
             for name, (tensors, std) in weights.items():
                 about = {"updates": str(trainer.averages.updates), "std": repr(std)}
                 save_file(tensors, fresh / f"{name}.safetensors", about)
+
+
+def _whole(student: AbstractDenoiser) -> dict[str, Tensor]:
+    """The weights of a student, which contain its adapters where it has some."""
+    return (merged(student) if adapted_layers(student) else student).state_dict()
 
 
 def reconstruct(run: str | Path, std: float, out: str | Path, step: int | None = None) -> int:
@@ -72,6 +78,7 @@ def reconstruct(run: str | Path, std: float, out: str | Path, step: int | None =
             part = handle.get_tensor(key).double() * weight
             total[key] = total[key] + part if key in total else part
     model = load(run, device="cpu")
+    model.adapter = None  # which is that of another average
     with torch.no_grad():
         copy_into(model.denoiser.state_dict(), total)
     text = f"{model.card.text} Its weights are the power-function average of width {std:g}."

@@ -226,9 +226,10 @@ class EDM2(AbstractNetwork):
 
         Official training does it at the start of every forward instead. Updates and answers are the
         same; an average taken after the update sees weights on their spheres, there slightly off.
+        Frozen weights stay what they are.
         """
         for module in self.modules():
-            if isinstance(module, MPConv):
+            if isinstance(module, MPConv) and module.weight.requires_grad:
                 module.normalise_weights()
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.core import UsageError
-from fewstep.models import AbstractDenoiser
+from fewstep.models import AbstractDenoiser, adapted_layers
 
 
 def softplus_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -43,7 +43,10 @@ def hinge_generator_bounded(fake: Tensor) -> Tensor:
 
 
 def last_weight(student: AbstractDenoiser) -> Tensor:
-    """Return the weight that a student's network names as its last.
+    """Return the weight that a student's network names as its last, or its adapter's outer one.
+
+    A gradient at the outer matrix of an adapter is the gradient at the frozen weight, projected
+    once, so that the sizes of two terms are compared there too.
 
     Raises:
         UsageError: the network names none.
@@ -55,7 +58,8 @@ def last_weight(student: AbstractDenoiser) -> Tensor:
             f"{type(net).__name__} has no last_weight, at which terms are weighed; give it that "
             "attribute: the weight (a Parameter) of its last layer"
         )
-    return weight
+    adapted = (layer for layer in adapted_layers(net).values() if layer.weight is weight)
+    return next((layer.adapter.up.weight for layer in adapted), weight)
 
 
 def weighed(

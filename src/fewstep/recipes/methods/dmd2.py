@@ -28,7 +28,7 @@ class ImprovedDistributionMatching(MethodOptions):
     features: Features = "fake"
     """Whose features the discriminator reads: those of the score of generated samples, or the
     teacher's."""
-    lora: int = 0
+    fake_lora: int = 0
     """Rank of the difference of that score's weights to the teacher's; 0 gives it weights of its
     own."""
 
@@ -36,7 +36,7 @@ class ImprovedDistributionMatching(MethodOptions):
         from fewstep.objectives.dmd2 import DMD2
 
         student, common = generator(start, self.steps, self.level, self.highest)
-        fake = start.fake(student.path, self.lora)
+        fake = start.fake(student.path, self.fake_lora)
         return DMD2(
             student,
             fake=fake,

@@ -34,7 +34,7 @@ class TruncatedConsistencyTraining(MethodOptions):
         every = start.train.steps
         return TruncatedConsistency(
             start.student(path),
-            start.student(path),
+            start.copy(path),
             SameNoise(path),
             curriculum=Curriculum(
                 every, self.q, limit=self.limit, least=1e-6, start=self.stage * every
