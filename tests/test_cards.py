@@ -22,6 +22,7 @@ from fewstep.core import UsageError
 from fewstep.model import Model, find, load
 from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import ResidualMLP
+from fewstep.recipes.options import NetworkOptions
 from small_nets import shaken
 from tiny import fewstep, pictures, trained
 
@@ -254,6 +255,21 @@ def test_the_card_of_a_run_with_a_report_has_its_numbers(tmp_path, capsys, monke
     assert "images_per_second" not in card
     assert "9" not in card[card.index("## Evaluation") : card.index("## Licence")]
     assert PICTURE not in card  # as the run draws no pictures
+
+
+def test_the_card_of_a_student_describes_the_network_of_its_teacher(tmp_path):
+    teacher = trained(tmp_path / "edm", "toy-edm", steps=2)
+    assert "| network | `mlp` |" in card_of(teacher / "model")
+    assert "| network.width | `8` |" in card_of(teacher / "model")
+    student = trained(tmp_path / "cd", "toy-cd", teacher=teacher, steps=2)
+    card = card_of(student / "model")
+    assert "| network | `mlp` |" in card
+    assert "| network.width | `8` |" in card
+    assert "| network.blocks | `1` |" in card
+    assert f"| teacher | `{teacher}` |" in card
+    # What the recipe has for new weights says nothing of this network.
+    for name in (field.name for field in dataclasses.fields(NetworkOptions)):
+        assert name == "network" or f"| {name} |" not in card, name
 
 
 @pytest.mark.parametrize("name", ["digits-cd", "digits-edm"])

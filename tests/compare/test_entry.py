@@ -23,6 +23,7 @@ class Made:
     config: TrainConfig
     recipe: str = "made"
     arguments: Any = None
+    network_arguments: Any = ()
     finish: Any = None
     watch: Any = None
 
@@ -47,7 +48,7 @@ def entry(tmp_path, monkeypatch) -> Entry:
             for step in (steps // 2, steps)
         ]
         (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return SimpleNamespace(serves=lambda steps: False)
+        return SimpleNamespace(serves=lambda steps: False, denoiser=None)
 
     monkeypatch.setattr(Plan, "recipe", recipe)
     monkeypatch.setattr("fewstep.compare.entry.train", train)

@@ -18,6 +18,7 @@ from fewstep.model import Model
 from fewstep.recipes import METHODS, Run
 from fewstep.system.devices import usable_device
 from fewstep.system.files import write_json
+from fewstep.training.described import arguments
 from fewstep.training.train import train
 from fewstep.training.trainer import Trainer
 
@@ -102,7 +103,7 @@ class Entry:
             "nonfinite": max(row.get("skipped", 0.0) for row in rows),
             "spikes": _spikes(rows),
             "curve": [[row["step"] / rate, row["eval/fd"]] for row in rows if "eval/fd" in row],
-            "settings": {"recipe": run.recipe, **run.arguments, "train": settings},
+            "settings": {"recipe": run.recipe, **arguments(run, model.denoiser), "train": settings},
         }
 
     def built(self, name: str, teacher: str, steps: int) -> Run:

@@ -232,6 +232,7 @@ class Start:
             augment=augmentation(recipe, spec_of(data)),
             sampling_times=self.sampling_times(objective.student.path) if free else {},
             teacher=self.model,
+            network_arguments=[f.name for f in fields(recipe.network)],
             upgrade=upgraded,
         )
 

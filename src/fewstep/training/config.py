@@ -174,6 +174,8 @@ class Run:
         sampling_times: for a number of calls, the times at which users generate, in the path's own
             unit; descending, the first is where sampling starts.
         teacher: the model that the student starts from or learns from, if there is one.
+        network_arguments: names of the arguments that describe a new network; cards and reports
+            show the network that there is instead.
         upgrade: (recipe, arguments) of a run of an older version to the arguments as this version
             names them, so that its folder can be resumed.
     """
@@ -191,6 +193,7 @@ class Run:
     augment: Augment | None = None
     sampling_times: Mapping[int, Sequence[float]] = field(default_factory=dict)
     teacher: Model | None = None
+    network_arguments: Sequence[str] = ()
     upgrade: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, given: given
 
 

@@ -33,8 +33,8 @@ def model_of(run: Run, trainer: Trainer, average: str | None) -> Model:
     It shares the trainer's weights, and the student is in evaluation mode afterwards.
     """
     made = contract(run)
-    facts = card(run, trainer, made.method)
-    return Model(run.objective.deliver(trainer.student(average)), made, facts)
+    denoiser = run.objective.deliver(trainer.student(average))
+    return Model(denoiser, made, card(run, trainer, made.method, denoiser))
 
 
 def own_model(run: Run, trainer: Trainer) -> Model:
