@@ -44,7 +44,8 @@ WHITE: Background = (255, 255, 255)
 
 NOTES = {
     "rotated": "{n} are turned upright as their EXIF orientation says",
-    "alpha": "{n} are partly transparent and composited on {background}",
+    "alpha": "{n} have an alpha channel; where it is transparent, they are composited on "
+    "{background}",
     "frames": "{n} have several frames, of which the first is read",
     "deep": "{n} have more than 8 bits; those with no value above 4095 are read as 12 bits",
 }
