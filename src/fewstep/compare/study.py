@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fewstep.compare.entry import Entry, paired
-from fewstep.compare.plan import Plan
+from fewstep.compare.plan import Budget, Plan
 from fewstep.compare.report import write_report
 from fewstep.data.catalogue import CATALOGUE, entry
 from fewstep.data.prepared import SUFFIX
@@ -70,9 +70,9 @@ class Study:
         own = {LOCK, f"{TEMPORARY}{record.name}"}
         if not record.exists() and out.is_dir() and any(p.name not in own for p in out.iterdir()):
             raise UsageError(f"{out} holds something else than a study; choose another --out")
-        before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else told
+        before = _read(record) if record.exists() else told
         changed = [
-            f"{key}: was {before.get(key)!r}, now {value!r}"
+            f"{key}: was {_words(before.get(key))}, now {_words(value)}"
             for key, value in told.items()
             if value != before.get(key)
         ]
@@ -178,6 +178,27 @@ class Study:
             picture(model.sample(32, steps=TEACHER_STEPS, seed=0), out / "teacher.png", 8)
             write_json(place, found)
         return json.loads(place.read_text(encoding="utf-8"))
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """The content of a study.json.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    try:
+        return dict(json.loads(record.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{record} is damaged; choose another --out") from error
+
+
+def _words(value: Any) -> str:
+    """A value of a plan's summary as the command line has it."""
+    if value is None:
+        return "not given"
+    if isinstance(value, dict):
+        return Budget(**value).text
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _say(text: str) -> None:
