@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fewstep.core import UsageError, local
 from fewstep.system.files import drop, tidy, whole_folder
 from fewstep.system.processes import ALONE, World
+from fewstep.training.config import FRESH
 from fewstep.training.distribution import rows
 from fewstep.weights import separate, tied, write
 
@@ -162,7 +163,7 @@ def read(checkpoint: Path) -> State:
     except Exception as error:
         raise UsageError(
             f"the checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one "
-            "before, or start anew with --fresh"
+            f"before, or start anew with {FRESH}"
         ) from error
 
 

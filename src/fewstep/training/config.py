@@ -45,6 +45,10 @@ FREE = (
 """Settings that a resumed run may change; all others would make it another run."""
 
 
+FRESH = "--fresh (in Python, fresh=True)"
+"""What moves an old run aside, in the words of messages."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The trainer's settings; units are steps and samples, never epochs."""

@@ -19,7 +19,7 @@ from fewstep.core import UsageError
 from fewstep.data.fingerprint import differences, fingerprint
 from fewstep.model import find
 from fewstep.system.files import LOCK, TEMPORARY, locked, write_json
-from fewstep.training.config import FREE, Run
+from fewstep.training.config import FREE, FRESH, Run
 from fewstep.version import __version__
 
 Upgrade = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
@@ -50,7 +50,7 @@ class RunFolder:
         if not self.path.exists():
             return None
         if not self.record.exists() or self.path.resolve() == Path.cwd():
-            raise UsageError(f"--fresh moves old runs aside, and {self.path} is none")
+            raise UsageError(f"{FRESH} moves old runs aside, and {self.path} is none")
         with self._locked():
             return self._renamed()
 
@@ -119,19 +119,19 @@ class RunFolder:
                 other_data = _other_data(before, record)
             except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
                 raise UsageError(
-                    f"{self.record} is damaged ({error}); start anew with --fresh"
+                    f"{self.record} is damaged ({error}); start anew with {FRESH}"
                 ) from error
             if changed:
                 raise UsageError(
                     f"{self.path} holds a run with other arguments:\n  "
                     + "\n  ".join(changed)
                     + "\nrepeat them to resume it, choose another --out, or move it aside with "
-                    "--fresh"
+                    + FRESH
                 )
             if other_data:
                 raise UsageError(
                     f"{self.path}: the data is not what the run began with ({other_data}); give "
-                    "the same data, start anew with --fresh, or go on all the same with "
+                    f"the same data, start anew with {FRESH}, or go on all the same with "
                     "--train.allow-changed-data"
                 )
 
