@@ -107,6 +107,8 @@ class Recipe(Generic[Options]):
         for name in options:
             if name not in home:
                 raise UsageError(f"{self.name} has no option {name}; {nearest(name, home)}")
+        for name in ("data", "held_out"):
+            _check_named(f"{self.name}: {name}", options.get(name))
         first = self
         if options.get("network", self.network.network) != self.network.network:
             # Sizes of one family are none of another's.
@@ -179,6 +181,21 @@ def recipe(name: str, **options: object) -> Recipe[MethodOptions]:
         train=place.train,
     )
     return first.change(**{**setting.options, "train": setting.train}).change(**options)
+
+
+def _check_named(what: str, value: object) -> None:
+    """Refuse a data set in memory, which run.json could not record.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if isinstance(value, str | os.PathLike) or not hasattr(value, "__len__"):
+        return
+    raise UsageError(
+        f"{what} is a name or a path, which the run records, got a data set in memory "
+        f"({type(value).__name__}); write its samples with fewstep.data.write_arrays(FILE, x, "
+        "label) and give FILE"
+    )
 
 
 def _typed(group: Value, values: Mapping[str, object], where: str) -> Value:

@@ -36,7 +36,10 @@ def rebuild(run: str | Path) -> Recipe[MethodOptions]:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{record} is damaged ({error!r})") from error
     if name not in NAMES:
-        raise UsageError(f"{run} is a run of {name!r}, which is no recipe of this version")
+        raise UsageError(
+            f"{run} is a run of {name!r}, and no recipe has this name: it was made in Python, or "
+            "by another version of fewstep. The code that made its Run can train it again"
+        )
     return recipe(name, **current(name, arguments), train=train)
 
 
