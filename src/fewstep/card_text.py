@@ -28,6 +28,8 @@ UNSET = (
 )
 """What is said where a model has no licence."""
 
+MOVED = "Where the folder has moved, give its new place."
+
 KINDS = {
     "ode": "A solver follows the ODE of a diffusion model. `solver`, `eta` and `churn` choose "
     "another solver than Heun's, or add noise between its steps.",
@@ -113,7 +115,7 @@ def text(
         "## Sampling",
         f"```python\n{python}\n```",
         f"```bash\n{command}\n```" if command else _no_command(custom),
-        "" if place in BUNDLED else "Where the folder has moved, give its new place.",
+        "" if place in BUNDLED else MOVED,
         _kinds(contract, steps, calls),
         "## Data",
         _data(card, contract.data),

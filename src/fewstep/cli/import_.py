@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,7 +81,7 @@ def import_(
         imported = import_pair(source, below, at, options)
     else:
         imported = import_checkpoint(source, options)
-    imported.model.save(out, card=_card(imported.report.summary()))
+    imported.model.save(out, card=_card(imported.report.summary(), out))
     if report is not None:
         write_json(report, imported.report.as_json())
     print(imported.report.summary())
@@ -97,10 +98,13 @@ def _lines(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _card(summary: str) -> str:
+def _card(summary: str, out: Path) -> str:
+    from fewstep.card_text import MOVED
+
     return (
         "# A model imported by fewstep\n\n"
         "Its weights come from a checkpoint of another repository, whose licence applies to it.\n\n"
         f"```\n{summary}\n```\n\n"
-        "```python\nimport fewstep\n\nx = fewstep.load('PATH').sample(16)\n```\n"
+        f"```python\nimport fewstep\n\nx = fewstep.load({dumps(str(out))}).sample(16)\n```\n\n"
+        f"{MOVED}\n"
     )

@@ -76,7 +76,8 @@ def export(model: Model, to: str, out: str | Path, steps: int | None = None) -> 
         else:
             error = _sampler_error(model, steps, session)
         write_notes(folder, {**said, "largest_error": error})
-        (folder / "README.md").write_text(card(model, to, file.name, said, error), encoding="utf-8")
+        text = card(model, to, Path(out), file.name, said, error)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return error
 
 
