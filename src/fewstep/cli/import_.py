@@ -89,12 +89,12 @@ def import_(
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    from fewstep.errors import UsageError
+    from fewstep.errors import UsageError, in_words
 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UsageError(f"--class-names: {path} cannot be read: {error}") from error
+        raise UsageError(f"--class-names: {path} cannot be read: {in_words(error)}") from error
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 

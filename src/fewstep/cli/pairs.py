@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from fewstep.cli.values import SolverName
+from fewstep.cli.values import SolverName, check_solver
 
 
 def pairs(
@@ -52,6 +52,7 @@ def pairs(
         average: another of the run's averages than its first.
         device: where to run; an accelerator if there is one.
     """
+    check_solver(solver)
     from fewstep.model import find, load
     from fewstep.pairs import make
     from fewstep.system.devices import usable_device
@@ -68,7 +69,7 @@ def pairs(
         model,
         out,
         n,
-        solver=solver,
+        solver=solver or "heun",
         steps=steps,
         guidance=guidance,
         label=given.pop("label", None),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fewstep.cli.values import SolverName, numbers
+from fewstep.cli.values import SolverName, check_solver, numbers
 from fewstep.errors import UsageError
 
 
@@ -28,7 +28,7 @@ def sample(
     lengths: str | None = None,
     guidance: float | None = None,
     gamma: float | None = None,
-    solver: SolverName | None = None,
+    solver: SolverName = None,
     eta: float | None = None,
     churn: float | None = None,
     average: str | None = None,
@@ -70,6 +70,7 @@ def sample(
             the runtimes of these extras on the CPU, which keep an exported graph for the next time.
         columns: of the grid.
     """
+    check_solver(solver)
     if n < 1:
         raise UsageError(f"-n must be at least 1, got {n}")
     if columns is not None and columns < 1:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from fewstep.errors import UsageError
+import tyro
 
-SolverName = Literal["heun", "euler", "ddim", "dpm", "dpm++2m"]
+from fewstep.errors import UsageError, nearest
+
+SOLVER_NAMES = ("heun", "euler", "ddim", "dpm", "dpm++2m")
 """The solvers of a diffusion model's ODE: the keys of ``fewstep.sampling_options.SOLVERS``."""
+
+SolverName = Annotated[str | None, tyro.conf.arg(metavar="|".join(SOLVER_NAMES))]
+"""One of these, by its name; what is none is refused with the nearest of them."""
+
+
+def check_solver(name: str | None) -> None:
+    """Refuse a name that is no solver's.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if name is not None and name not in SOLVER_NAMES:
+        raise UsageError(f"--solver {name!r} is none; {nearest(name, SOLVER_NAMES)}")
 
 
 def numbers(option: str, text: str, kind: type) -> list[Any]:

@@ -15,6 +15,7 @@ from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile
 from fewstep.data.members import Members
 from fewstep.data.naming import in_order, shortened
+from fewstep.errors import in_words
 
 MAX_CLASSES = 2**20
 MAX_NAME = 200
@@ -182,7 +183,7 @@ def _json_labels(
         entries = json.loads(text)["labels"]
         given = None if entries is None else dict(entries)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UsageError(f"{where} cannot be used ({error!r}); {expected}") from error
+        raise UsageError(f"{where} cannot be used ({in_words(error)}); {expected}") from error
     if given is None:
         return Assigned([*names], notes=(f"{place} says that the images have no labels",))
     label = np.empty(len(names), np.int64)

@@ -29,6 +29,7 @@ from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Indices
 from fewstep.data.specs import spec_of
+from fewstep.errors import in_words
 from fewstep.system.files import sha256
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def opened(path: Path, about: About, shard: int, *, verify: bool = False) -> dic
             stamp, digest = json.loads(file.metadata()["pairs"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); {AGAIN}") from error
+        raise UsageError(f"{path} cannot be read ({in_words(error)}); {AGAIN}") from error
     shapes = about.shapes(len(about.shards()[shard]))
     if stamp != about.stamp(shard) or shapes != {
         name: list(value.shape) for name, value in tensors.items()

@@ -24,6 +24,7 @@ from fewstep.conditions import Sequence
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Arrays, Indices
+from fewstep.errors import in_words
 from fewstep.system.files import whole_file
 
 KEY = "arrays"
@@ -196,7 +197,7 @@ def _read(path: Path) -> tuple[_About, dict[str, np.ndarray]]:
             header = json.loads(file.read(length))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UsageError(
-            f"{path} is not what fewstep.data.write_arrays writes, or cut short ({error})"
+            f"{path} is not what fewstep.data.write_arrays writes, or cut short ({in_words(error)})"
         ) from error
     try:
         about = _About.model_validate_json(text)

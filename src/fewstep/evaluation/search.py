@@ -41,6 +41,7 @@ from fewstep.metrics import (
 )
 from fewstep.model import Model
 from fewstep.paths import Path as NoisePath
+from fewstep.schedule import in_order
 from fewstep.system.files import whole_file, whole_folder
 
 Distance = Callable[[Sequence[float]], float]
@@ -173,8 +174,8 @@ def check(sampling: Sampling, method: str, steps: Sequence[int], seed: int) -> N
         )
     if not sampling.any_times:
         raise UsageError(
-            f"this {method} model is made for the times {sampling.times} and no others, so there "
-            "is nothing to search"
+            f"this {method} model is made for the times {in_order(sampling)} and no others, so "
+            "there is nothing to search"
         )
     if min(steps) < 2:
         raise UsageError(f"--steps must be at least 2 to have a time between, got {min(steps)}")

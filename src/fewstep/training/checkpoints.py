@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.core import UsageError, local
+from fewstep.errors import in_words
 from fewstep.system.files import drop, tidy, whole_folder
 from fewstep.system.processes import ALONE, World
 from fewstep.training.config import FRESH
@@ -162,8 +163,8 @@ def read(checkpoint: Path) -> State:
         return _Stored([checkpoint / _name(rank) for rank in range(len(files))]), values
     except Exception as error:
         raise UsageError(
-            f"the checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one "
-            f"before, or start anew with {FRESH}"
+            f"the checkpoint {checkpoint} is damaged ({in_words(error)}); delete it to go on from "
+            f"the one before, or start anew with {FRESH}"
         ) from error
 
 

@@ -17,6 +17,7 @@ import torch
 
 from fewstep.core import UsageError
 from fewstep.data.fingerprint import differences, fingerprint
+from fewstep.errors import in_words
 from fewstep.model import find
 from fewstep.system.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.training.config import FREE, FRESH, Run
@@ -119,7 +120,7 @@ class RunFolder:
                 other_data = _other_data(before, record)
             except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
                 raise UsageError(
-                    f"{self.record} is damaged ({error}); start anew with {FRESH}"
+                    f"{self.record} is damaged ({in_words(error)}); start anew with {FRESH}"
                 ) from error
             if changed:
                 raise UsageError(
