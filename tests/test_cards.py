@@ -232,6 +232,13 @@ def test_the_card_of_a_run_on_its_way_and_at_its_end(tmp_path, capsys):
     assert PICTURE not in early
 
 
+def test_the_card_of_a_short_run_on_a_large_network_has_few_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewstep.training.pictured.WORK", 0.0)
+    own = pictures(tmp_path / "images")
+    out = trained(tmp_path / "run", "edm", data=own, steps=2, sample_every=2, batch=8)
+    assert "*4 samples of seed 0, 18 step(s) each.*" in card_of(out / "model")
+
+
 def test_the_card_of_a_run_with_a_report_has_its_numbers(tmp_path, capsys, monkeypatch):
     report = {"student": {"1": {"fd": 0.5, "images_per_second": 9.0}, "2": {"fd": 0.25}}}
     report |= {"floor": {"fd": 0.125}, "seconds": 3.0}

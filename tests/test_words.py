@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.contract import Sampling, Start
+from fewstep.contract import Contract, DataSpec, Sampling, Start
 from fewstep.errors import UsageError, in_words, nearest
 from fewstep.model import load
+from fewstep.paths import VarianceExploding
 from fewstep.recipes import rebuild
-from fewstep.schedule import in_order
+from fewstep.schedule import in_order, times
 from fewstep.system.status import status
 from tiny import fewstep
 
@@ -75,6 +76,16 @@ def test_times_in_words():
         start=Start(t=80.0, std=80.0), kind="renoise", times={2: (80.0, 0.821), 1: (80.0,)}
     )
     assert in_order(sampling) == "80 (1 step); 80, 0.821 (2 steps)"
+    contract = Contract(method="cd", data=DataSpec(shape=(2,)), sampling=sampling)
+    with pytest.raises(UsageError, match="made for 1 or 2 steps, got 5; take one of these"):
+        times(contract, VarianceExploding(), 5)
+
+
+def test_a_contract_without_times_allows_no_steps():
+    sampling = Sampling(start=Start(t=80.0, std=80.0), kind="renoise")
+    contract = Contract(method="cd", data=DataSpec(shape=(2,)), sampling=sampling)
+    with pytest.raises(UsageError, match="made for no number of steps, got 1"):
+        times(contract, VarianceExploding())
 
 
 def test_an_unknown_solver_is_refused_with_the_known_ones(tmp_path, capsys):

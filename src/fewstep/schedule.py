@@ -45,7 +45,7 @@ def times(contract: Contract, path: Path, steps: int | None = None) -> list[floa
     if not sampling.any_times:
         raise UsageError(
             f"this {contract.method} model is made for {_counts(sampling)}, got {steps}; take "
-            f"{'that' if len(sampling.times) == 1 else 'one of these'}"
+            f"{'one of these' if len(sampling.times) > 1 else 'what it is made for'}"
         )
     rule = karras if sampling.grid == "karras" else uniform
     if sampling.kind == "ode":
@@ -82,6 +82,8 @@ def given_times(contract: Contract, given: Sequence[float]) -> list[float]:
 
 def _counts(sampling: Sampling) -> str:
     """The numbers of steps that a contract lists, in words: ``2 steps``, ``1, 2 or 4 steps``."""
+    if not sampling.times:
+        return "no number of steps"
     *first, last = map(str, sorted(sampling.times))
     before = f"{', '.join(first)} or " if first else ""
     return f"{before}{last} step{'s' * (last != '1')}"
