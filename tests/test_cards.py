@@ -22,6 +22,7 @@ from fewstep.core import UsageError
 from fewstep.model import Model, find, load
 from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import ResidualMLP
+from fewstep.recipes import rebuild
 from fewstep.recipes.options import NetworkOptions
 from small_nets import shaken
 from tiny import fewstep, pictures, trained
@@ -230,6 +231,19 @@ def test_the_card_of_a_run_on_its_way_and_at_its_end(tmp_path, capsys):
     early = card_of(out / "checkpoints" / "000000002" / "model")
     assert "for 2 steps; 2 steps of its run are left." in early
     assert PICTURE not in early
+
+
+def test_a_run_knows_the_licence_of_its_model(tmp_path, capsys):
+    words = ("train", "toy-edm", "--width", 8, "--blocks", 1, "--train.batch", 8)
+    words += ("--train.sample-every", 0, "--out", tmp_path / "run", "--train.steps")
+    assert fewstep(capsys, *words, 1, "--licence", "CC-BY-4.0").code == 0
+    assert "## Licence\n\nCC-BY-4.0" in card_of(tmp_path / "run" / "model")
+    assert "| licence |" not in card_of(tmp_path / "run" / "model")
+    assert rebuild(tmp_path / "run").card.licence == "CC-BY-4.0"
+    # It is for the card alone, so that a resumed run may have another.
+    assert fewstep(capsys, *words, 2, "--licence", "MIT").code == 0
+    assert "## Licence\n\nMIT" in card_of(tmp_path / "run" / "model")
+    assert load(tmp_path / "run", device="cpu").card.licence == "MIT"
 
 
 def test_the_card_of_a_short_run_on_a_large_network_has_few_samples(tmp_path, monkeypatch):

@@ -24,7 +24,8 @@ SHOWN = 16
 
 UNSET = (
     "Not set. Whoever publishes the model should choose one, and the licence of the data may limit "
-    'which. `model.save(FOLDER, card=dataclasses.replace(model.card, licence="..."))` sets it.'
+    "which. `fewstep train RECIPE --licence NAME` sets it, and in Python `model.save(FOLDER, "
+    'card=dataclasses.replace(model.card, licence="..."))`.'
 )
 """What is said where a model has no licence."""
 

@@ -32,8 +32,10 @@ def export(
             an input. By default the graph is the denoiser alone.
         average: another of the run's averages than its first.
     """
+    from fewstep.cli.values import replaced
     from fewstep.exporting import export as write
     from fewstep.model import load
 
+    before = replaced(out)
     error = write(load(model, average=average, device="cpu"), to, out, sampler)
-    print(f"wrote {out}; its answers differ from torch's by {error:.2g} at most")
+    print(f"wrote {out}{before}; its answers differ from torch's by {error:.2g} at most")

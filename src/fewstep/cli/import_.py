@@ -58,6 +58,7 @@ def import_(
         at: that noise level, TCM's transition_t.
         report: a JSON file to write, with what became of every tensor.
     """
+    from fewstep.cli.values import replaced
     from fewstep.errors import UsageError
     from fewstep.importing import ImportOptions, import_checkpoint, import_pair
     from fewstep.system.files import write_json
@@ -81,11 +82,14 @@ def import_(
         imported = import_pair(source, below, at, options)
     else:
         imported = import_checkpoint(source, options)
+    before = replaced(out)
     imported.model.save(out, card=_card(imported.report.summary(), out))
-    if report is not None:
-        write_json(report, imported.report.as_json())
     print(imported.report.summary())
-    print(f"wrote {imported.model!r} to {out}")
+    if report is not None:
+        also = replaced(report)
+        write_json(report, imported.report.as_json())
+        print(f"wrote {report}{also}")
+    print(f"wrote {imported.model!r} to {out}{before}")
 
 
 def _lines(path: Path) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fewstep.cli.values import SolverName, check_solver, numbers
+from fewstep.cli.values import SolverName, check_solver, numbers, replaced
 from fewstep.errors import UsageError
 
 
@@ -103,10 +103,12 @@ def sample(
     )
     own = chosen or list(range(len(x)))
     conditions = loaded.conditions(own, given, lengths=long)
+    files = [out / f"{one:06d}.png" for one in own] if not out.suffix else [out]
+    before = replaced(*files)
     _write_samples(x, out, own, conditions, columns)
     calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None
     calls = calls or loaded.calls(len(at) if at else steps, guidance, solver)
-    print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}")
+    print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}{before}")
 
 
 def say_unfinished(folder: Path) -> None:

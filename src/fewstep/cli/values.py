@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -13,6 +14,11 @@ SOLVER_NAMES = ("heun", "euler", "ddim", "dpm", "dpm++2m")
 
 SolverName = Annotated[str | None, tyro.conf.arg(metavar="|".join(SOLVER_NAMES))]
 """One of these, by its name; what is none is refused with the nearest of them."""
+
+
+def replaced(*files: Path) -> str:
+    """What to add to the line on what was written, asked before: whether something was there."""
+    return ", which replaced what was there" if any(file.exists() for file in files) else ""
 
 
 def check_solver(name: str | None) -> None:

@@ -114,7 +114,9 @@ class Protocol:
                 advance(1)
         return _mean(found)
 
-    def judge(self, model: Model, steps: int, guidance: float | None = None) -> dict[str, float]:
+    def judge(
+        self, model: Model, steps: int, guidance: float | None = None, solver: str | None = None
+    ) -> dict[str, float]:
         """What was asked for of the model's samples, and its speed.
 
         ``fd``, ``swd``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage`` are against
@@ -127,6 +129,7 @@ class Protocol:
         chosen = {
             "steps": steps,
             "guidance": guidance,
+            "solver": solver,
             "first": part.start,
             "cond": {key: value[part] for key, value in conditions_of(self.held_out).items()},
         }

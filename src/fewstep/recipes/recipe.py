@@ -18,6 +18,7 @@ from fewstep.recipes.options import (
     NONE,
     AugmentOptions,
     AverageOptions,
+    CardOptions,
     DataOptions,
     NetworkOptions,
     StartOptions,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound=MethodOptions, covariant=True)
 Value = TypeVar("Value")
 
-GROUPS = ("options", "data", "start", "network", "averages", "augment")
+GROUPS = ("options", "data", "start", "network", "averages", "augment", "card")
 """The fields of a recipe whose own fields are the options, in the order of the help."""
 
 
@@ -47,6 +48,7 @@ class Recipe(Generic[Options]):
         network: of new weights.
         averages: of the student's weights.
         augment: augmentation of images.
+        card: what the model's card says beside the training.
         train: the trainer's settings.
     """
 
@@ -57,6 +59,7 @@ class Recipe(Generic[Options]):
     network: Annotated[NetworkOptions, arg(name="")]
     averages: Annotated[AverageOptions, arg(name="")]
     augment: Annotated[AugmentOptions, arg(name="")]
+    card: Annotated[CardOptions, arg(name="")]
     train: TrainConfig
 
     @property
@@ -177,6 +180,7 @@ def recipe(name: str, **options: object) -> Recipe[MethodOptions]:
         start=replace(place.start, teacher=place.teacher(method)),
         averages=place.averages,
         augment=place.augment,
+        card=CardOptions(),
         options=method.options(),
         train=place.train,
     )

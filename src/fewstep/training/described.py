@@ -13,6 +13,7 @@ from fewstep.evaluation.tables import LEGEND
 from fewstep.models import AbstractDenoiser, Denoiser, Switched
 from fewstep.models.spec import network_spec
 from fewstep.training.config import Run
+from fewstep.training.folder import LICENCE
 from fewstep.training.trainer import Trainer
 
 SPEED = "images_per_second"
@@ -34,6 +35,7 @@ def card(run: Run, trainer: Trainer, method: str, denoiser: AbstractDenoiser) ->
         text=f"A {method} model trained with fewstep for {trainer.step:,} steps"
         + (f"; {left:,} steps of its run are left." if left > 0 else "."),
         data=_data(run),
+        licence=str(run.arguments.get(LICENCE, "")),
         options={name: _shown(value) for name, value in arguments(run, denoiser).items()},
     )
 
@@ -49,7 +51,8 @@ def arguments(run: Run, denoiser: AbstractDenoiser) -> dict[str, Any]:
         run: that was trained.
         denoiser: of the model that it delivers.
     """
-    own = {k: v for k, v in run.arguments.items() if k not in run.network_arguments}
+    hidden = {LICENCE, *run.network_arguments}
+    own = {k: v for k, v in run.arguments.items() if k not in hidden}
     while isinstance(denoiser, Switched):
         denoiser = denoiser.high
     if not isinstance(denoiser, Denoiser):

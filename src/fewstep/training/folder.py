@@ -27,6 +27,10 @@ Upgrade = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 """See ``Run.upgrade``."""
 
 
+LICENCE = "licence"
+"""The argument that a resumed run may change, since it is for the card alone."""
+
+
 class RunFolder:
     """Paths of a run.
 
@@ -169,7 +173,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         pairs += [
             (prefix + n, old.get(n), new.get(n))
             for n in sorted(names)
-            if part == "train" or not _same_source(n, before, now)
+            if part == "train" or not (n == LICENCE or _same_source(n, before, now))
         ]
     for name in sorted({*before["frozen"], *now["frozen"]}):
         digests = before["frozen"].get(name, ""), now["frozen"].get(name, "")
