@@ -117,11 +117,11 @@ class About(BaseModel):
     def shapes(self, count: int) -> dict[str, list[int]]:
         """The tensors of a shard of ``count`` pairs."""
         event = list(self.shape)
-        found = {"noise": [count, *event], "x": [count, *event]}
+        shapes = {"noise": [count, *event], "x": [count, *event]}
         for key, null in self.spec.nulls.items():
-            found["label" if key == "label" else f"{OTHER}{key}"] = [count, *null.shape]
+            shapes["label" if key == "label" else f"{OTHER}{key}"] = [count, *null.shape]
         k = len(self.path_times)
-        return found | ({"path": [count, k, *event]} if k else {})
+        return shapes | ({"path": [count, k, *event]} if k else {})
 
 
 def name_of(shard: int) -> str:
@@ -132,8 +132,8 @@ def name_of(shard: int) -> str:
 def packed(tensors: Mapping[str, Tensor], about: About, shard: int) -> bytes:
     """A shard as it lies on the disk; the same tensors give the same bytes."""
     # One key only: safetensors does not keep the order of several.
-    told = json.dumps([about.stamp(shard), _digest(tensors)])
-    return save(dict(tensors), {"pairs": told})
+    stamp = json.dumps([about.stamp(shard), _digest(tensors)])
+    return save(dict(tensors), {"pairs": stamp})
 
 
 def opened(path: Path, about: About, shard: int, *, verify: bool = False) -> dict[str, Tensor]:
@@ -249,11 +249,13 @@ class Pairs:
             ("guidance", about.guidance, float(guidance)),
             ("path", about.path, about.path if path is None else str(path)),
         ]
-        told = [f"{name}: pairs {had!r}, here {now!r}" for name, had, now in compared if had != now]
-        if told:
+        lines = [
+            f"{name}: pairs {had!r}, here {now!r}" for name, had, now in compared if had != now
+        ]
+        if lines:
             raise UsageError(
                 f"the pairs in {self.folder} are another teacher's:\n  "
-                + "\n  ".join(told)
+                + "\n  ".join(lines)
                 + "\nmake them anew with fewstep data pairs, or train with the teacher they are of"
             )
 

@@ -168,9 +168,9 @@ def _dataset(path: Path, about: _About, arrays: dict[str, np.ndarray], check: bo
     conditions: dict[str, Any] = {}
     x, mask = arrays.pop("x"), arrays.pop("mask", None)
     for name, one in about.spec.conditions.items():
-        found = [arrays.pop(f"cond.{key}", None) for key in (name, f"{name}_mask")]
-        if found[0] is not None:
-            conditions[name] = tuple(found) if isinstance(one, Sequence) else found[0]
+        parts = [arrays.pop(f"cond.{key}", None) for key in (name, f"{name}_mask")]
+        if parts[0] is not None:
+            conditions[name] = tuple(parts) if isinstance(one, Sequence) else parts[0]
     if arrays:
         raise UsageError(f"{path} holds arrays that it does not describe: {', '.join(arrays)}")
     try:
