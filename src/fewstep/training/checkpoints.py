@@ -124,10 +124,10 @@ def _write(folder: Path, name: str, tensors: Mapping[str, Tensor], world: World)
         save_file(own, folder / name)
     except SafetensorError as error:
         # It tells of the system's error in words only; the number says what to do.
-        found = re.search(r"os error (\d+)", str(error))
-        if found is None:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
             raise
-        number = int(found[1])
+        number = int(code[1])
         raise OSError(number, os.strerror(number), str(folder / name)) from error
 
 
@@ -140,8 +140,8 @@ def _write_manifest(folder: Path, values: dict[str, Any], step: int, world: Worl
 
 def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint, if there is one."""
-    found = _complete(folder)
-    return found[-1] if found else None
+    complete = _complete(folder)
+    return complete[-1] if complete else None
 
 
 def read(checkpoint: Path) -> State:

@@ -128,22 +128,22 @@ class TrainConfig:
         least |= dict.fromkeys(
             ("sample_every", "evaluate_every", "keep_every", "snapshot_every"), 0
         )
-        found = [
+        problems = [
             f"train.{name} must be at least {low} and below 2^63, got {getattr(self, name)}"
             for name, low in least.items()
             if not low <= getattr(self, name) < 2**63
         ]
-        found += [
+        problems += [
             f"train.{name} must be finite and at least 0, got {getattr(self, name)}"
             for name in ("lr", "eps", "weight_decay", "clip", "spike")
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0)
         ]
         if 0 < self.spike <= 1:
-            found.append(f"train.spike must be above 1, or 0 for none, got {self.spike}")
+            problems.append(f"train.spike must be above 1, or 0 for none, got {self.spike}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            found.append(f"train.betas must lie in [0, 1), got {self.betas}")
-        if found:
-            raise UsageError("\n".join(found))
+            problems.append(f"train.betas must lie in [0, 1), got {self.betas}")
+        if problems:
+            raise UsageError("\n".join(problems))
 
     def learning_rate(self, step: int) -> float:
         """At a step, counted from 0 in the current stage."""

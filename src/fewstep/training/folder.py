@@ -182,8 +182,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _of_held_out(data: Any) -> dict[str, Any]:
-    found = {"samples": len(data), "fingerprint": _data_fingerprint(data)}
-    return {**found, "notes": [*notes(data)]}
+    about = {"samples": len(data), "fingerprint": _data_fingerprint(data)}
+    return {**about, "notes": [*notes(data)]}
 
 
 def notes(data: Any) -> tuple[str, ...]:
