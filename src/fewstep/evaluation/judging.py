@@ -104,12 +104,12 @@ class Protocol:
 
     def floor(self) -> dict[str, float]:
         """Real data judged as a model is: training data against held-out data."""
-        found = []
+        rows = []
         with self._progress() as advance:
             for draw in range(self.draws):
-                found.append(self._to_held_out(self._data(self._train_draw(draw))))
+                rows.append(self._to_held_out(self._data(self._train_draw(draw))))
                 advance(1)
-        return _mean(found)
+        return _mean(rows)
 
     def judge(
         self, model: Model, steps: int, guidance: float | None = None, solver: str | None = None
@@ -130,16 +130,16 @@ class Protocol:
             "first": part.start,
             "cond": {key: value[part] for key, value in conditions_of(self.held_out).items()},
         }
-        found, seconds = [], []
+        rows, seconds = [], []
         with self._progress() as advance:
             for draw in range(self.draws):
                 began = time.perf_counter()
                 x = model.sample(part.stop - part.start, seed=FIRST_SEED + draw, **chosen).cpu()
                 x = self._same_length(self.world.together(x))
                 seconds.append(time.perf_counter() - began)
-                found.append(self._judged(x, self._data(self._train_draw(draw))))
+                rows.append(self._judged(x, self._data(self._train_draw(draw))))
                 advance(1)
-        return {**_mean(found), "images_per_second": n / float(np.median(seconds))}
+        return {**_mean(rows), "images_per_second": n / float(np.median(seconds))}
 
     def _judged(self, x: Tensor, train: Judged) -> dict[str, float]:
         """Everything but the speed, of one sample of the model and one of the training data."""
@@ -227,5 +227,5 @@ def _name(features: Features) -> str:
     return f"features {getattr(features, '__name__', type(features).__name__)}"
 
 
-def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([one[key] for one in rows])) for key in rows[0]}

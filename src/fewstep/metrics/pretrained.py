@@ -60,16 +60,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-        found = found.get("state_dict", found)
-        if not all(isinstance(v, Tensor) for v in found.values()):
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = tensors.get("state_dict", tensors)
+        if not all(isinstance(v, Tensor) for v in tensors.values()):
             raise UsageError("it holds other things than tensors")
     except Exception as error:  # damaged files raise all kinds
         raise UsageError(
             f"{file}: cannot be read as weights ({in_words(error)}); give a safetensors file or a "
             "torch file of tensors by name"
         ) from error
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def loaded(module: nn.Module, file: Path) -> None:

@@ -159,12 +159,12 @@ class References:
         path = self.folder / f"{name}.safetensors"
         if path.is_file():
             try:
-                found = load_reference(path)
+                reference = load_reference(path)
             except UsageError:
-                found = None
-            if found is not None and found.provenance == wanted:
+                reference = None
+            if reference is not None and reference.provenance == wanted:
                 self.cached += 1
-                return found
+                return reference
         made = Reference(moments_of(x.split(BATCH), self.features), wanted)
         self.computed += 1
         try:
