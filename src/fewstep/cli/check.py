@@ -61,8 +61,8 @@ def check(
         raise UsageError(f"{out} is no contact sheet of this command; choose another --out")
     from fewstep.data.survey import survey, survey_of_name
 
-    found = survey_of_name(source[0]) if len(source) == 1 else None
-    found = found or survey(
+    seen = survey_of_name(source[0]) if len(source) == 1 else None
+    seen = seen or survey(
         source,
         resolution=resolution,
         crop=crop,
@@ -72,9 +72,9 @@ def check(
         background=background,
         workers=workers,
     )
-    for line in _told(found, source[0]):
+    for line in _told(seen, source[0]):
         print(line)
-    _draw(found, out)
+    _draw(seen, out)
 
 
 def _told(found: Survey, source: str) -> Iterator[str]:

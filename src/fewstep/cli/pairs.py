@@ -65,7 +65,7 @@ def pairs(
     model = load(teacher, average=average, device=place)
     print(f"model: {find(teacher, average)}", file=sys.stderr)
     given = model.contract.data.parse(cond, label)
-    made, kept, found = make(
+    made, kept, data = make(
         model,
         out,
         n,
@@ -80,9 +80,9 @@ def pairs(
         paths=paths,
         world=world,
     )
-    told = f"made {made} shard(s), kept {kept}"
-    if found is None:
-        print(f"{told}; process {world.rank} of {world.size} is done, others are not")
+    counts = f"made {made} shard(s), kept {kept}"
+    if data is None:
+        print(f"{counts}; process {world.rank} of {world.size} is done, others are not")
     else:
-        shape = "x".join(map(str, found.shape))
-        print(f"{told}; wrote {len(found):,} pair(s) of {shape} to {out}")
+        shape = "x".join(map(str, data.shape))
+        print(f"{counts}; wrote {len(data):,} pair(s) of {shape} to {out}")

@@ -115,8 +115,8 @@ def say_unfinished(folder: Path) -> None:
     """Say on stderr that a model is of a run which is still training or was interrupted."""
     from fewstep.system.status import unfinished
 
-    if (told := unfinished(folder)) is not None:
-        print(told, file=sys.stderr)
+    if (message := unfinished(folder)) is not None:
+        print(message, file=sys.stderr)
 
 
 def _write_samples(

@@ -33,7 +33,7 @@ def check_solver(name: str | None) -> None:
 
 def numbers(option: str, text: str, kind: type) -> list[Any]:
     """1,2,5 and, for whole numbers, 0-63."""
-    found: list[Any] = []
+    values: list[Any] = []
     try:
         for part in text.split(","):
             low, dash, high = part.partition("-")
@@ -41,10 +41,10 @@ def numbers(option: str, text: str, kind: type) -> list[Any]:
                 first, last = int(low), int(high)
                 if not first <= last < first + 1_000_000:
                     raise ValueError
-                found += range(first, last + 1)
+                values += range(first, last + 1)
             else:
-                found.append(kind(part))
+                values.append(kind(part))
     except ValueError:
         example = "0-63 or 1,5,9" if kind is int else "80,0.8"
         raise UsageError(f"{option} must look like {example}, got {text!r}") from None
-    return found
+    return values
