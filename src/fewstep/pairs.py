@@ -146,15 +146,15 @@ def _opened(out: Path, about: About) -> Iterator[Any]:
 
 def _compare(out: Path, before: About, about: About) -> None:
     old, new = before.settings(), about.settings()
-    told = [
+    lines = [
         f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
         for name in {**old, **new}
         if old.get(name) != new.get(name)
     ]
-    if told:
+    if lines:
         raise UsageError(
             f"{out} holds pairs with other settings:\n  "
-            + "\n  ".join(told)
+            + "\n  ".join(lines)
             + "\nrepeat them to go on, or choose another --out"
         )
 
@@ -185,11 +185,11 @@ def _shards(
                 if _whole(target, about, i):
                     advance(len(parts[i]))
                     continue
-                found = []
+                states = []
                 for start in range(parts[i].start, parts[i].stop, batch):
-                    found.append(teacher(range(start, min(start + batch, parts[i].stop))))
-                    advance(len(found[-1]["x"]))
-                tensors = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+                    states.append(teacher(range(start, min(start + batch, parts[i].stop))))
+                    advance(len(states[-1]["x"]))
+                tensors = {name: torch.cat([one[name] for one in states]) for name in states[0]}
                 with whole_file(target) as fresh:
                     fresh.write_bytes(packed(tensors, about, i))
                 made += 1
@@ -254,12 +254,12 @@ class _Teacher:
         x = noise.to(device, widest(device)) * about.start[1]
         x = SOLVERS[about.solver](self.denoiser, x, self.times, there)
         last = self.times[-1:].to(x.device, x.dtype).expand(len(x))
-        found = {"noise": noise, "x": self.denoiser(x, last, None, there).float().cpu()}
-        found |= {k if k == "label" else f"{OTHER}{k}": v for k, v in cond.items()}
+        tensors = {"noise": noise, "x": self.denoiser(x, last, None, there).float().cpu()}
+        tensors |= {k if k == "label" else f"{OTHER}{k}": v for k, v in cond.items()}
         if about.path_times:
             states = [state.float().cpu() for state in self.denoiser.states.values()]
-            found["path"] = torch.stack(states, 1)
-        return found
+            tensors["path"] = torch.stack(states, 1)
+        return tensors
 
 
 class _Seen(AbstractDenoiser):

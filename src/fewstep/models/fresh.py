@@ -72,11 +72,13 @@ def fresh_network(
 
 def _inputs(spec: DataSpec) -> dict[str, dict[str, object] | bool]:
     """The options by which a network reads the conditions of data, besides its classes."""
-    found = spec.conditions.items()
+    conditions = spec.conditions.items()
     inputs: dict[str, dict[str, object] | bool] = {
-        "vectors": {n: math.prod(c.shape) for n, c in found if isinstance(c, Vector)},
-        "sequences": {n: (c.length, math.prod(c.shape)) for n, c in found if isinstance(c, Tokens)},
-        "images": {n: c.shape[0] for n, c in found if isinstance(c, Image)},
+        "vectors": {n: math.prod(c.shape) for n, c in conditions if isinstance(c, Vector)},
+        "sequences": {
+            n: (c.length, math.prod(c.shape)) for n, c in conditions if isinstance(c, Tokens)
+        },
+        "images": {n: c.shape[0] for n, c in conditions if isinstance(c, Image)},
         "masked": spec.masked,
     }
     return {option: value for option, value in inputs.items() if value}

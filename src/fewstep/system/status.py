@@ -137,13 +137,13 @@ def unfinished(folder: str | Path) -> str | None:
     if folder.name != "model" or not (run / "run.json").is_file():
         return None
     try:
-        found = status(run)
+        state = status(run)
     except UsageError:
         return None
-    if found.finished or not found.saved:
+    if state.finished or not state.saved:
         return None
     return (
-        f"{run} is not finished: its model is that of step {found.saved[-1]:,} of {found.steps:,}"
+        f"{run} is not finished: its model is that of step {state.saved[-1]:,} of {state.steps:,}"
     )
 
 
