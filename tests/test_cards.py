@@ -22,6 +22,8 @@ from fewstep.core import UsageError
 from fewstep.model import Model, find, load
 from fewstep.models import EDM, Denoiser
 from fewstep.models.nets import ResidualMLP
+from fewstep.recipes import rebuild
+from fewstep.recipes.options import NetworkOptions
 from small_nets import shaken
 from tiny import fewstep, pictures, trained
 
@@ -241,6 +243,26 @@ def test_the_card_of_a_run_on_its_way_and_at_its_end(tmp_path, capsys):
     assert PICTURE not in early
 
 
+def test_a_run_knows_the_licence_of_its_model(tmp_path, capsys):
+    words = ("train", "toy-edm", "--width", 8, "--blocks", 1, "--train.batch", 8)
+    words += ("--train.sample-every", 0, "--out", tmp_path / "run", "--train.steps")
+    assert fewstep(capsys, *words, 1, "--licence", "CC-BY-4.0").code == 0
+    assert "## Licence\n\nCC-BY-4.0" in card_of(tmp_path / "run" / "model")
+    assert "| licence |" not in card_of(tmp_path / "run" / "model")
+    assert rebuild(tmp_path / "run").card.licence == "CC-BY-4.0"
+    # It is for the card alone, so that a resumed run may have another.
+    assert fewstep(capsys, *words, 2, "--licence", "MIT").code == 0
+    assert "## Licence\n\nMIT" in card_of(tmp_path / "run" / "model")
+    assert load(tmp_path / "run", device="cpu").card.licence == "MIT"
+
+
+def test_the_card_of_a_short_run_on_a_large_network_has_few_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewstep.training.pictured.WORK", 0.0)
+    own = pictures(tmp_path / "images")
+    out = trained(tmp_path / "run", "edm", data=own, steps=2, sample_every=2, batch=8)
+    assert "*4 samples of seed 0, 18 step(s) each.*" in card_of(out / "model")
+
+
 def test_the_card_of_a_run_with_a_report_has_its_numbers(tmp_path, capsys, monkeypatch):
     report = {"student": {"1": {"fd": 0.5, "images_per_second": 9.0}, "2": {"fd": 0.25}}}
     report |= {"floor": {"fd": 0.125}, "seconds": 3.0}
@@ -264,6 +286,21 @@ def test_the_card_of_a_run_with_a_report_has_its_numbers(tmp_path, capsys, monke
     assert "images_per_second" not in card
     assert "9" not in card[card.index("## Evaluation") : card.index("## Licence")]
     assert PICTURE not in card  # as the run draws no pictures
+
+
+def test_the_card_of_a_student_describes_the_network_of_its_teacher(tmp_path):
+    teacher = trained(tmp_path / "edm", "toy-edm", steps=2)
+    assert "| network | `mlp` |" in card_of(teacher / "model")
+    assert "| network.width | `8` |" in card_of(teacher / "model")
+    student = trained(tmp_path / "cd", "toy-cd", teacher=teacher, steps=2)
+    card = card_of(student / "model")
+    assert "| network | `mlp` |" in card
+    assert "| network.width | `8` |" in card
+    assert "| network.blocks | `1` |" in card
+    assert f"| teacher | `{teacher}` |" in card
+    # What the recipe has for new weights says nothing of this network.
+    for name in (field.name for field in dataclasses.fields(NetworkOptions)):
+        assert name == "network" or f"| {name} |" not in card, name
 
 
 @pytest.mark.parametrize("name", ["digits-cd", "digits-edm"])

@@ -18,7 +18,7 @@ from fewstep import doctor
 from fewstep.contract import Contract, DataSpec, Guidance, Sampling, Start
 from fewstep.core import UsageError, expand
 from fewstep.data import Arrays, Mixture, digits
-from fewstep.doctor import Finding, calls, scales
+from fewstep.doctor import Finding, calls, readings, scales
 from fewstep.doctor.conditions import guidance
 from fewstep.doctor.forward import derivatives
 from fewstep.doctor.probe import prepare, with_answers
@@ -229,6 +229,26 @@ def test_a_fresh_network_is_no_better_than_a_line():
     finding = ask(parametrisation, model, data())
     assert finding.severity in {"note", "warn"}
     assert "train it longer" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("own", "best", "word"),
+    [
+        (1.12, 1.06, "neither as noise nor as v does its output fit: both are worse than a linear"),
+        (1.05, 0.95, "perhaps its output reads as v, not noise"),
+        (1.03, 1.0, "perhaps its output reads as v, not noise"),  # as of exact Gaussian networks
+    ],
+)
+def test_two_readings_that_are_worse_than_a_line_do_not_fit(own, best, word, monkeypatch):
+    spread = 1e-3 * torch.randn(10, 256, generator=torch.Generator().manual_seed(0))
+    errors = {"as declared": own + spread, "v": best + spread.flip(0)}
+    errors |= {
+        name: 3 + spread for name in readings.readings(VP, 0.5) if name not in {"v", "noise"}
+    }
+    monkeypatch.setattr(readings, "_errors", lambda *_: errors)
+    finding = ask(parametrisation, exact(NoisePrediction(path=VP)), data(), deep=False)
+    assert finding.severity == "warn"
+    assert finding.advice.startswith(word)
 
 
 @pytest.mark.parametrize("declared", [Flow, VPrediction, NoisePrediction])

@@ -182,7 +182,7 @@ def test_no_other_steps_are_remarked_on():
 
 def test_models_of_few_steps_alone_refuse_many():
     model = model_of("renoise", times={1: (80.0,)}, any_times=False)
-    with pytest.raises(UsageError, match=r"made for \[1\] step\(s\), got 1000; take one of these"):
+    with pytest.raises(UsageError, match="made for 1 step, got 1000; take what it is made for"):
         model.sample(2, steps=1000)
 
 

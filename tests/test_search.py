@@ -256,7 +256,12 @@ def test_search_draws_no_held_out_data(monkeypatch):
     ("sampling", "steps", "seed", "parts"),
     [
         ({"kind": "ode", "any_times": True}, [2], 0, ("ODE", "distil")),
-        ({"times": {1: (80.0,), 2: (80.0, 1.0)}}, [2], 0, ("made for the times", "1.0")),
+        (
+            {"times": {1: (80.0,), 2: (80.0, 1.0)}},
+            [2],
+            0,
+            ("made for the times 80 (1 step); 80, 1 (2 steps) and",),
+        ),
         ({"any_times": True}, [1, 2], 0, ("--steps", "got 1")),
         ({"any_times": True}, [2], -1, ("--seed", "-1")),
         ({"any_times": True}, [2], FIRST_SEED, ("--seed", "evaluate")),

@@ -235,29 +235,31 @@ def peak(threads: int, kind: str = "consistency", steps: int = 4) -> float:
     return most_resident() / MIB
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(figures: Mapping[str, Any]) -> str:
     """The figures beside what they should be."""
     lines = []
-    for name, value in found.items():
+    for name, value in figures.items():
         if isinstance(value, float):
             limit, kind = TARGETS.get(name, (None, ""))
             aim = "" if limit is None else f"{kind} {limit:g}"
             lines.append(f"{name:<22} {value:>9.3f}   {aim}".rstrip())
-    return "\n".join([*lines, f"{found['threads']} thread(s), medians of {found['pairs']} pairs"])
+    return "\n".join(
+        [*lines, f"{figures['threads']} thread(s), medians of {figures['pairs']} pairs"]
+    )
 
 
 def interleaved(ours: Work, bare: Work, pairs: int) -> tuple[list[float], list[float]]:
     """Seconds of each side, in turn, after one call of each."""
     for work in (ours, bare):
         work()
-    found: tuple[list[float], list[float]] = [], []
+    times: tuple[list[float], list[float]] = [], []
     for i in range(pairs):
         # Each side goes first as often as the other.
         for side in (0, 1) if i % 2 else (1, 0):
             began = time.perf_counter()
             (ours, bare)[side]()
-            found[side].append(time.perf_counter() - began)
-    return found
+            times[side].append(time.perf_counter() - began)
+    return times
 
 
 def _ratio(ours: list[float], bare: list[float]) -> float:
@@ -278,5 +280,5 @@ def _in_a_fresh_process(threads: int, kind: str) -> float:
 
 def main(threads: int, pairs: int, as_json: bool) -> None:
     """Print the figures."""
-    found = run(threads, pairs)
-    print(json.dumps(found, indent=2) if as_json else table(found))
+    figures = run(threads, pairs)
+    print(json.dumps(figures, indent=2) if as_json else table(figures))

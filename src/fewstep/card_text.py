@@ -24,9 +24,12 @@ SHOWN = 16
 
 UNSET = (
     "Not set. Whoever publishes the model should choose one, and the licence of the data may limit "
-    'which. `model.save(FOLDER, card=dataclasses.replace(model.card, licence="..."))` sets it.'
+    "which. `fewstep train RECIPE --licence NAME` sets it, and in Python `model.save(FOLDER, "
+    'card=dataclasses.replace(model.card, licence="..."))`.'
 )
 """What is said where a model has no licence."""
+
+MOVED = "Where the folder has moved, give its new place."
 
 KINDS = {
     "ode": "A solver follows the ODE of a diffusion model. `solver`, `eta` and `churn` choose "
@@ -113,7 +116,7 @@ def text(
         "## Sampling",
         f"```python\n{python}\n```",
         f"```bash\n{command}\n```" if command else _no_command(custom),
-        "" if place in BUNDLED else "Where the folder has moved, give its new place.",
+        "" if place in BUNDLED else MOVED,
         _kinds(contract, steps, calls),
         "## Data",
         _data(card, contract.data),

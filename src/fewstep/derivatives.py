@@ -199,10 +199,10 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        found = torch.ops.aten.convolution_backward(
+        gradients = torch.ops.aten.convolution_backward(
             grad, x, weight, ctx.bias_size, *ctx.settings, list(ctx.needs_input_grad[:3])
         )
-        return (*found, None)
+        return (*gradients, None)
 
 
 def _remember(ctx: Any, *tensors: Tensor) -> None:

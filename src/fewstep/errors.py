@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 
 
@@ -23,6 +24,34 @@ class Interrupted(Exception):
     def __init__(self, signum: int, saved: object) -> None:
         super().__init__(f"interrupted; saved {saved}; the same command resumes")
         self.signum = signum
+
+
+def in_words(error: BaseException) -> str:
+    """What went wrong with a file, for a message of ours: Python's own words name no thing.
+
+    Args:
+        error: that a reader raised.
+    """
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, json.JSONDecodeError):
+        if not error.doc.strip():
+            return "it is empty"
+        if not error.doc[error.pos :].strip():
+            return "it is cut short"
+        return f"it is no JSON from line {error.lineno}, column {error.colno} on"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is no text"
+    if isinstance(error, KeyError):
+        return f"it has no entry {error.args[0]!r}" if error.args else "an entry is missing"
+    if isinstance(error, IndexError | EOFError):
+        return "it is cut short, or a part of it is missing"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, TypeError | AttributeError):
+        return "a part of it is of another kind than expected"
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 MANY = 30

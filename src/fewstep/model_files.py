@@ -19,7 +19,7 @@ from fewstep.adapters.files import adapter_in
 from fewstep.bundled import BUNDLED
 from fewstep.card_text import Card, read_card
 from fewstep.contract import Contract
-from fewstep.errors import UsageError, nearest
+from fewstep.errors import UsageError, in_words, nearest
 from fewstep.frontends import Frontend, read_frontend
 from fewstep.models import AbstractDenoiser
 from fewstep.models.spec import build_denoiser, denoiser_spec
@@ -109,7 +109,7 @@ def read(folder: Path, network: nn.Module | None = None) -> tuple[AbstractDenois
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weights = (folder / "model.safetensors").read_bytes()
     except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} holds no readable model: {error}") from error
+        raise UsageError(f"{folder} holds no readable model: {in_words(error)}") from error
     if not isinstance(config, dict) or config.get("format") not in READABLE:
         raise UsageError(
             f"{folder}/config.json is of none of the formats {READABLE}, which this version reads"

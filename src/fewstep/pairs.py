@@ -163,11 +163,11 @@ def _shards(
                 if _whole(target, about, i):
                     advance(len(parts[i]))
                     continue
-                found = []
+                states = []
                 for start in range(parts[i].start, parts[i].stop, batch):
-                    found.append(teacher(range(start, min(start + batch, parts[i].stop))))
-                    advance(len(found[-1]["x"]))
-                tensors = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+                    states.append(teacher(range(start, min(start + batch, parts[i].stop))))
+                    advance(len(states[-1]["x"]))
+                tensors = {name: torch.cat([one[name] for one in states]) for name in states[0]}
                 with whole_file(target) as fresh:
                     fresh.write_bytes(packed(tensors, about, i))
                 made += 1
@@ -229,12 +229,12 @@ class _Teacher:
         x = noise.to(device, widest(device)) * about.start[1]
         x = SOLVERS[about.solver](self.denoiser, x, self.times, there)
         last = self.times[-1:].to(x.device, x.dtype).expand(len(x))
-        found = {"noise": noise, "x": self.denoiser(x, last, None, there).float().cpu()}
-        found |= {k if k == "label" else f"{OTHER}{k}": v for k, v in cond.items()}
+        tensors = {"noise": noise, "x": self.denoiser(x, last, None, there).float().cpu()}
+        tensors |= {k if k == "label" else f"{OTHER}{k}": v for k, v in cond.items()}
         if about.path_times:
             states = [state.float().cpu() for state in self.denoiser.states.values()]
-            found["path"] = torch.stack(states, 1)
-        return found
+            tensors["path"] = torch.stack(states, 1)
+        return tensors
 
 
 class _Seen(AbstractDenoiser):

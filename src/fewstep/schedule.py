@@ -8,7 +8,7 @@ from numbers import Integral
 
 import torch
 
-from fewstep.contract import Contract
+from fewstep.contract import Contract, Sampling
 from fewstep.errors import UsageError
 from fewstep.paths import Path, VarianceExploding
 from fewstep.times import karras, uniform
@@ -44,8 +44,8 @@ def times(contract: Contract, path: Path, steps: int | None = None) -> list[floa
         return list(sampling.times[steps])
     if not sampling.any_times:
         raise UsageError(
-            f"this {contract.method} model is made for {sorted(sampling.times)} step(s), "
-            f"got {steps}; take one of these"
+            f"this {contract.method} model is made for {_counts(sampling)}, got {steps}; take "
+            f"{'one of these' if len(sampling.times) > 1 else 'what it is made for'}"
         )
     rule = karras if sampling.grid == "karras" else uniform
     if sampling.kind == "ode":
@@ -75,9 +75,26 @@ def given_times(contract: Contract, given: Sequence[float]) -> list[float]:
         raise UsageError(f"times must descend from {sampling.start.t} and stay above 0, got {grid}")
     if not sampling.any_times and tuple(grid) not in sampling.times.values():
         raise UsageError(
-            f"this {contract.method} model is made for the times {sampling.times}, got {grid}"
+            f"this {contract.method} model is made for the times {in_order(sampling)}, got {grid}"
         )
     return grid
+
+
+def _counts(sampling: Sampling) -> str:
+    """The numbers of steps that a contract lists, in words: ``2 steps``, ``1, 2 or 4 steps``."""
+    if not sampling.times:
+        return "no number of steps"
+    *first, last = map(str, sorted(sampling.times))
+    before = f"{', '.join(first)} or " if first else ""
+    return f"{before}{last} step{'s' * (last != '1')}"
+
+
+def in_order(sampling: Sampling) -> str:
+    """The times that a contract lists, in words: ``80 (1 step); 80, 0.8 (2 steps)``."""
+    return "; ".join(
+        f"{', '.join(f'{t:g}' for t in times)} ({steps} step{'s' * (steps != 1)})"
+        for steps, times in sorted(sampling.times.items())
+    )
 
 
 def remark(contract: Contract, steps: int, gamma: float | None) -> str | None:

@@ -38,40 +38,40 @@ def load_weights(
     if digest != sha256(weights):
         raise UsageError(f"{source}: the weights do not match their sha256; the file is damaged")
     try:
-        found = load_tensors(weights)
+        tensors = load_tensors(weights)
     except Exception as error:
         raise UsageError(f"{source}: not a safetensors file: {error}") from error
-    found |= {name: found[first] for name, first in (ties or {}).items() if first in found}
-    assign_weights(module, found, source)
+    tensors |= {name: tensors[first] for name, first in (ties or {}).items() if first in tensors}
+    assign_weights(module, tensors, source)
 
 
-def assign_weights(module: nn.Module, found: Mapping[str, Tensor], source: Path) -> None:
+def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Strictly: every tensor there, none extra, each of its shape; cast to the module's dtype.
 
     Tensors that the module holds under several names must be equal in the file too.
     """
     wanted = module.state_dict()
-    lines = [f"missing {k} {tuple(wanted[k].shape)}" for k in wanted if k not in found]
-    lines += [f"extra {k} {tuple(found[k].shape)}" for k in found if k not in wanted]
+    lines = [f"missing {k} {tuple(wanted[k].shape)}" for k in wanted if k not in tensors]
+    lines += [f"extra {k} {tuple(tensors[k].shape)}" for k in tensors if k not in wanted]
     lines += [
-        f"{k}: expected {tuple(wanted[k].shape)}, found {tuple(found[k].shape)}"
+        f"{k}: expected {tuple(wanted[k].shape)}, found {tuple(tensors[k].shape)}"
         for k in wanted
-        if k in found and wanted[k].shape != found[k].shape
+        if k in tensors and wanted[k].shape != tensors[k].shape
     ]
     if lines:
         raise UsageError(f"{source} holds another network's weights:\n  " + "\n  ".join(lines))
     ties = tied(wanted)
     for name, first in ties.items():
-        if not torch.equal(found[name], found[first]):
+        if not torch.equal(tensors[name], tensors[first]):
             raise UsageError(
                 f"{source} holds other values for {name} than for {first}, which this network "
                 "shares; give a network that does not share them"
             )
     if not any(value.is_meta for value in wanted.values()):
         # In place: views and shared weights stay what they are.
-        copy_into(wanted, found)
+        copy_into(wanted, tensors)
         return
-    cast = {k: found[k].to(wanted[k].dtype) for k in wanted}
+    cast = {k: tensors[k].to(wanted[k].dtype) for k in wanted}
     module.load_state_dict(cast, assign=True)
     shared = dict(module.named_parameters(remove_duplicate=False))
     for name in ties.keys() & shared.keys():

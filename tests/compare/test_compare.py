@@ -221,6 +221,10 @@ def test_seeds_and_settings_are_the_studys(study, teacher):
         name: read(out)["methods"][name]["settings"][0]["train"]["batch"] for name in ("ect", "pcm")
     }
     assert batches == {"ect": 256, "pcm": 256}
+    # The student's network is the teacher's, whatever the recipe has for new weights.
+    for leg in legs:
+        assert (leg["network"], leg["network.width"], leg["network.blocks"]) == ("mlp", 8, 1)
+        assert "width" not in leg
     assert read(out)["methods"]["tcm"]["start"] == "ect"
 
 

@@ -222,6 +222,22 @@ def test_the_clearly_best(entries, best):
     assert clear_best(methods, 2) == best
 
 
+def test_the_page_says_that_a_budget_is_whole_updates(two):
+    assert "40 seconds of training, rounded to whole updates" in two
+    assert "The column samples says what was seen." in two
+
+
+def test_the_page_says_what_was_said_before_a_training(tmp_path):
+    notes = {"notes": ["the warm-up of <500> steps does not end"]}
+    results = {"cd": [result([0.30, 0.36, 0.40], **notes)] * 2, "pcm": RESULTS["pcm"]}
+    page = written(tmp_path, plan(2, methods=("cd", "pcm")), results)
+    assert page.count("CD: the warm-up of &lt;500&gt; steps does not end") == 1
+    assert (
+        json.loads((tmp_path / "report.json").read_text())["methods"]["cd"]["notes"]
+        == (notes["notes"])
+    )
+
+
 def test_the_page_says_command_version_and_date(two, tmp_path):
     assert "fewstep 0.1.0 and torch 2.0" in two
     assert "2026-03-01" in two

@@ -57,9 +57,28 @@ def test_another_study_is_refused_by_what_differs(toy_teacher, tmp_path):
     study(teacher=str(toy_teacher)).run(tmp_path / "study")
     with pytest.raises(UsageError, match="n: was 20, now 30"):
         study(teacher=str(toy_teacher), n=30).run(tmp_path / "study")
+    with pytest.raises(UsageError) as refused:
+        study(
+            teacher=str(toy_teacher),
+            budget=Budget("seconds", 2),
+            methods=["ct", "cd"],
+            held_out=0.1,
+        ).run(tmp_path / "study")
+    for part in (
+        "methods: was ct, now ct,cd",
+        "budget: was 512samples, now 2s",
+        "held_out: was not given, now 0.1",
+    ):
+        assert part in str(refused.value), refused.value
     trained(toy_teacher, "toy-edm", steps=3)
     with pytest.raises(UsageError, match="weights: was"):
         study(teacher=str(toy_teacher)).run(tmp_path / "study")
+
+
+def test_a_damaged_study_is_refused(toy_teacher, tmp_path):
+    (tmp_path / "study.json").write_text('{"data": "two-')
+    with pytest.raises(UsageError, match=r"study\.json is damaged; choose another --out"):
+        study(teacher=str(toy_teacher)).run(tmp_path)
 
 
 def test_all_start_from_a_diffusion_model(toy_teacher, tmp_path):

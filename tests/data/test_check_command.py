@@ -8,7 +8,7 @@ from PIL import Image
 
 from fewstep.conditions import Label, Mask, Sequence, Vector
 from fewstep.contract import DataSpec
-from fewstep.data import prepare, write_arrays
+from fewstep.data import ImageFolder, prepare, write_arrays
 from image_files import encoded, pixels, shard, stored
 from tiny import fewstep
 
@@ -49,6 +49,17 @@ def test_a_folder(tmp_path, capsys, photos):
     sheet = np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3)
     counts = [int((sheet == colour).all(1).sum()) for colour in COLOURS.values()]
     assert min(counts) == max(counts) == 3 * 48 * 48
+
+
+def test_a_note_on_transparency_is_true_of_opaque_pictures_too(tmp_path, capsys):
+    opaque = pixels(8, 8, 4)
+    opaque[..., 3] = 255
+    where = stored(tmp_path, "folder", {"a.png": encoded(opaque)})
+    args = ("data", "check", where, "--resolution", 8, "--out", tmp_path / "sheet.png")
+    # Headers, of which the note is, do not tell whether a pixel is transparent.
+    note = "1 image(s) have an alpha channel; where it is transparent, they are composited on white"
+    assert f"note: {note}" in fewstep(capsys, *args).out.splitlines()
+    assert note in ImageFolder(where, resolution=8).notes
 
 
 @pytest.mark.parametrize("labels", ["auto", "none"])

@@ -138,6 +138,14 @@ def test_a_model_of_two_networks_is_one_graph(files):
     )
 
 
+def test_a_card_gives_the_folder_as_it_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    library.export(library.load("digits-cd", device="cpu"), "torch", "it's mine")
+    text = (tmp_path / "it's mine" / "README.md").read_text()
+    assert """torch.export.load("it's mine/model.pt2")""" in text
+    assert "Where the folder has moved, give its new place." in text
+
+
 @pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
 def test_the_card_and_the_contract_lie_beside_the_graph(to, tmp_path, capsys, monkeypatch):
     outcome = fewstep(capsys, "export", "digits-cd", "--to", to, "--out", tmp_path / "out")
@@ -149,7 +157,7 @@ def test_the_card_and_the_contract_lie_beside_the_graph(to, tmp_path, capsys, mo
     # What the card says is run word for word.
     text = (tmp_path / "out" / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)  # and not in the folder itself
     room: dict = {}
     exec(compile(code, "card", "exec"), room)
     x, t = torch.from_numpy(room["x"]).float(), torch.full((4,), 80.0)

@@ -271,7 +271,7 @@ def test_the_card_s_code_runs_word_for_word(diffusers, tmp_path, monkeypatch):
         export(one, "diffusers", tmp_path / name)
         text = (tmp_path / name / "README.md").read_text()
         code = text.split("```python\n")[1].split("```")[0].replace("(50)", "(3)")
-        monkeypatch.chdir(tmp_path / name)
+        monkeypatch.chdir(tmp_path)  # and not in the folder itself
         room: dict[str, Any] = {}
         exec(compile(code, "card", "exec"), room)
         images = room["images"] if name == "few" else room["x"].numpy()
@@ -361,6 +361,10 @@ def test_the_command_line(tmp_path, capsys):
     options = ("--as", "consistency", "--resolution", 8, "--head-channels", 16)
     outcome = fewstep(capsys, "import", tmp_path / "cd.pt", *options, "--out", tmp_path / "in")
     assert outcome.code == 0, outcome.err
+    code = (tmp_path / "in" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    room: dict[str, Any] = {}
+    exec(code, room)  # the card's call, word for word
+    assert room["x"].shape == (16, 3, 8, 8)
     to = ("--to", "diffusers", "--out", tmp_path / "out")
     outcome = fewstep(capsys, "export", tmp_path / "in", *to)
     assert outcome.code == 0, outcome.err

@@ -528,7 +528,7 @@ def test_the_contract():
         assert sampling.start.std == pytest.approx(start)
         assert sampling.times == {4: tuple(objective.grid(5)[:-1].tolist())}
         model = Model(Offset(exact(path, 4)), contract)
-        with pytest.raises(UsageError, match=r"made for \[4\] step"):
+        with pytest.raises(UsageError, match="made for 4 steps,"):
             model.sample(2, steps=2)
 
 

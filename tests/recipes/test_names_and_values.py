@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
 import fewstep
+from fewstep.data import Arrays
 from fewstep.errors import UsageError
 from fewstep.recipes import recipe
 from fewstep.recipes.options import AverageOptions, NetworkOptions
@@ -52,6 +54,31 @@ def test_train_needs_a_folder_for_a_run_and_a_known_name():
         fewstep.train(build("toy-edm", steps=2))
     with pytest.raises(UsageError, match="did you mean 'toy-edm'"):
         fewstep.train("toy-emd")
+
+
+@pytest.mark.parametrize(
+    "options", [{"train": {}}, {"train": {"steps": 3}, "data": "moons"}, {"device": "cpu"}]
+)
+@pytest.mark.parametrize("first", ["toy-edm", recipe("toy-edm"), 3])
+def test_train_says_where_options_belong(options, first, tmp_path):
+    with pytest.raises(UsageError) as refused:
+        fewstep.train(first, tmp_path / "x", **options)
+    text = str(refused.value)
+    assert f"got {', '.join(options)} beside the run" in text
+    assert "fewstep.train(fewstep.recipe(NAME, data=..., train={'steps': 500}), out=FOLDER)" in text
+    assert not (tmp_path / "x").exists()
+
+
+def test_data_of_a_recipe_has_a_name_and_the_message_says_how():
+    data = Arrays(np.zeros((4, 2), np.float32))
+    for change in (lambda **o: recipe("toy-edm", **o), recipe("toy-edm").change):
+        for option in ("data", "held_out"):
+            with pytest.raises(UsageError) as refused:
+                change(**{option: data})
+            text = str(refused.value)
+            assert f"toy-edm: {option} is a name or a path" in text
+            assert "got a data set in memory (Arrays)" in text
+            assert "fewstep.data.write_arrays(FILE, x, label)" in text
 
 
 @pytest.mark.parametrize("wrong", [3, "steps=3", None, [("steps", 3)]])

@@ -25,7 +25,7 @@ from fewstep.training.config import Run
 from fewstep.training.folder import describe
 from fewstep.training.train import contract, train
 from fewstep.training.trainer import Trainer
-from tiny import OPTIONS, fewstep, pictures, rows, settings, trained
+from tiny import OPTIONS, build, fewstep, pictures, rows, settings, trained
 
 PINNED = Path(__file__).parents[1] / "pinned" / "runs-0.1.0.json"
 RECORDS: dict[str, Any] = json.loads(PINNED.read_text(encoding="utf-8"))
@@ -162,10 +162,21 @@ def test_again_needs_a_run_and_a_folder(tmp_path, capsys):
     assert fewstep(capsys, "train", "--again", tmp_path / "run").code == 2
 
 
+def test_a_run_of_python_cannot_be_made_again(tmp_path, capsys):
+    run = replace(build("toy-edm", steps=1), recipe="mine", arguments={})
+    train(run, tmp_path / "run")
+    words = ("train", "--again", tmp_path / "run", "--out", tmp_path / "new")
+    outcome = fewstep(capsys, *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "is a run of 'mine', and no recipe has this name" in outcome.err
+    assert "The code that made its Run can train it again" in outcome.err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        ({"recipe": "digits-xyz"}, "no recipe of this version"),
+        ({"recipe": "digits-xyz"}, "no recipe has this name"),
         ({"arguments": {"condition_drop": 0.1, "pointz": 3}}, "no option pointz"),
         ({"train": {"stesp": 3}}, "train.stesp is no option"),
         ({"train": 3}, "damaged"),

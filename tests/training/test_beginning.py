@@ -14,7 +14,7 @@ import torch
 from fewstep.core import UsageError
 from fewstep.data import Arrays
 from fewstep.errors import Interrupted
-from fewstep.training import drawing
+from fewstep.training import drawing, pictured
 from fewstep.training.announce import cautions
 from fewstep.training.averages import constant
 from fewstep.training.posthoc import PowerFunction
@@ -172,6 +172,24 @@ def test_a_slow_picture_is_told_before_the_next(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(drawing, "SLOW", 0.0)
     train(run_of(made(Net), sample_every=2), tmp_path / "b")
     assert "step 4: drawing 128 samples of 35 network call(s) each" in capsys.readouterr().err
+
+
+def test_pictures_of_a_short_run_on_a_large_network_are_short(tmp_path, monkeypatch, capsys):
+    run = run_of(made(Net), sample_every=2)
+    asked = calls_of(run, monkeypatch)
+    monkeypatch.setattr(pictured, "WORK", 0.0)
+    train(run, tmp_path / "run")
+    assert set(asked) == {(16, 4)}
+    # 4 steps of 16 samples, 3 calls each, are less than 128 samples of 35 calls.
+    assert "step 4: drawing" not in capsys.readouterr().err
+    monkeypatch.setattr(drawing, "PICTURED", 2)  # 2 * 2 * 35 calls are not
+    monkeypatch.setattr(drawing, "SLOW", 0.0)
+    asked.clear()
+    train(run_of(made(Net), sample_every=2), tmp_path / "few")
+    assert asked == [(2, 4)] * 4 + [(2, 18)] * 2
+    said = capsys.readouterr().err
+    assert "step 2: drawing 4 samples of 7 network call(s) each, few as the run is short;" in said
+    assert "step 4: drawing 4 samples of 35 network call(s) each;" in said
 
 
 def test_what_has_no_picture_is_not_computed(tmp_path, monkeypatch):

@@ -539,7 +539,9 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     before = tree(out)
     again = fewstep(capsys, *command(out, "--train.steps", 4))
     assert again.code == 0
-    assert f"{out} is finished at step 4; --fresh starts anew" in again.err
+    assert f"{out} is finished at step 4; --fresh (in Python, fresh=True) starts anew" in (
+        again.err
+    )
     assert tree(out) == before
 
 

@@ -66,4 +66,5 @@ def test_what_cannot_be_had(std, step, says, run, tmp_path):
 def test_a_run_without_any(tmp_path, capsys):
     done = fewstep(capsys, "average", tmp_path, "--std", 0.1, "--out", tmp_path / "m")
     assert done.code == 2
-    assert "--train.snapshot-every" in done.err
+    assert "has no snapshots; a run stores them with --average-widths and --train" in done.err
+    assert "none" not in done.err

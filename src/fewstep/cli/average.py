@@ -24,7 +24,9 @@ def average(
         out: the model folder to write.
         step: average up to this step's snapshot; by default the last.
     """
+    from fewstep.cli.values import replaced
     from fewstep.training.snapshots import reconstruct
 
+    before = replaced(out)
     used = reconstruct(run, std, out, step)
-    print(f"wrote the average of width {std:g} of {used} snapshots to {out}")
+    print(f"wrote the average of width {std:g} of {used} snapshots to {out}{before}")

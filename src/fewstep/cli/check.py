@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from fewstep.cli.values import replaced
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Reasons, and images of each, that are printed."""
+
+MARK = "fewstep data check"
+"""In the files of contact sheets, so that no other picture is replaced."""
 
 CLASSES = 20
 """Classes that are printed."""
@@ -51,11 +55,14 @@ def check(
         raise UsageError("got no source; give a folder, a zip, or one or several shards")
     if out.suffix != ".png":
         raise UsageError(f"--out must be a .png picture, got {out}")
+    from fewstep.evaluation.pictures import marked
 
+    if out.exists() and not marked(out, MARK):
+        raise UsageError(f"{out} is no contact sheet of this command; choose another --out")
     from fewstep.data.survey import survey, survey_of_name
 
-    found = survey_of_name(source[0]) if len(source) == 1 else None
-    found = found or survey(
+    seen = survey_of_name(source[0]) if len(source) == 1 else None
+    seen = seen or survey(
         source,
         resolution=resolution,
         crop=crop,
@@ -65,9 +72,9 @@ def check(
         background=background,
         workers=workers,
     )
-    for line in _told(found, source[0]):
+    for line in _told(seen, source[0]):
         print(line)
-    _draw(found, out)
+    _draw(seen, out)
 
 
 def _told(found: Survey, source: str) -> Iterator[str]:
@@ -104,11 +111,13 @@ def _draw(found: Survey, out: Path) -> None:
         print(f"no contact sheet: samples of shape {found.shape} are no pictures")
         return
     out.parent.mkdir(parents=True, exist_ok=True)
+    before = replaced(out)
     if found.classes and len(found.shape) == 3:
-        rows(found.shown, out)
+        rows(found.shown, out, MARK)
     else:
         import torch
 
         everything = torch.cat([x for _, x in found.shown])
-        picture(everything, out, 8 if len(found.shape) == 3 else None)
-    print(f"wrote a contact sheet of {sum(len(x) for _, x in found.shown)} sample(s) to {out}")
+        picture(everything, out, 8 if len(found.shape) == 3 else None, MARK)
+    count = sum(len(x) for _, x in found.shown)
+    print(f"wrote a contact sheet of {count} sample(s) to {out}{before}")

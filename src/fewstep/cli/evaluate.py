@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from fewstep.cli.sample import say_unfinished
-from fewstep.cli.values import numbers
+from fewstep.cli.values import SolverName, check_solver, numbers, replaced
 from fewstep.errors import UsageError
 from fewstep.recipes.options import Unseen
 
@@ -24,6 +24,7 @@ def evaluate(
     steps: str | None = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
     guidance: float | None = None,
+    solver: SolverName = None,
     average: str | None = None,
     step: int | None = None,
     device: str | None = None,
@@ -47,12 +48,15 @@ def evaluate(
             is made for others), and the 18 of a sample for a diffusion model, which are 35 calls.
         n: for toys and images: samples and held-out data compared, at most.
         guidance: scale of classifier-free guidance.
+        solver: of a diffusion model's ODE; heun by default, which makes two network calls a step,
+            as dpm does; the others make one.
         average: another of the run's averages than its first.
         step: the run's model as it was at this step, of which a checkpoint is kept.
         device: where to run; an accelerator if there is one.
         out: a JSON file for the numbers.
     """
     asked = numbers("--steps", steps, int) if steps is not None else None
+    check_solver(solver)
     if n < 2:
         raise UsageError(f"-n must be at least 2, got {n}")
     from fewstep import evaluation
@@ -78,16 +82,19 @@ def evaluate(
         protocol = evaluation.chosen(protocol, metrics, features, loaded.device)
         protocol = evaluation.shared(protocol, world)
         counts = asked or usual_steps(loaded)
-        judged = {steps: protocol.judge(loaded, steps, guidance) for steps in counts}
+        judged = {steps: protocol.judge(loaded, steps, guidance, solver) for steps in counts}
         floor = protocol.floor()
     if not world.first:
         return
-    named = {str(loaded.calls(steps, guidance)): row for steps, row in judged.items()}
+    named = {str(loaded.calls(steps, guidance, solver)): row for steps, row in judged.items()}
     lines = [(f"{calls} call{'s' * (calls != '1')}", row) for calls, row in named.items()]
     slowest = min(row["images_per_second"] for row in named.values())
     print(evaluation.table([*lines, ("floor", floor)], slowest))
     for note in protocol.notes():
         print(note)
     if out is not None:
-        evaluation.write_metrics(out, {"model": named, "floor": floor, **protocol.judged_in()})
-        print(f"wrote {out}")
+        before = replaced(out)
+        asked_for = {} if solver is None else {"solver": solver}
+        content = {"model": named, "floor": floor, **protocol.judged_in(), **asked_for}
+        evaluation.write_metrics(out, content)
+        print(f"wrote {out}{before}")

@@ -36,11 +36,15 @@ def export(
         average: another of the run's averages than its first.
         dialect: of the adapter's file, with --to lora; by default peft.
     """
+    from fewstep.cli.values import replaced
     from fewstep.exporting import export as write
     from fewstep.model import load
 
+    before = replaced(out)
     error = write(load(model, average=average, device="cpu"), to, out, sampler, dialect=dialect)
     if to == "lora":
-        print(f"wrote {out}; read again, it changes weights by the same, within {error:.2g}")
+        print(
+            f"wrote {out}{before}; read again, it changes weights by the same, within {error:.2g}"
+        )
         return
-    print(f"wrote {out}; its answers differ from torch's by {error:.2g} at most")
+    print(f"wrote {out}{before}; its answers differ from torch's by {error:.2g} at most")

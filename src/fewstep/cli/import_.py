@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,6 +58,7 @@ def import_(
         at: that noise level, TCM's transition_t.
         report: a JSON file to write, with what became of every tensor.
     """
+    from fewstep.cli.values import replaced
     from fewstep.errors import UsageError
     from fewstep.importing import ImportOptions, import_checkpoint, import_pair
     from fewstep.system.files import write_json
@@ -80,27 +82,33 @@ def import_(
         imported = import_pair(source, below, at, options)
     else:
         imported = import_checkpoint(source, options)
-    imported.model.save(out, card=_card(imported.report.summary()))
-    if report is not None:
-        write_json(report, imported.report.as_json())
+    before = replaced(out)
+    imported.model.save(out, card=_card(imported.report.summary(), out))
     print(imported.report.summary())
-    print(f"wrote {imported.model!r} to {out}")
+    if report is not None:
+        also = replaced(report)
+        write_json(report, imported.report.as_json())
+        print(f"wrote {report}{also}")
+    print(f"wrote {imported.model!r} to {out}{before}")
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    from fewstep.errors import UsageError
+    from fewstep.errors import UsageError, in_words
 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UsageError(f"--class-names: {path} cannot be read: {error}") from error
+        raise UsageError(f"--class-names: {path} cannot be read: {in_words(error)}") from error
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _card(summary: str) -> str:
+def _card(summary: str, out: Path) -> str:
+    from fewstep.card_text import MOVED
+
     return (
         "# A model imported by fewstep\n\n"
         "Its weights come from a checkpoint of another repository, whose licence applies to it.\n\n"
         f"```\n{summary}\n```\n\n"
-        "```python\nimport fewstep\n\nx = fewstep.load('PATH').sample(16)\n```\n"
+        f"```python\nimport fewstep\n\nx = fewstep.load({dumps(str(out))}).sample(16)\n```\n\n"
+        f"{MOVED}\n"
     )

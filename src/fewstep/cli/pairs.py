@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from fewstep.cli.values import SolverName
+from fewstep.cli.values import SolverName, check_solver
 
 
 def pairs(
@@ -53,6 +53,7 @@ def pairs(
         average: another of the run's averages than its first.
         device: where to run; an accelerator if there is one.
     """
+    check_solver(solver)
     from fewstep.model import find, load
     from fewstep.pairs import make
     from fewstep.system.devices import usable_device
@@ -65,11 +66,11 @@ def pairs(
     model = load(teacher, average=average, device=place)
     print(f"model: {find(teacher, average)}", file=sys.stderr)
     given = model.contract.data.parse(cond, label)
-    made, kept, found = make(
+    made, kept, data = make(
         model,
         out,
         n,
-        solver=solver,
+        solver=solver or "heun",
         steps=steps,
         guidance=guidance,
         label=given.pop("label", None),
@@ -80,9 +81,9 @@ def pairs(
         paths=paths,
         world=world,
     )
-    told = f"made {made} shard(s), kept {kept}"
-    if found is None:
-        print(f"{told}; process {world.rank} of {world.size} is done, others are not")
+    counts = f"made {made} shard(s), kept {kept}"
+    if data is None:
+        print(f"{counts}; process {world.rank} of {world.size} is done, others are not")
     else:
-        shape = "x".join(map(str, found.shape))
-        print(f"{told}; wrote {len(found):,} pair(s) of {shape} to {out}")
+        shape = "x".join(map(str, data.shape))
+        print(f"{counts}; wrote {len(data):,} pair(s) of {shape} to {out}")

@@ -48,8 +48,10 @@ def prepare(
         classes: their number, where labels are numbers; by default the numbers that occur are the
             classes.
     """
+    from fewstep.cli.values import replaced
     from fewstep.data import prepare as write
 
+    before = replaced(out)
     data = write(
         source,
         out,
@@ -66,7 +68,7 @@ def prepare(
     about = data.about
     kinds = f"in {about.labels} classes" if about.labels else "without labels"
     shape = "x".join(map(str, about.shape))
-    print(f"wrote {about.count:,} image(s) of {shape} {kinds} to {out}")
+    print(f"wrote {about.count:,} image(s) of {shape} {kinds} to {out}{before}")
     for note in data.notes:
         print(f"note: {note}")
     if about.skipped:

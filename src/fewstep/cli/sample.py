@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fewstep.cli.values import SolverName, numbers
+from fewstep.cli.values import SolverName, check_solver, numbers, replaced
 from fewstep.errors import UsageError
 
 
@@ -30,7 +30,7 @@ def sample(
     lengths: str | None = None,
     guidance: float | None = None,
     gamma: float | None = None,
-    solver: SolverName | None = None,
+    solver: SolverName = None,
     eta: float | None = None,
     churn: float | None = None,
     average: str | None = None,
@@ -77,6 +77,7 @@ def sample(
         columns: of the grid.
         latents: write what the network makes, where the model would decode it to images.
     """
+    check_solver(solver)
     if n is not None and n < 1:
         raise UsageError(f"-n must be at least 1, got {n}")
     if columns is not None and columns < 1:
@@ -114,10 +115,12 @@ def sample(
     )
     own = chosen or list(range(len(x)))
     conditions = loaded.conditions(own, given, lengths=long, prompts=turns)
+    files = [out / f"{one:06d}.png" for one in own] if not out.suffix else [out]
+    before = replaced(*files)
     _write_samples(x, out, own, conditions, columns)
     calls = len(at) if at and loaded.contract.sampling.kind != "ode" else None
     calls = calls or loaded.calls(len(at) if at else steps, guidance, solver)
-    print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}")
+    print(f"wrote {len(x)} sample(s) of {calls} network call(s) each to {out}{before}")
 
 
 def _texts(prompt: Sequence[str], file: Path | None) -> list[str]:
@@ -144,8 +147,8 @@ def say_unfinished(folder: Path) -> None:
     """Say on stderr that a model is of a run which is still training or was interrupted."""
     from fewstep.system.status import unfinished
 
-    if (told := unfinished(folder)) is not None:
-        print(told, file=sys.stderr)
+    if (message := unfinished(folder)) is not None:
+        print(message, file=sys.stderr)
 
 
 def _write_samples(

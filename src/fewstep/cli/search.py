@@ -85,7 +85,7 @@ def search(
     n = min(n, len(samples))
     distance = searching.distance_to(samples, loaded, metric, judge, n, seed)
     before = {k: loaded.times(k) for k in range(1, counts[-1] + 1)}
-    found, fewer = {}, math.inf
+    results, fewer = {}, math.inf
     print(f"steps  {metric + ' before':>10}  {'after':>10}  times")
     with searching.watched(distance, 1 + (evaluations + 1) * (len(before) - 1)) as shown:
         for k, one in searching.greedy(shown, before, loaded.denoiser.path, evaluations):
@@ -93,11 +93,11 @@ def search(
             notes += [f"no better than {k - 1}"] if one.distance >= fewer else []
             fewer = one.distance
             if k == 1 or k in counts:
-                found[k] = one
+                results[k] = one
                 times = ", ".join(f"{t:g}" for t in one.times)
-                told = f" ({'; '.join(notes)})" if notes and k > 1 else ""
+                remarks = f" ({'; '.join(notes)})" if notes and k > 1 else ""
                 distances = f"{one.distance_before:10.4g}  {one.distance:10.4g}"
-                print(f"{k:5}  {distances}  {times}{told}", flush=True)
+                print(f"{k:5}  {distances}  {times}{remarks}", flush=True)
     record = {
         "data": of.data,
         "held_out": of.held_out,
@@ -106,9 +106,9 @@ def search(
         "n": n,
         "seed": seed,
         "evaluations": evaluations,
-        "steps": {k: one._asdict() for k, one in found.items()},
+        "steps": {k: one._asdict() for k, one in results.items()},
     }
     print(f"of {n:,} samples to as many training data; see evaluate for data that is held out")
-    chosen = {k: found[k] for k in counts}
+    chosen = {k: results[k] for k in counts}
     written = searching.write(folder, config, chosen, record, out)
     print(f"wrote the times to {written / 'config.json'}, the search to {written / 'search.json'}")

@@ -19,5 +19,5 @@ def status(run: Annotated[Path, tyro.conf.arg(metavar="RUN")], /, *, json: bool 
 
     from fewstep.system.status import status as read
 
-    found = read(run)
-    print(dumps(found.as_json(), indent=2) if json else found.text())
+    state = read(run)
+    print(dumps(state.as_json(), indent=2) if json else state.text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -18,6 +19,8 @@ from fewstep.model import Model
 from fewstep.recipes import METHODS, Run
 from fewstep.system.devices import usable_device
 from fewstep.system.files import write_json
+from fewstep.training.announce import endless_warmup
+from fewstep.training.described import arguments
 from fewstep.training.train import train
 from fewstep.training.trainer import Trainer
 
@@ -78,12 +81,17 @@ class Entry:
         }
         before = sum(leg["seconds"] for leg in legs[:-1])
         curve = [[before + at, fd] for at, fd in legs[-1]["curve"]]
-        return {**distances, **sums, "curve": curve, "settings": [leg["settings"] for leg in legs]}
+        notes = [*dict.fromkeys(note for leg in legs for note in leg["notes"])]
+        settings = [leg["settings"] for leg in legs]
+        return {**distances, **sums, "curve": curve, "notes": notes, "settings": settings}
 
     def _trained(self, name: str, teacher: str, budget: Budget, folder: Path) -> dict[str, Any]:
         """A leg: its model, cost and log."""
         steps = self._steps(name, teacher, budget)
         run = self.built(name, teacher, steps)
+        batch = run.config.batch * run.config.accumulation
+        notes = endless_warmup(run.config)
+        _say(f"{name}: {counted(steps, batch, budget)}", *notes)
         quick = replace(self.protocol, draws=1, metrics=("fd",))
 
         def watch(model: Model) -> Mapping[str, float]:
@@ -98,11 +106,12 @@ class Entry:
         return {
             "model": model,
             "seconds": steps / rate,
-            "samples": steps * run.config.batch * run.config.accumulation,
+            "samples": steps * batch,
+            "notes": notes,
             "nonfinite": max(row.get("skipped", 0.0) for row in rows),
             "spikes": _spikes(rows),
             "curve": [[row["step"] / rate, row["eval/fd"]] for row in rows if "eval/fd" in row],
-            "settings": {"recipe": run.recipe, **run.arguments, "train": settings},
+            "settings": {"recipe": run.recipe, **arguments(run, model.denoiser), "train": settings},
         }
 
     def built(self, name: str, teacher: str, steps: int) -> Run:
@@ -133,6 +142,12 @@ class Entry:
         return max(1, round(json.loads(kept.read_text())["steps_per_second"] * budget.amount))
 
 
+def counted(steps: int, batch: int, budget: Budget) -> str:
+    """What a budget comes to, in words: it is rounded to whole updates."""
+    updates = f"{steps:,} update{'s' * (steps != 1)} of {batch:,} samples"
+    return f"{updates}: {steps * batch:,} samples of a budget of {budget.title}"
+
+
 def _rate(advance: Callable[[], Any]) -> float:
     for _ in range(3):
         advance()
@@ -149,6 +164,11 @@ def _spikes(rows: Sequence[Mapping[str, float]]) -> int:
     return sum(
         norm > SPIKE * median(norms[max(0, i - 100) : i]) for i, norm in enumerate(norms) if i >= 10
     )
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(f"    {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager

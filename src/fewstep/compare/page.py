@@ -67,6 +67,11 @@ def page(plan: Plan, facts: Mapping[str, Any], charts: Charts, out: Path) -> str
         "<dl>",
         *(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in COLUMNS.items()),
         "</dl>",
+        *(
+            f"<p>{escape(Entrant.of(name).title)}: {escape(note)}</p>"
+            for name, entry in facts["methods"].items()
+            for note in entry.get("notes", ())
+        ),
         "<h2>Distance against steps</h2>",
         *_drawings(charts["steps"]),
         "<h2>Distance against training time</h2>",
@@ -94,8 +99,9 @@ def _terms(facts: Mapping[str, Any]) -> str:
     threads = f"{facts['threads']} thread" + "s" * (facts["threads"] != 1)
     terms = (
         f"Every method starts from the same teacher ({facts['parameters']:,} parameters), sees the "
-        f"same data in the same order and has {facts['budget']} of training, on {facts['device']} "
-        f"with {threads}. Settings were chosen on other seeds."
+        f"same data in the same order and has {facts['budget']} of training, rounded to whole "
+        f"updates, on {facts['device']} with {threads}. The column samples says what was seen. "
+        "Settings were chosen on other seeds."
     )
     if "pairs" not in facts:
         return terms

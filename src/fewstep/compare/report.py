@@ -83,6 +83,8 @@ def _method(plan: Plan, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[st
     entry["samples_per_second"] = entry["samples"] / entry["seconds"]
     entry["curves"] = [row["curve"] for row in good]
     entry["settings"] = good[0]["settings"]
+    # Results of older versions have no notes.
+    entry["notes"] = [*dict.fromkeys(note for row in good for note in row.get("notes", ()))]
     return entry
 
 

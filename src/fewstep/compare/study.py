@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fewstep.compare.entry import Entry, paired
-from fewstep.compare.plan import Plan
+from fewstep.compare.plan import Budget, Plan
 from fewstep.compare.report import write_report
 from fewstep.data.catalogue import CATALOGUE, entry
 from fewstep.data.prepared import SUFFIX
@@ -65,15 +65,15 @@ class Study:
                 f"{teacher} is a {model.contract.method} model; all methods start from a diffusion "
                 f"model, e.g. of fewstep train {self.plan.place.named('edm')}"
             )
-        told = self.plan.summary() | {"weights": fingerprint(model.denoiser)}
+        summary = self.plan.summary() | {"weights": fingerprint(model.denoiser)}
         record = out / "study.json"
         own = {LOCK, f"{TEMPORARY}{record.name}"}
         if not record.exists() and out.is_dir() and any(p.name not in own for p in out.iterdir()):
             raise UsageError(f"{out} holds something else than a study; choose another --out")
-        before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else told
+        before = _read(record) if record.exists() else summary
         changed = [
-            f"{key}: was {before.get(key)!r}, now {value!r}"
-            for key, value in told.items()
+            f"{key}: was {_words(before.get(key))}, now {_words(value)}"
+            for key, value in summary.items()
             if value != before.get(key)
         ]
         if changed:
@@ -89,7 +89,7 @@ class Study:
             _say(seen)
         out.mkdir(parents=True, exist_ok=True)
         with locked(out, f"another process is comparing in {out}"):
-            write_json(record, told)
+            write_json(record, summary)
             self._fill(out, teacher, model, protocol)
         return out / "report.html"
 
@@ -108,17 +108,17 @@ class Study:
             if not result.exists() or "failed" in json.loads(result.read_text(encoding="utf-8")):
                 _say(f"[{i + 1}/{len(rounds)}] {name}, seed {seed}")
                 try:
-                    found = Entry(plan, entrant, seed, teacher, protocol, place).run()
+                    outcome = Entry(plan, entrant, seed, teacher, protocol, place).run()
                 except (Interrupted, OSError):
                     raise
                 except Exception as error:
-                    found = {"failed": f"{type(error).__name__}: {error}"}
+                    outcome = {"failed": f"{type(error).__name__}: {error}"}
                     place.mkdir(parents=True, exist_ok=True)
                     (place / "failed.txt").write_text(traceback.format_exc(), encoding="utf-8")
-                    _say(f"    failed: {found['failed'].splitlines()[0]}")
-                failed += [found["failed"]] if "failed" in found else []
+                    _say(f"    failed: {outcome['failed'].splitlines()[0]}")
+                failed += [outcome["failed"]] if "failed" in outcome else []
                 made = {"date": datetime.now(UTC).date().isoformat(), "fewstep": __version__}
-                write_json(result, found | made)
+                write_json(result, outcome | made)
             write_report(plan, common, out)
         if len(failed) == len(rounds):
             raise UsageError(
@@ -165,7 +165,7 @@ class Study:
         place = out / "teacher.json"
         if not place.exists():
             calls = model.calls(TEACHER_STEPS)
-            found = {
+            measures = {
                 "calls": calls,
                 "teacher": protocol.judge(model, TEACHER_STEPS),
                 "undistilled": protocol.judge(model, 1),
@@ -176,8 +176,29 @@ class Study:
                 "torch": torch.__version__,
             }
             picture(model.sample(32, steps=TEACHER_STEPS, seed=0), out / "teacher.png", 8)
-            write_json(place, found)
+            write_json(place, measures)
         return json.loads(place.read_text(encoding="utf-8"))
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """The content of a study.json.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    try:
+        return dict(json.loads(record.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{record} is damaged; choose another --out") from error
+
+
+def _words(value: Any) -> str:
+    """A value of a plan's summary as the command line has it."""
+    if value is None:
+        return "not given"
+    if isinstance(value, dict):
+        return Budget(**value).text
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _say(text: str) -> None:

@@ -98,14 +98,14 @@ def entry(data: str) -> Entry | None:
 
 def kind_of(data: str) -> str:
     """The kind of a data set, by name or path."""
-    found = entry(data)
-    return OWN if found is None else found.kind
+    known = entry(data)
+    return OWN if known is None else known.kind
 
 
 def judging_features(data: str) -> JudgingFeatures:
     """The features in which models of that data are judged unless others are asked for."""
-    found = entry(data)
-    return "pixels" if found is None else found.features
+    known = entry(data)
+    return "pixels" if known is None else known.features
 
 
 def has_held_out(data: str) -> bool:
@@ -135,10 +135,10 @@ def training_data(
     Raises:
         UsageError: there is no such data, or it has another resolution or other channels.
     """
-    found = entry(data)
-    if found is None:
+    known = entry(data)
+    if known is None:
         return _own(data, resolution, channels, labels, background)
-    opened = found.train()
+    opened = known.train()
     if resolution not in {None, opened.shape[-1]}:
         raise UsageError(
             f"{data} has samples of shape {tuple(opened.shape)}, asked for is --resolution "

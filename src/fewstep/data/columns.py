@@ -123,8 +123,8 @@ def _column(name: str, value: Any, n: int, kind: Condition | None, check: bool) 
     if kind is None:
         kind = _infer(first, pair)
     if isinstance(kind, Label):
-        found = label_column(first, n, kind.classes)
-        return Column(kind, found.arrays)
+        column = label_column(first, n, kind.classes)
+        return Column(kind, column.arrays)
     if not isinstance(kind, Vector | Image | Sequence | Text):
         raise UsageError(
             f"the condition {name!r}, a {type(kind).__name__}, cannot be given as an array"

@@ -21,6 +21,7 @@ from fewstep.data.formats import (
     kinds_of,
     orientation_of,
 )
+from fewstep.errors import in_words
 
 MAX_PIXELS = 64 * 10**6
 MAX_BYTES = 256 * 2**20
@@ -63,9 +64,8 @@ def naming(where: str) -> Iterator[None]:
     except MemoryError as error:
         raise BadFile(where, "needs more memory than there is; remove it") from error
     except Exception as error:  # decoders and archives raise all kinds on damaged data
-        told = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        told = told or type(error).__name__
-        raise BadFile(where, f"cannot be read ({told[:200]}); repair or remove it") from error
+        reason = in_words(error)[:200]
+        raise BadFile(where, f"cannot be read ({reason}); repair or remove it") from error
 
 
 def check_size(size: int, where: str) -> None:

@@ -54,30 +54,30 @@ def fingerprint(data: Any) -> Fingerprint:
     if isinstance(data, Part):
         return {**fingerprint(data.whole), "part": data.digest}
     spec = spec_of(data)
-    found: Fingerprint = {
+    prints: Fingerprint = {
         "kind": type(data).__name__,
         "samples": len(data),
         "classes": [*spec.class_names] or spec.labels,
     }
     own = getattr(data, "fingerprint", None)
     if own is not None:
-        return {**found, "values": str(own() if callable(own) else own)}
+        return {**prints, "values": str(own() if callable(own) else own)}
     if isinstance(data, ImageFolder):
         names, sizes = data.names, [data.members.size(name) for name in data.names]
         top = _top(names)
-        found |= {"names": _sum(name[top:] for name in names), "sizes": _sum(map(str, sizes))}
-        return {**found, **_of_labels(data.given_labels)}
+        prints |= {"names": _sum(name[top:] for name in names), "sizes": _sum(map(str, sizes))}
+        return {**prints, **_of_labels(data.given_labels)}
     if isinstance(data, Prepared):
-        return {**found, **data.about.sha256}
+        return {**prints, **data.about.sha256}
     if isinstance(data, Arrays | Stored):
         stored = data.arrays()
-        return {**found, "values": _sum(_of_rows(name, stored[name]) for name in sorted(stored))}
+        return {**prints, "values": _sum(_of_rows(name, stored[name]) for name in sorted(stored))}
     if isinstance(data, Pairs):
-        return {**found, "values": _sum(data.about.sha256.values())}
+        return {**prints, "values": _sum(data.about.sha256.values())}
     if isinstance(data, Paired):
         parts = {"data": fingerprint(data.data), "pairs": fingerprint(data.pairs)}
-        return {**found, **parts}
-    return found
+        return {**prints, **parts}
+    return prints
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
@@ -89,18 +89,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
     """
     if before.get("kind") != now.get("kind"):
         return (f"{WORDS['kind']}: {before.get('kind')} before, {now.get('kind')} now",)
-    told = []
+    lines = []
     for name in dict.fromkeys((*before, *now)):
         had, has = before.get(name), now.get(name)
         if had == has:
             continue
         if isinstance(had, dict) and isinstance(has, dict):
-            told += [f"{name}: {one}" for one in differences(had, has)]
+            lines += [f"{name}: {one}" for one in differences(had, has)]
             continue
         shown = name in {"samples", "classes"}
         change = f"{_shown(had)} before, {_shown(has)} now" if shown else "not as before"
-        told.append(f"{WORDS.get(name, name)}: {change}")
-    return tuple(told)
+        lines.append(f"{WORDS.get(name, name)}: {change}")
+    return tuple(lines)
 
 
 def _shown(value: Any) -> str:

@@ -44,7 +44,8 @@ WHITE: Background = (255, 255, 255)
 
 NOTES = {
     "rotated": "{n} are turned upright as their EXIF orientation says",
-    "alpha": "{n} are partly transparent and composited on {background}",
+    "alpha": "{n} have an alpha channel; where it is transparent, they are composited on "
+    "{background}",
     "frames": "{n} have several frames, of which the first is read",
     "deep": "{n} have more than 8 bits; those with no value above 4095 are read as 12 bits",
 }
@@ -86,8 +87,8 @@ def passed_over(names: Iterable[str]) -> str | None:
     if not counts:
         return None
     advice = "; pip install 'fewstep[heic]' reads .heic" if {".heic", ".heif"} & {*counts} else ""
-    told = ", ".join(f"{n} {suffix}" for suffix, n in counts.items())
-    return f"{sum(counts.values())} picture(s) are of a kind that is not read: {told}{advice}"
+    counted = ", ".join(f"{n} {suffix}" for suffix, n in counts.items())
+    return f"{sum(counts.values())} picture(s) are of a kind that is not read: {counted}{advice}"
 
 
 def by_suffix(names: Iterable[str]) -> dict[str, int]:
@@ -100,11 +101,11 @@ def no_images(path: object, names: Iterable[str] = ()) -> UsageError:
     """The error that a place holds no images, with what it holds instead."""
     known = [*names]
     held = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in by_suffix(known).items())
-    told = passed_over(known)
+    message = passed_over(known)
     return UsageError(
         f"{path} holds no images; files that end in {' '.join(SUFFIXES)} are"
         + (f" (it holds {held})" if held else "")
-        + (f"; {told}" if told else "")
+        + (f"; {message}" if message else "")
     )
 
 
@@ -128,12 +129,12 @@ def background_of(text: str) -> Background:
         UsageError: it names none.
     """
     try:
-        found = ImageColor.getrgb(text)
+        colour = ImageColor.getrgb(text)
     except (ValueError, AttributeError) as error:
         raise UsageError(
             f"got background={text!r}; expected a colour such as white or #ffffff"
         ) from error
-    return found[0], found[1], found[2]
+    return colour[0], colour[1], colour[2]
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,14 @@ class Header:
 
 def header_of(image: Image.Image) -> Header:
     """What an image shows before it is loaded."""
-    found = {
+    traits = {
         "grey": _is_grey(image),
         "alpha": has_alpha(image),
         "deep": is_deep(image),
         "rotated": orientation_of(image) != 1,
         "frames": bool(getattr(image, "is_animated", False)),
     }
-    return Header(image.size, frozenset(name for name, true in found.items() if true))
+    return Header(image.size, frozenset(name for name, true in traits.items() if true))
 
 
 def has_alpha(image: Image.Image) -> bool:
@@ -179,10 +180,10 @@ def orientation_of(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info and getattr(image, "tile", ()):
         return 1
     try:
-        found = image.getexif().get(0x0112, 1)
+        orientation = image.getexif().get(0x0112, 1)
     except Exception:  # Pillow raises all kinds on damaged data
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -233,17 +234,17 @@ class Tally:
         """One sentence for each trait that users have to notice."""
         red, green, blue = self.background
         name = "white" if self.background == WHITE else f"#{red:02x}{green:02x}{blue:02x}"
-        found = [
+        notes = [
             text.format(n=f"{self._counts[trait]} image(s)", background=name)
             for trait, text in NOTES.items()
             if self._counts[trait]
         ]
         if self._small:
-            found.append(
+            notes.append(
                 f"{self._small} image(s) have fewer than {self.resolution} pixels a side and are "
                 "enlarged"
             )
         grey = self._counts["grey"]
         if 0 < grey < self.n:
-            found.append(f"{grey} of {self.n} image(s) are grey, the others have colour")
-        return tuple(found)
+            notes.append(f"{grey} of {self.n} image(s) are grey, the others have colour")
+        return tuple(notes)

@@ -93,10 +93,10 @@ class ImageFolder:
             raise UsageError(f"got on_error={on_error!r}; expected refuse or skip")
         self._background = background_of(background)
         self.members = Members(Path(path))
-        found = sorted(filter(is_image, self.members.names))
-        if not found:
+        names = sorted(filter(is_image, self.members.names))
+        if not names:
             raise no_images(path, self.members.names)
-        assigned = member_labels(self.members, found, labels)
+        assigned = member_labels(self.members, names, labels)
         self.names, self._label = assigned.names, assigned.label
         self.class_names = tuple(map(printable, assigned.class_names))
         self.labels = len(self.class_names)
@@ -106,8 +106,8 @@ class ImageFolder:
         self.shape = (channels or (1 if tally.grey else 3), resolution, resolution)
         self.spec = image_spec(self.shape, self.class_names)
         over = passed_over(self.members.names)
-        told = (*self.members.notes, *((over,) if over else ()), *assigned.notes, *tally.notes())
-        self.notes = tuple(map(printable, told))
+        notes = (*self.members.notes, *((over,) if over else ()), *assigned.notes, *tally.notes())
+        self.notes = tuple(map(printable, notes))
         fits = len(self.names) * int(np.prod(self.shape)) <= IN_MEMORY
         if on_error == "skip":
             if not fits:
@@ -174,8 +174,8 @@ class ImageFolder:
             self._label = self._label[good]
             self.notes += empty(self._label, self.class_names)
         if self.skipped:
-            told = f"{len(self.skipped)} image(s) cannot be used and are left out"
-            self.notes += (f"{told}: {printable(self.skipped[0][0])} {self.skipped[0][1]}",)
+            note = f"{len(self.skipped)} image(s) cannot be used and are left out"
+            self.notes += (f"{note}: {printable(self.skipped[0][0])} {self.skipped[0][1]}",)
         return pixels[: len(good)]
 
     def _decode(self, name: str) -> np.ndarray:

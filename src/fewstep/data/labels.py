@@ -15,6 +15,7 @@ from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile
 from fewstep.data.members import Members
 from fewstep.data.naming import in_order, shortened
+from fewstep.errors import in_words
 
 MAX_CLASSES = 2**20
 MAX_NAME = 200
@@ -130,8 +131,8 @@ def empty(label: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
     """A note on the classes that no image has, if there are such."""
     counts = np.bincount(label, minlength=len(classes))
     missing = [name for name, n in zip(classes, counts, strict=True) if not n]
-    told = f"{len(missing)} of {len(classes)} class(es) have no image: {shortened(missing)}"
-    return (told,) if missing else ()
+    note = f"{len(missing)} of {len(classes)} class(es) have no image: {shortened(missing)}"
+    return (note,) if missing else ()
 
 
 def member_labels(
@@ -168,8 +169,8 @@ def member_labels(
         for name in sorted(members.names)
         if name.rpartition("/")[2] == JSON
     )
-    found = _folder_labels(members.path, names, common, labels)
-    return Assigned(found.names, found.label, found.class_names, (*notes, *found.notes))
+    assigned = _folder_labels(members.path, names, common, labels)
+    return Assigned(assigned.names, assigned.label, assigned.class_names, (*notes, *assigned.notes))
 
 
 def _json_labels(
@@ -182,7 +183,7 @@ def _json_labels(
         entries = json.loads(text)["labels"]
         given = None if entries is None else dict(entries)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UsageError(f"{where} cannot be used ({error!r}); {expected}") from error
+        raise UsageError(f"{where} cannot be used ({in_words(error)}); {expected}") from error
     if given is None:
         return Assigned([*names], notes=(f"{place} says that the images have no labels",))
     label = np.empty(len(names), np.int64)
@@ -208,15 +209,15 @@ def _folder_labels(
     if len(folders) > 1 and all(name.lower() in SPLITS for name in folders):
         _refuse_parts(path, _joined(*common), folders)
     if labels == "none":
-        told = f"the folders {shortened(folders)} are not read as classes"
-        return Assigned([*names], notes=(told,) if len(folders) > 1 else ())
+        notes = f"the folders {shortened(folders)} are not read as classes"
+        return Assigned([*names], notes=(notes,) if len(folders) > 1 else ())
     loose = [name for name, kind in zip(names, kinds, strict=True) if kind is None]
     if not folders:
         return Assigned([*names])
     where = f"{len(loose)} image(s), such as {loose[0]}, lie" if loose else ""
     if len(folders) == 1 and loose:
-        told = f"no labels are read, as {where} beside the only folder of images, {folders[0]}"
-        return Assigned([*names], notes=(told,))
+        notes = f"no labels are read, as {where} beside the only folder of images, {folders[0]}"
+        return Assigned([*names], notes=(notes,))
     if 2 * len(loose) > len(names):
         raise UsageError(
             f"{where} beside the folders {shortened(folders)} of {path}, which hold "
@@ -224,9 +225,9 @@ def _folder_labels(
             "folder to learn without labels"
         )
     kept = [(name, kind) for name, kind in zip(names, kinds, strict=True) if kind is not None]
-    found = by_name([kind for _, kind in kept], [name for name, _ in kept])
-    told = (f"{where} beside the class folders and are passed over",) if loose else ()
-    return Assigned(found.names, found.label, found.class_names, (*told, *found.notes))
+    assigned = by_name([kind for _, kind in kept], [name for name, _ in kept])
+    notes = (f"{where} beside the class folders and are passed over",) if loose else ()
+    return Assigned(assigned.names, assigned.label, assigned.class_names, (*notes, *assigned.notes))
 
 
 def _common(names: Sequence[str]) -> tuple[str, ...]:

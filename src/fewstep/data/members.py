@@ -46,6 +46,7 @@ class Members:
         self._zipped = not path.is_dir()
         self.notes: tuple[str, ...] = ()
         if not self._zipped:
+            _refuse_own(path)
             walk = _Walk(path)
             self.names = set(walk.files())
             self.notes = walk.notes()
@@ -124,6 +125,22 @@ class Members:
         if self._zip is None or self._zip[0] != os.getpid():
             self._zip = (os.getpid(), zipfile.ZipFile(self.path))
         return self._zip[1]
+
+
+def _refuse_own(folder: Path) -> None:
+    """Refuse the folder of a run or a model, whose pictures are no data.
+
+    Raises:
+        UsageError: it is one.
+    """
+    files = {file.name for file in folder.iterdir()}
+    if {"run.json", "log.jsonl"} <= files or {"run.json", "checkpoints"} <= files:
+        raise UsageError(
+            f"{folder} is a run and not data; its run.json says what it learned from, and fewstep "
+            "status says how far it is"
+        )
+    if {"config.json", "model.safetensors"} <= files:
+        raise UsageError(f"{folder} is a model and not data; give the folder of its data")
 
 
 def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> IO[bytes]:
@@ -216,5 +233,5 @@ class _Walk:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+    status = folder.stat()
+    return status.st_dev, status.st_ino

@@ -51,8 +51,8 @@ def overlap_note(shared: int, n: int) -> str | None:
             "half of them; give data that training does not see, and each sample once"
         )
     verb = "lies" if shared == 1 else "lie"
-    told = f"{shared:,} of the {n:,} held-out samples {verb} in the training data as well"
-    return told if shared else None
+    sentence = f"{shared:,} of the {n:,} held-out samples {verb} in the training data as well"
+    return sentence if shared else None
 
 
 def compared(train: Dataset, held_out: Dataset) -> str | None:

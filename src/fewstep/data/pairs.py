@@ -116,11 +116,11 @@ class About(BaseModel):
     def shapes(self, count: int) -> dict[str, list[int]]:
         """The tensors of a shard of ``count`` pairs."""
         event = list(self.shape)
-        found = {"noise": [count, *event], "x": [count, *event]}
+        shapes = {"noise": [count, *event], "x": [count, *event]}
         for key, null in self.spec.nulls.items():
-            found["label" if key == "label" else f"{OTHER}{key}"] = [count, *null.shape]
+            shapes["label" if key == "label" else f"{OTHER}{key}"] = [count, *null.shape]
         k = len(self.path_times)
-        return found | ({"path": [count, k, *event]} if k else {})
+        return shapes | ({"path": [count, k, *event]} if k else {})
 
 
 def name_of(shard: int) -> str:
@@ -227,11 +227,13 @@ class Pairs:
             ("guidance", about.guidance, float(guidance)),
             ("path", about.path, about.path if path is None else str(path)),
         ]
-        told = [f"{name}: pairs {had!r}, here {now!r}" for name, had, now in compared if had != now]
-        if told:
+        lines = [
+            f"{name}: pairs {had!r}, here {now!r}" for name, had, now in compared if had != now
+        ]
+        if lines:
             raise UsageError(
                 f"the pairs in {self.folder} are another teacher's:\n  "
-                + "\n  ".join(told)
+                + "\n  ".join(lines)
                 + "\nmake them anew with fewstep data pairs, or train with the teacher they are of"
             )
 

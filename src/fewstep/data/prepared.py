@@ -178,15 +178,15 @@ def write_prepared(
     Returns:
         ``about`` with its ``sha256``.
     """
-    found = {name: hashlib.sha256() for name in _sizes(about)}
+    hashes = {name: hashlib.sha256() for name in _sizes(about)}
     with whole_file(path) as fresh, fresh.open("wb") as file:
         # The digests are known once the pixels have passed, and as long as what stands for them.
-        file.write(_header(about, dict.fromkeys(found, UNKNOWN)))
+        file.write(_header(about, dict.fromkeys(hashes, UNKNOWN)))
         if label is not None:
-            _pass(label.astype("<i8"), file, found["labels"])
+            _pass(label.astype("<i8"), file, hashes["labels"])
         for stretch in images:
-            _pass(stretch, file, found["images"])
-        digests = {name: digest.hexdigest() for name, digest in found.items()}
+            _pass(stretch, file, hashes["images"])
+        digests = {name: digest.hexdigest() for name, digest in hashes.items()}
         file.seek(0)
         file.write(_header(about, digests))
     return about.model_copy(update={"sha256": digests})

@@ -84,15 +84,15 @@ class Reading:
             UsageError: an image cannot be used, or too many cannot if they are skipped.
         """
         with bar(title, "images", self.source.total) as advance:
-            for item, found in _in_order(decode, self.source.items, workers):
+            for item, decoded in _in_order(decode, self.source.items, workers):
                 try:
-                    if isinstance(found, BadFile):
-                        raise found
+                    if isinstance(decoded, BadFile):
+                        raise decoded
                     self._labels.check(item.label, item.where)
                 except BadFile as error:
                     self._skip(item, error)
                 else:
-                    pixels, header = found
+                    pixels, header = decoded
                     self._labels.add(item.label)
                     self.count += 1
                     self.tally.add(header)
@@ -101,13 +101,15 @@ class Reading:
 
     def labels(self) -> Assigned:
         """The labels of the images that could be used; at least one could."""
-        found = self._labels.result()
-        return Assigned([], found.label, tuple(map(printable, found.class_names)), found.notes)
+        assigned = self._labels.result()
+        return Assigned(
+            [], assigned.label, tuple(map(printable, assigned.class_names)), assigned.notes
+        )
 
     def notes(self) -> tuple[str, ...]:
         """What users have to notice, in sentences."""
-        told = (*self.source.notes(), *self.labels().notes, *self.tally.notes())
-        return tuple(map(printable, told))
+        notes = (*self.source.notes(), *self.labels().notes, *self.tally.notes())
+        return tuple(map(printable, notes))
 
     def _skip(self, item: Item, error: BadFile) -> None:
         if not self.skip:

@@ -22,6 +22,7 @@ from PIL import Image
 from fewstep.core import UsageError
 from fewstep.data.arrays import Arrays
 from fewstep.data.specs import image_spec
+from fewstep.errors import in_words
 
 Split = Literal["train", "held_out"]
 Images = tuple[np.ndarray, np.ndarray]
@@ -83,7 +84,8 @@ class Standard:
                     raise
                 except Exception as error:  # decoders raise all kinds on damaged files
                     raise UsageError(
-                        f"{self.name} in {place} cannot be read ({error}); repair or remove it"
+                        f"{self.name} in {place} cannot be read ({in_words(error)}); "
+                        "repair or remove it"
                     ) from error
 
     def _from_hub(self, split: Split) -> Images:

@@ -24,6 +24,7 @@ from fewstep.conditions import OF_TOKENS
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Arrays, Indices
+from fewstep.errors import in_words
 from fewstep.system.files import whole_file
 
 KEY = "arrays"
@@ -167,9 +168,9 @@ def _dataset(path: Path, about: _About, arrays: dict[str, np.ndarray], check: bo
     conditions: dict[str, Any] = {}
     x, mask = arrays.pop("x"), arrays.pop("mask", None)
     for name, one in about.spec.conditions.items():
-        found = [arrays.pop(f"cond.{key}", None) for key in (name, f"{name}_mask")]
-        if found[0] is not None:
-            conditions[name] = tuple(found) if isinstance(one, OF_TOKENS) else found[0]
+        parts = [arrays.pop(f"cond.{key}", None) for key in (name, f"{name}_mask")]
+        if parts[0] is not None:
+            conditions[name] = tuple(parts) if isinstance(one, OF_TOKENS) else parts[0]
     if arrays:
         raise UsageError(f"{path} holds arrays that it does not describe: {', '.join(arrays)}")
     try:
@@ -196,7 +197,7 @@ def _read(path: Path) -> tuple[_About, dict[str, np.ndarray]]:
             header = json.loads(file.read(length))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UsageError(
-            f"{path} is not what fewstep.data.write_arrays writes, or cut short ({error})"
+            f"{path} is not what fewstep.data.write_arrays writes, or cut short ({in_words(error)})"
         ) from error
     try:
         about = _About.model_validate_json(text)

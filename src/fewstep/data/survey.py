@@ -95,7 +95,7 @@ def survey(
                 row.append(pixels)
     if not reading.count:
         raise nothing_usable(source[0], reading.skipped)
-    found = reading.labels()
+    assigned = reading.labels()
     kept = channels or (1 if reading.tally.grey else 3)
     names = reading.source.class_names
     shown = []
@@ -103,12 +103,14 @@ def survey(
         name = names[label] if names and isinstance(label, int) else label
         x = torch.from_numpy(np.stack(row)[:, :kept].astype(np.float32)) / 127.5 - 1
         shown.append((printable("" if name is None else str(name)), x))
-    order = {name: k for k, name in enumerate(found.class_names)}
-    counts = () if found.label is None else np.bincount(found.label, minlength=len(order)).tolist()
+    order = {name: k for k, name in enumerate(assigned.class_names)}
+    counts = (
+        () if assigned.label is None else np.bincount(assigned.label, minlength=len(order)).tolist()
+    )
     return Survey(
         reading.count,
         (kept, resolution, resolution),
-        tuple(zip(found.class_names, counts, strict=True)) if counts else (),
+        tuple(zip(assigned.class_names, counts, strict=True)) if counts else (),
         sizes=reading.tally.sizes,
         notes=reading.notes(),
         skipped=tuple(reading.skipped),

@@ -258,6 +258,9 @@ def _verdict(
             "stop", "no reading fits: check the weights, the data and the times the network sees"
         )
     if own > SLIGHTLY * means[best] and standard_errors(errors[DECLARED], errors[best]) > SURE:
+        if means[best] > SLIGHTLY * spare:
+            both = f"neither as {declared} nor as {best} does its output fit: both are worse than a"
+            return finding("warn", f"{both} linear predictor; train it longer, or give its data")
         return finding("warn", f"perhaps {advice}")
     if own > POOR * spare:
         return finding("warn", "worse than a linear predictor: train it longer, or give its data")

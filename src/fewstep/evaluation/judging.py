@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,16 +20,13 @@ from torch import Tensor
 from fewstep.core import Batch, UsageError, entropy
 from fewstep.data.overlap import overlap_note, shared_samples
 from fewstep.data.specs import conditions_of
-from fewstep.evaluation.judged import Judged, frechet
+from fewstep.evaluation.judged import Judged, distances, frechet, matched
 from fewstep.metrics import (
     Features,
     NamedFeatures,
     References,
-    density_coverage,
     flatten,
-    kid,
     nearest_distance,
-    precision_recall,
     sliced_wasserstein,
 )
 from fewstep.model import Model
@@ -107,14 +104,16 @@ class Protocol:
 
     def floor(self) -> dict[str, float]:
         """Real data judged as a model is: training data against held-out data."""
-        found = []
+        rows = []
         with self._progress() as advance:
             for draw in range(self.draws):
-                found.append(self._to_held_out(self._data(self._train_draw(draw))))
+                rows.append(self._to_held_out(self._data(self._train_draw(draw))))
                 advance(1)
-        return _mean(found)
+        return _mean(rows)
 
-    def judge(self, model: Model, steps: int, guidance: float | None = None) -> dict[str, float]:
+    def judge(
+        self, model: Model, steps: int, guidance: float | None = None, solver: str | None = None
+    ) -> dict[str, float]:
         """What was asked for of the model's samples, and its speed.
 
         ``fd``, ``swd``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage`` are against
@@ -127,19 +126,20 @@ class Protocol:
         chosen = {
             "steps": steps,
             "guidance": guidance,
+            "solver": solver,
             "first": part.start,
             "cond": {key: value[part] for key, value in conditions_of(self.held_out).items()},
         }
-        found, seconds = [], []
+        rows, seconds = [], []
         with self._progress() as advance:
             for draw in range(self.draws):
                 began = time.perf_counter()
                 x = model.sample(part.stop - part.start, seed=FIRST_SEED + draw, **chosen).cpu()
                 x = self._same_length(self.world.together(x))
                 seconds.append(time.perf_counter() - began)
-                found.append(self._judged(x, self._data(self._train_draw(draw))))
+                rows.append(self._judged(x, self._data(self._train_draw(draw))))
                 advance(1)
-        return {**_mean(found), "images_per_second": n / float(np.median(seconds))}
+        return {**_mean(rows), "images_per_second": n / float(np.median(seconds))}
 
     def _judged(self, x: Tensor, train: Judged) -> dict[str, float]:
         """Everything but the speed, of one sample of the model and one of the training data."""
@@ -198,32 +198,12 @@ class Protocol:
         return Judged(x, self.features, self.world, self.references)
 
     def _to_held_out(self, own: Judged) -> dict[str, float]:
-        held_out, row = self._held_out, {}
-        if "fd" in self.metrics:
-            row["fd"] = frechet(own, held_out)
-        if "swd" in self.metrics:
-            row["swd"] = sliced_wasserstein(own.x, held_out.x)
-        if "kid" in self.metrics:
-            row["kid"] = kid(own.features, held_out.features)
-        if "pr" in self.metrics:
-            row |= asdict(precision_recall(held_out.features, own.features))
-        if "dc" in self.metrics:
-            row |= asdict(density_coverage(held_out.features, own.features))
-        return row
+        return distances(own, self._held_out, self.metrics)
 
     def _train_draw(self, draw: int) -> Tensor:
         """As many training samples as held-out ones, of the same labels where there are any."""
         rng = np.random.default_rng(entropy(FIRST_SEED, "train draw", draw))
-        order = rng.permutation(len(self.train))
-        label, x = self.train.cond.get("label"), self._real(self.train)
-        if label is None:
-            return x[order[: len(self.held_out)]]
-        wanted = np.bincount(self.held_out.cond["label"].numpy())
-        by_class = label.numpy()[order]
-        parts = [order[by_class == k][:count] for k, count in enumerate(wanted)]
-        if sum(map(len, parts)) < len(self.held_out):
-            raise UsageError("a label has more held-out samples than training samples")
-        return x[np.concatenate(parts)]
+        return self._real(self.train)[matched(self.train, self.held_out, rng)]
 
 
 def shared(protocol: Protocol, world: World) -> Protocol:
@@ -247,5 +227,5 @@ def _name(features: Features) -> str:
     return f"features {getattr(features, '__name__', type(features).__name__)}"
 
 
-def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([one[key] for one in rows])) for key in rows[0]}

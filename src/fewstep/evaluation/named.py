@@ -156,9 +156,9 @@ def chosen(
             raise UsageError(f"--metrics: unknown {name!r}; {nearest(name, METRICS)}")
     if features is None:
         return replace(protocol, metrics=names)
-    found = named_features(features, device)
-    references = References(found) if found.expensive else None
-    return replace(protocol, metrics=names, features=found, references=references)
+    judge = named_features(features, device)
+    references = References(judge) if judge.expensive else None
+    return replace(protocol, metrics=names, features=judge, references=references)
 
 
 def _like(data: str, made: DataSpec) -> dict[str, Any]:

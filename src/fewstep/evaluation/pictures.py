@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fewstep.image_grid import drawable as drawable
 from fewstep.image_grid import grid as grid
 from fewstep.image_grid import pixels as pixels
 from fewstep.system.files import whole_file
+
+MARK = "Software"
+"""The text of a PNG that says what wrote it."""
 
 PANEL = (96, 64)
 """Width and height of a plot of lines."""
@@ -68,28 +72,46 @@ def lines(x: Tensor, columns: int | None = None) -> Image.Image:
     return canvas
 
 
-def picture(x: Tensor, path: str | Path, columns: int | None = None) -> None:
+def marked(path: Path, mark: str) -> bool:
+    """Whether a file is a PNG that :func:`picture` or :func:`rows` wrote with this mark."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.info.get(MARK) == mark
+    except OSError:  # also of what is no picture
+        return False
+
+
+def _marks(mark: str) -> PngInfo:
+    info = PngInfo()
+    if mark:
+        info.add_text(MARK, mark)
+    return info
+
+
+def picture(x: Tensor, path: str | Path, columns: int | None = None, mark: str = "") -> None:
     """Write samples as a PNG: images, points or lines; of other samples there is no picture.
 
     Args:
         x: the samples, ``(n, *shape)``.
         path: of the file; its folder is made where there is none.
         columns: of the grid; by default it is about square.
+        mark: by which :func:`marked` knows the file.
     """
     if not drawable(x.shape[1:]):
         return
     draw = {4: grid, 3: lines}.get(x.ndim)
     image = cloud(x) if draw is None else draw(x, columns)
     with whole_file(Path(path)) as fresh:
-        image.save(fresh)
+        image.save(fresh, pnginfo=_marks(mark))
 
 
-def rows(parts: Sequence[tuple[str, Tensor]], path: str | Path) -> None:
+def rows(parts: Sequence[tuple[str, Tensor]], path: str | Path, mark: str = "") -> None:
     """Write one captioned row of images for each part.
 
     Args:
         parts: captions and images ``(n, c, h, w)`` in [-1, 1].
         path: of the file; its folder is made where there is none.
+        mark: by which :func:`marked` knows the file.
     """
     strips = [(caption, grid(x, columns=len(x))) for caption, x in parts]
     margin, line = 8, 20
@@ -103,4 +125,4 @@ def rows(parts: Sequence[tuple[str, Tensor]], path: str | Path) -> None:
         canvas.paste(strip, (margin, y + line))
         y += strip.height + line + margin
     with whole_file(Path(path)) as fresh:
-        canvas.save(fresh)
+        canvas.save(fresh, pnginfo=_marks(mark))

@@ -42,6 +42,7 @@ from fewstep.metrics import (
 )
 from fewstep.model import Model
 from fewstep.paths import Path as NoisePath
+from fewstep.schedule import in_order
 from fewstep.system.files import whole_file, whole_folder
 
 Distance = Callable[[Sequence[float]], float]
@@ -174,8 +175,8 @@ def check(sampling: Sampling, method: str, steps: Sequence[int], seed: int) -> N
         )
     if not sampling.any_times:
         raise UsageError(
-            f"this {method} model is made for the times {sampling.times} and no others, so there "
-            "is nothing to search"
+            f"this {method} model is made for the times {in_order(sampling)} and no others, so "
+            "there is nothing to search"
         )
     if min(steps) < 2:
         raise UsageError(f"--steps must be at least 2 to have a time between, got {min(steps)}")
@@ -187,14 +188,14 @@ def check(sampling: Sampling, method: str, steps: Sequence[int], seed: int) -> N
 
 
 def write(
-    folder: Path, config: str, found: Mapping[int, Found], record: Any, out: Path | None
+    folder: Path, config: str, chosen: Mapping[int, Found], record: Any, out: Path | None
 ) -> Path:
     """Put the times into a model's config.json, and how they were found into search.json.
 
     Args:
         folder: of the model; its weights stay as they are.
         config: the text of its config.json when the search began.
-        found: by number of steps.
+        chosen: by number of steps.
         record: of the search.
         out: a new folder for a copy of the model, which is changed instead.
 
@@ -207,7 +208,7 @@ def write(
     if (folder / "config.json").read_text(encoding="utf-8") != config:
         raise UsageError(f"{folder} was written anew during the search; search again")
     known = json.loads(config)
-    times = {**known["sampling"]["times"], **{str(k): list(one.times) for k, one in found.items()}}
+    times = {**known["sampling"]["times"], **{str(k): list(one.times) for k, one in chosen.items()}}
     known["sampling"]["times"] = dict(sorted(times.items(), key=lambda item: int(item[0])))
     Sampling.model_validate(known["sampling"])
     if out is None:
@@ -245,8 +246,8 @@ def watched(distance: Distance, total: int) -> Iterator[Distance]:
         task = bar.add_task("", total=total, last="")
 
         def shown(times: Sequence[float]) -> float:
-            found = distance(times)
-            bar.update(task, advance=1, last=f"{found:.4g} at {', '.join(f'{t:g}' for t in times)}")
-            return found
+            value = distance(times)
+            bar.update(task, advance=1, last=f"{value:.4g} at {', '.join(f'{t:g}' for t in times)}")
+            return value
 
         yield shown

@@ -90,7 +90,8 @@ def export(
         else:
             error = _sampler_error(model, steps, session)
         write_notes(folder, {**said, "largest_error": error})
-        (folder / "README.md").write_text(card(model, to, file.name, said, error), encoding="utf-8")
+        text = card(model, to, Path(out), file.name, said, error)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return error
 
 

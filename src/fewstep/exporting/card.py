@@ -6,22 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fewstep.card_text import MOVED
 from fewstep.model import Model
 from fewstep.version import __version__
 
 OPEN = {
     "onnx": (
-        "import onnxruntime\n\nsession = onnxruntime.InferenceSession('{file}')\n"
+        "import onnxruntime\n\nsession = onnxruntime.InferenceSession({file})\n"
         "run = lambda **inputs: session.run(None, inputs)[0]\n"
     ),
     "openvino": (
         "import openvino\n\ncore = openvino.Core()\n"
         "exact = {{'INFERENCE_PRECISION_HINT': 'f32'}}  # also where the processor has bfloat16\n"
-        "compiled = core.compile_model('{file}', 'CPU', exact)\n"
+        "compiled = core.compile_model({file}, 'CPU', exact)\n"
         "run = lambda **inputs: next(iter(compiled(inputs).values()))\n"
     ),
     "torch": (
-        "import torch\n\nprogram = torch.export.load('{file}').module()\n"
+        "import torch\n\nprogram = torch.export.load({file}).module()\n"
         "run = lambda **inputs: program(*map(torch.from_numpy, inputs.values())).numpy()\n"
     ),
 }
@@ -50,8 +51,17 @@ def write_notes(folder: Path, content: dict[str, Any]) -> None:
     (folder / "fewstep.json").write_text(text, encoding="utf-8")
 
 
-def card(model: Model, to: str, file: str, said: dict[str, Any], error: float) -> str:
-    """README.md: what the graph is, how exact it is, and how to sample with it."""
+def card(model: Model, to: str, folder: Path, file: str, said: dict[str, Any], error: float) -> str:
+    """README.md: what the graph is, how exact it is, and how to sample with it.
+
+    Args:
+        model: that was exported.
+        to: the format.
+        folder: that will hold the graph.
+        file: the name of the graph in it.
+        said: the content of ``fewstep.json``.
+        error: the largest difference to torch's answers.
+    """
     data, sampling = model.contract.data, model.contract.sampling
     whole = said["graph"] == "sampler"
     what = "whole sampler" if whole else "denoiser"
@@ -62,8 +72,8 @@ def card(model: Model, to: str, file: str, said: dict[str, Any], error: float) -
         "compared at the ends of the path, on zeros and on equal rows, in batches of several "
         "sizes.\n\n"
         f"{_inputs(model, said)}\n\n"
-        f"```python\nimport numpy as np\n{OPEN[to].format(file=file)}\n"
-        f"{_sampler_call(model, said) if whole else _loop(model)}```\n\n"
+        f"```python\nimport numpy as np\n{OPEN[to].format(file=json.dumps(str(folder / file)))}\n"
+        f"{_sampler_call(model, said) if whole else _loop(model)}```\n\n{MOVED}\n\n"
         f"Sampling is of the kind `{sampling.kind}`; `fewstep.json` has the whole contract and the "
         "times. Noise is always an input: noise that is drawn inside a graph obeys no seed.\n"
     )

@@ -74,7 +74,7 @@ def export_folder(model: Model, out: Path) -> float:
             _write(folder / "model_index.json", {"_class_name": pipeline, **index})
         error = read_back(model, folder)
         write_notes(folder, {**content, "largest_error": error})
-        text = stock_card(model, scheduler, pipeline, calls_of(model, scheduler))
+        text = stock_card(model, out, scheduler, pipeline, calls_of(model, scheduler))
         (folder / "README.md").write_text(text, encoding="utf-8")
     return error
 

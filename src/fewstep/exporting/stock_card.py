@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from fewstep.card_text import MOVED
 from fewstep.exporting.schedulers import CLOSE, Call
 from fewstep.model import Model
 from fewstep.version import __version__
@@ -12,6 +15,7 @@ from fewstep.version import __version__
 
 def stock_card(
     model: Model,
+    folder: Path,
     scheduler: Mapping[str, Any],
     pipeline: str | None,
     calls: Mapping[int, Call | None],
@@ -20,11 +24,12 @@ def stock_card(
 
     Args:
         model: that was exported.
+        folder: that will hold it.
         scheduler: its configuration.
         pipeline: the class of diffusers' pipeline; None where there is none.
         calls: for numbers of steps of a consistency model, how the pipeline makes them.
     """
-    data = model.contract.data
+    data, place = model.contract.data, json.dumps(str(folder))
     head = (
         f"# A {model.contract.method} model for diffusers\n\n"
         f"This folder holds a model of data of {data.summary()} as a `UNet2DModel` beside a "
@@ -33,10 +38,10 @@ def stock_card(
     )
     if calls:
         return (
-            f"{head} and the calls below.\n\n{_consistency(model, scheduler, calls)}"
+            f"{head} and the calls below.\n\n{_consistency(model, place, scheduler, calls)}"
             f"{_remarks(model, scheduler, calls)}"
         )
-    return f"{head}.\n\n{_diffusion(model, scheduler, pipeline)}"
+    return f"{head}.\n\n{_diffusion(model, place, scheduler, pipeline)}"
 
 
 def _labels(model: Model, n: int) -> str:
@@ -44,14 +49,14 @@ def _labels(model: Model, n: int) -> str:
 
 
 def _consistency(
-    model: Model, scheduler: Mapping[str, Any], calls: Mapping[int, Call | None]
+    model: Model, place: str, scheduler: Mapping[str, Any], calls: Mapping[int, Call | None]
 ) -> str:
     ready = {steps: call for steps, call in calls.items() if call is not None}
     shown = ready[2] if 2 in ready else ready[min(ready)]
     labels = f"    class_labels={_labels(model, 4)},\n" if model.contract.data.labels else ""
     code = (
         "import torch\nfrom diffusers import ConsistencyModelPipeline\n\n"
-        'pipeline = ConsistencyModelPipeline.from_pretrained(".")\n'
+        f"pipeline = ConsistencyModelPipeline.from_pretrained({place})\n"
         "images = pipeline(\n    batch_size=4,\n"
         f"{labels}    num_inference_steps=None,\n    timesteps={[*shown.timesteps]},\n"
         '    generator=torch.Generator().manual_seed(0),\n    output_type="np",\n).images\n'
@@ -61,7 +66,7 @@ def _consistency(
         for steps, call in sorted(calls.items(), key=lambda item: item[0])
     ]
     return (
-        f"```python\n{code}```\n\n"
+        f"```python\n{code}```\n\n{MOVED}\n\n"
         "The scheduler cannot store a list of times, so the call gives it: positions on the grid "
         f"of {scheduler['num_train_timesteps']} noise levels, of which 0 is the highest.\n\n"
         "| steps | argument | noise levels of the calls | of the model's own times |\n"
@@ -113,15 +118,15 @@ def _remarks(model: Model, scheduler: Mapping[str, Any], calls: Mapping[int, Cal
     return "What the stock code does:\n\n" + "".join(f"- {remark}\n" for remark in remarks)
 
 
-def _diffusion(model: Model, scheduler: Mapping[str, Any], pipeline: str | None) -> str:
+def _diffusion(model: Model, place: str, scheduler: Mapping[str, Any], pipeline: str | None) -> str:
     name, data = scheduler["_class_name"], model.contract.data
-    place = 'from_pretrained(".", subfolder="unet")' if pipeline else 'from_pretrained(".")'
+    network = f'{place}, subfolder="unet"' if pipeline else place
     shape = ", ".join(map(str, data.shape))
     labels = f", class_labels={_labels(model, 4)}" if data.labels else ""
     code = (
         f"import torch\nfrom diffusers import {name}, UNet2DModel\n\n"
-        f"unet = UNet2DModel.{place}\n"
-        f'scheduler = {name}.from_pretrained(".", subfolder="scheduler")\n'
+        f"unet = UNet2DModel.from_pretrained({network})\n"
+        f'scheduler = {name}.from_pretrained({place}, subfolder="scheduler")\n'
         "scheduler.set_timesteps(50)\n"
         "generator = torch.Generator().manual_seed(0)\n"
         f"x = torch.randn(4, {shape}, generator=generator) * scheduler.init_noise_sigma\n"
@@ -135,7 +140,7 @@ def _diffusion(model: Model, scheduler: Mapping[str, Any], pipeline: str | None)
         else "diffusers has no pipeline that gives such a network what it needs. "
     )
     return (
-        f"```python\n{code}```\n\n{stock}The network's answers mean the same in diffusers as in "
-        "fewstep, at the numbers of steps or the noise levels that the scheduler knows. The "
-        "solvers are not the same, so samples of equal noise are not equal.\n"
+        f"```python\n{code}```\n\n{MOVED} {stock}The network's answers mean the same in "
+        "diffusers as in fewstep, at the numbers of steps or the noise levels that the scheduler "
+        "knows. The solvers are not the same, so samples of equal noise are not equal.\n"
     )

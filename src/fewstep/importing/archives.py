@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, in_words
 from fewstep.importing.inert import Broken, Name
 from fewstep.importing.legacy import MAGIC, read_legacy
 from fewstep.importing.pickles import Reader
@@ -68,7 +68,7 @@ def open_archive(source: Path) -> Archive:
     try:
         kind, content = _content(source, data)
     except (Broken, *DAMAGED) as error:
-        raise UsageError(f"{source} cannot be read: {error}; {EXPECTED}") from error
+        raise UsageError(f"{source} cannot be read: {in_words(error)}; {EXPECTED}") from error
     return Archive(source, kind, content, size)
 
 
@@ -131,7 +131,7 @@ def _zipped(source: Path, size: int) -> Any:
                 return archive.read(name)[: count * dtype.itemsize]
             except DAMAGED as error:
                 raise UsageError(
-                    f"{source} cannot be read: {error}; the file is damaged"
+                    f"{source} cannot be read: {in_words(error)}; the file is damaged"
                 ) from error
 
         return Storage(dtype, count, read)
@@ -194,7 +194,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path} is too large to be a description; it has over 16 MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {in_words(error)}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} must hold a mapping in JSON, got {type(value).__name__}")
     return value

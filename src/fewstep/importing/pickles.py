@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fewstep.errors import in_words
 from fewstep.importing.inert import GLOBALS, Broken, Inert, Name
 from fewstep.importing.storages import Lazy
 
@@ -59,7 +60,7 @@ class Reader:
                     raise Broken(f"instruction {code:#04x} is not among those that are read")
                 instruction(self)
         except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
-            raise Broken(f"the pickle is damaged ({type(error).__name__}: {error})") from error
+            raise Broken(f"the pickle is damaged at byte {self.at}: {in_words(error)}") from error
         raise Broken(f"the pickle has more than {LARGEST_COUNT} instructions")
 
     # Bytes.

@@ -52,12 +52,12 @@ def dinov2(source: str | None = None) -> DinoV2:
     name = source or MODEL
     expected = "give dinov2:FOLDER with the config.json and model.safetensors of a Dinov2Model"
     try:
-        found: Any = Dinov2Model.from_pretrained(
+        loaded: Any = Dinov2Model.from_pretrained(
             name, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"no DINOv2 at {name} ({error}); {expected}") from error
-    network, report = found
+    network, report = loaded
     # The package draws what a file lacks at random.
     if report["missing_keys"]:
         raise UsageError(f"{name} lacks {sorted(report['missing_keys'])}; {expected}")

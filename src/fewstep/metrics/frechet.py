@@ -103,12 +103,12 @@ def reduce_moments(moments: StreamingMoments) -> StreamingMoments:
         dist.all_reduce(value)
         return value.cpu()
 
-    found = StreamingMoments(len(moments.mean))
-    found.n = int(total(torch.tensor(moments.n)))
-    found.mean = total(moments.mean * moments.n) / max(found.n, 1)
-    delta = moments.mean - found.mean
-    found.scatter = total(moments.scatter + torch.outer(delta, delta) * moments.n)
-    return found
+    streaming = StreamingMoments(len(moments.mean))
+    streaming.n = int(total(torch.tensor(moments.n)))
+    streaming.mean = total(moments.mean * moments.n) / max(streaming.n, 1)
+    delta = moments.mean - streaming.mean
+    streaming.scatter = total(moments.scatter + torch.outer(delta, delta) * moments.n)
+    return streaming
 
 
 @torch.no_grad()

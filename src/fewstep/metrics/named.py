@@ -107,7 +107,7 @@ def named_features(choice: str, device: torch.device | str = "cpu") -> NamedFeat
         raise UsageError(f"no features {name!r}; {nearest(name, FEATURES)}")
     if colon and not file:
         raise UsageError(f"got {choice!r}; expected NAME or NAME:FILE")
-    found = FEATURES[name](file or None)
-    if isinstance(found.network, nn.Module):
-        found.network.to(device)
-    return found
+    features = FEATURES[name](file or None)
+    if isinstance(features.network, nn.Module):
+        features.network.to(device)
+    return features

@@ -33,11 +33,11 @@ def nearest_distance(
     centre = reference.mean(0)
     near, far = (x - centre).float(), (reference - centre).float()
     half, count = far.square().sum(1) / 2, min(CANDIDATES, len(reference))
-    found = []
+    nearest = []
     for part, rough in zip(blocks(x, len(reference)), blocks(near, len(reference)), strict=True):
         index = (half - rough @ far.T).topk(count, largest=False).indices
-        found.append(torch.linalg.vector_norm(part[:, None] - reference[index], dim=2).amin(1))
-    return torch.cat(found)
+        nearest.append(torch.linalg.vector_norm(part[:, None] - reference[index], dim=2).amin(1))
+    return torch.cat(nearest)
 
 
 def neighbour_ratio(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fewstep.core import UsageError
+from fewstep.errors import in_words
 from fewstep.weights import assign_weights
 
 COUNTER = "num_batches_tracked"
@@ -59,16 +60,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-        found = found.get("state_dict", found)
-        if not all(isinstance(v, Tensor) for v in found.values()):
-            raise TypeError("it holds other things than tensors")
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = tensors.get("state_dict", tensors)
+        if not all(isinstance(v, Tensor) for v in tensors.values()):
+            raise UsageError("it holds other things than tensors")
     except Exception as error:  # damaged files raise all kinds
         raise UsageError(
-            f"{file}: cannot be read as weights ({error}); give a safetensors file or a torch file "
-            "of tensors by name"
+            f"{file}: cannot be read as weights ({in_words(error)}); give a safetensors file or a "
+            "torch file of tensors by name"
         ) from error
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def loaded(module: nn.Module, file: Path) -> None:

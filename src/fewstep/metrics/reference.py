@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.core import UsageError
+from fewstep.errors import in_words
 from fewstep.metrics.frechet import Moments, frechet_distance, moments_of
 from fewstep.metrics.named import NamedFeatures
 from fewstep.system.files import sha256, whole_file
@@ -90,7 +91,8 @@ def load_reference(path: str | Path) -> Reference:
             raise ValueError("its numbers do not match their sha256")
     except Exception as error:  # damaged files raise all kinds
         raise UsageError(
-            f"{path}: no reference statistics ({error}); remove the file and make them again"
+            f"{path}: no reference statistics ({in_words(error)}); remove the file and make them "
+            "again"
         ) from error
     return Reference(Moments(provenance.count, tensors["mean"], tensors["cov"]), provenance)
 
@@ -157,12 +159,12 @@ class References:
         path = self.folder / f"{name}.safetensors"
         if path.is_file():
             try:
-                found = load_reference(path)
+                reference = load_reference(path)
             except UsageError:
-                found = None
-            if found is not None and found.provenance == wanted:
+                reference = None
+            if reference is not None and reference.provenance == wanted:
                 self.cached += 1
-                return found
+                return reference
         made = Reference(moments_of(x.split(BATCH), self.features), wanted)
         self.computed += 1
         try:

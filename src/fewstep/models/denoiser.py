@@ -20,7 +20,7 @@ class Network(Protocol):
 
     ``cond_keys`` names the conditions that ``cond`` will hold; ``two_time`` says whether the
     network reads ``s_noise``. ``forward`` maps ``(b, *event)`` to the same shape, or to twice the
-    channels under :class:`~fewstep.models.preconditioning.DataAndNoisePrediction`.
+    channels under :class:`~fewstep.models.predictions.DataAndNoisePrediction`.
 
     Three more attributes are read where a network has them: ``optional_keys`` names conditions that
     ``cond`` will hold if they are given, ``units`` the classes of its blocks, one of which is
@@ -68,7 +68,7 @@ class Denoiser(AbstractDenoiser):
     """A network under a preconditioning.
 
     A second time is read no cleaner than the ``t_min`` of the path that the preconditioning was
-    derived on, see :meth:`~fewstep.models.preconditioning.Preconditioning.end_noise`; the jump
+    derived on, see :meth:`~fewstep.models.scalings.Preconditioning.end_noise`; the jump
     itself goes all the way to ``s``.
 
     Args:

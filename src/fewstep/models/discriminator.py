@@ -47,10 +47,10 @@ class Heads(nn.Module):
 
     def forward(self, features: Sequence[Tensor], cond: Cond | None = None) -> list[Tensor]:
         """One tensor a head, with a logit for each position of its feature."""
-        found = [f.shape[-1] for f in features]
-        if found != self.channels:
+        widths = [f.shape[-1] for f in features]
+        if widths != self.channels:
             raise UsageError(
-                f"these heads are of features with {self.channels} channels, got {found}; make "
+                f"these heads are of features with {self.channels} channels, got {widths}; make "
                 "them of the denoiser that is judged through"
             )
         if not self.labels:
@@ -92,8 +92,8 @@ class Judge(nn.Module):
         self.axis, self.at = axis, tuple(at)
         t = torch.full((len(example),), denoiser.path.t_max, device=example.x0.device)
         with torch.no_grad():
-            found = features_of(denoiser, example.x0, t, example.cond, axis, at)
-        channels = [f.shape[-1] for f in found]
+            features = features_of(denoiser, example.x0, t, example.cond, axis, at)
+        channels = [f.shape[-1] for f in features]
         self.heads = Heads(channels, width, classes).to(example.x0.device)
 
     def forward(
@@ -118,7 +118,7 @@ def features_of(
     last of them, unless the network is sharded: shards are put back at its end. What dropout draws
     on the way there is drawn again by what follows, so both learn the same.
     """
-    found: list[Tensor] = []
+    features: list[Tensor] = []
     kinds: tuple[type[nn.Module], ...] = getattr(denoiser.net, "units", ())
     units = [m for m in denoiser.net.modules() if isinstance(m, kinds)]
     if not units:
@@ -135,8 +135,8 @@ def features_of(
     with ExitStack() as stack:
 
         def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
-            found.append(answer)
-            if len(found) == wanted:
+            features.append(answer)
+            if len(features) == wanted:
                 if not sharded:
                     raise _Enough
                 stack.enter_context(same_dropout(answer))
@@ -145,7 +145,7 @@ def features_of(
             stack.callback(unit.register_forward_hook(keep).remove)
         with suppress(_Enough):
             denoiser.raw(x, t, None, cond)
-    chosen = [found[i % len(units)] for i in at] if at else found
+    chosen = [features[i % len(units)] for i in at] if at else features
     return [f.movedim(axis, -1).to(x.dtype) for f in chosen]
 
 

@@ -72,12 +72,14 @@ def fresh_network(
 
 def _inputs(spec: DataSpec) -> dict[str, dict[str, object] | bool]:
     """The options by which a network reads the conditions of data, besides its classes."""
-    found = spec.conditions.items()
+    conditions = spec.conditions.items()
     inputs: dict[str, dict[str, object] | bool] = {
-        "vectors": {n: math.prod(c.shape) for n, c in found if isinstance(c, Vector)},
-        "sequences": {n: (c.length, math.prod(c.shape)) for n, c in found if isinstance(c, Tokens)},
-        "images": {n: c.shape[0] for n, c in found if isinstance(c, Image)},
-        "texts": {n: (c.vocabulary, c.length) for n, c in found if isinstance(c, Text)},
+        "vectors": {n: math.prod(c.shape) for n, c in conditions if isinstance(c, Vector)},
+        "sequences": {
+            n: (c.length, math.prod(c.shape)) for n, c in conditions if isinstance(c, Tokens)
+        },
+        "images": {n: c.shape[0] for n, c in conditions if isinstance(c, Image)},
+        "texts": {n: (c.vocabulary, c.length) for n, c in conditions if isinstance(c, Text)},
         "masked": spec.masked,
     }
     return {option: value for option, value in inputs.items() if value}

@@ -29,10 +29,10 @@ def halved(denoiser: D) -> D:
         if isinstance(each, Denoiser):
             net: Any = each.net
             ladders = (FourierEmbedding, PositionalEmbedding, MPFourier)
-            found = [m for m in net.modules() if isinstance(m, ladders)]
-            for ladder in found:
+            embeddings = [m for m in net.modules() if isinstance(m, ladders)]
+            for ladder in embeddings:
                 ladder.register_forward_hook(_narrowed)
-            if found:
+            if embeddings:
                 net.time_dtype = torch.float32
     return half
 

@@ -1,124 +1,51 @@
-r"""Four scalars make a denoiser of a network: $D = c_{skip} x + c_{out} F(c_{in} x, c_{noise})$.
+"""The parametrisations by name, and those whose times are noise levels.
 
-Each class is one parametrisation on the path it was derived on; :meth:`Preconditioning.on` reads
-the same network on any other path.
+Each class is one parametrisation on the path it was derived on. :mod:`fewstep.models.scalings` has
+what all of them share, and :mod:`fewstep.models.predictions` those that are named by what the
+network predicts.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fewstep.core import expand
 from fewstep.errors import UsageError
-from fewstep.paths import (
-    DiscreteVariancePreserving,
-    Event,
-    Linear,
-    Path,
-    Time,
-    Trig,
-    VarianceExploding,
-    VariancePreserving,
+from fewstep.models.predictions import (
+    DataAndNoisePrediction,
+    DataPrediction,
+    Flow,
+    NoisePrediction,
+    ReversedFlow,
+    TrigFlow,
+    VPrediction,
 )
+from fewstep.models.scalings import Preconditioning, Reparametrised, Scalings
+from fewstep.paths import DiscreteVariancePreserving, Event, Path, Time, VarianceExploding
 
-
-class Scalings(NamedTuple):
-    """The four scalars, each ``(b,)``."""
-
-    c_skip: Tensor
-    c_out: Tensor
-    c_in: Tensor
-    c_noise: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preconditioning(ABC):
-    """What the network sees and what its output means, on ``path``.
-
-    ``home`` is the kind of path that the parametrisation is derived on.
-    """
-
-    home: ClassVar[type[Path]] = Path
-    path: Path
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, self.home):
-            raise UsageError(
-                f"{type(self).__name__} is derived on {self.home.__name__}, got "
-                f"{type(self.path).__name__}; read it there with .on(path)"
-            )
-        for field_ in fields(self):
-            value = getattr(self, field_.name)
-            if isinstance(value, int | float) and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{field_.name} must be finite and above 0, got {value}")
-
-    @abstractmethod
-    def coefficients(self, t: Time) -> Scalings:
-        """The scalars at ``t``."""
-
-    def floor(self, like: Time) -> Time:
-        """The ``t_min`` of the network's own path, as a time on ``path``."""
-        return torch.full_like(like, self.path.t_min)
-
-    def end_noise(self, s: Time) -> Tensor:
-        """c_noise of a second time, which is read no cleaner than :meth:`floor`.
-
-        Jumps end at s = 0 on paths that reach clean data, where ln(s) is not finite. It is the time
-        that is limited, not its logarithm, so that derivatives in s stay finite: they are 0 there.
-        """
-        floor = self.floor(s)
-        return self.coefficients(torch.where(s < floor, floor, s)).c_noise
-
-    def prediction(self, out: Tensor, t: Time) -> Event:
-        """F, of a network's output: the output itself, unless the network has two heads."""
-        return out
-
-    def on(self, path: Path) -> Preconditioning:
-        """The same network as a denoiser on another path."""
-        return self if path == self.path else Reparametrised(path=path, inner=self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reparametrised(Preconditioning):
-    r"""``inner`` read at the time of equal log-SNR, its input rescaled by k = alpha_old/alpha_new.
-
-    The sums below have the same quotient, and no 0/0 where both paths end on pure noise.
-
-    Times noisier than ``inner`` was made for (pure noise on a linear path is infinitely noisy for
-    EDM) are read at its noisiest.
-    """
-
-    inner: Preconditioning
-
-    def coefficients(self, t: Time) -> Scalings:
-        """(k c_skip, c_out, k c_in, c_noise) at the old time."""
-        t_old, t_new = self._times(t)
-        alpha_old, sigma_old, _, _ = self.inner.path.coefficients(t_old)
-        alpha_new, sigma_new, _, _ = self.path.coefficients(t_new)
-        k = (alpha_old + sigma_old) / (alpha_new + sigma_new)
-        c_skip, c_out, c_in, c_noise = self.inner.coefficients(t_old)
-        return Scalings(k * c_skip, c_out, k * c_in, c_noise)
-
-    def floor(self, like: Time) -> Time:
-        """The inner path's, at equal log-SNR."""
-        return self.path.time(self.inner.path.ratio(self.inner.floor(like)))
-
-    def prediction(self, out: Tensor, t: Time) -> Event:
-        """As at the old time."""
-        return self.inner.prediction(out, self._times(t)[0])
-
-    def _times(self, t: Time) -> tuple[Time, Time]:
-        """``t`` on the old path, and what it is then on this one."""
-        old = self.inner.path
-        ceiling = old.ratio(torch.full_like(t, old.t_max))
-        ratio = torch.minimum(self.path.ratio(t), ceiling)
-        return old.time(ratio), self.path.time(ratio)
+__all__ = [
+    "EDM",
+    "PRECONDITIONINGS",
+    "Bounded",
+    "ConsistencyBoundary",
+    "DataAndNoisePrediction",
+    "DataPrediction",
+    "Flow",
+    "LatentBoundary",
+    "NearestStep",
+    "NoisePrediction",
+    "Preconditioning",
+    "Reparametrised",
+    "ReversedFlow",
+    "Scalings",
+    "ScoreMatching",
+    "TrigFlow",
+    "VPrediction",
+    "cosine_levels",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,112 +179,6 @@ class LatentBoundary(Preconditioning):
     def prediction(self, out: Tensor, t: Time) -> Event:
         """As the inner parametrisation reads it."""
         return self.inner.on(self.path).prediction(out, t)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoisePrediction(Preconditioning):
-    """F predicts the noise (Ho et al. 2020); the network sees ``time_scale * t``."""
-
-    time_scale: float = 999.0
-    path: Path = field(default_factory=VariancePreserving)
-
-    def coefficients(self, t: Time) -> Scalings:
-        """x0 = (x - sigma F) / alpha."""
-        alpha, sigma, _, _ = self.path.coefficients(t)
-        return Scalings(1 / alpha, -sigma / alpha, torch.ones_like(t), self.time_scale * t)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataPrediction(Preconditioning):
-    """F predicts the clean data; the network sees ``time_scale * t``."""
-
-    time_scale: float = 999.0
-    path: Path = field(default_factory=VariancePreserving)
-
-    def coefficients(self, t: Time) -> Scalings:
-        """x0 = F."""
-        one = torch.ones_like(t)
-        return Scalings(torch.zeros_like(t), one, one, self.time_scale * t)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VPrediction(Preconditioning):
-    """F predicts v = alpha noise - sigma x0 (Salimans & Ho 2022); sees ``time_scale * t``."""
-
-    time_scale: float = 999.0
-    path: Path = field(default_factory=VariancePreserving)
-
-    def coefficients(self, t: Time) -> Scalings:
-        """x0 = (alpha x - sigma F) / (alpha^2 + sigma^2)."""
-        alpha, sigma, _, _ = self.path.coefficients(t)
-        power = alpha**2 + sigma**2
-        return Scalings(alpha / power, -sigma / power, torch.ones_like(t), self.time_scale * t)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataAndNoisePrediction(Preconditioning):
-    """Both, for a network with twice the channels: clean data, then noise (Salimans & Ho 2022).
-
-    The answer is their mean x0 = w F_data + (1 - w) (x - sigma F_noise) / alpha, the weight
-    w = sigma^2 / (alpha^2 + sigma^2). It is that of v-prediction with
-    v = alpha F_noise - sigma F_data, and divides by alpha nowhere.
-    """
-
-    time_scale: float = 999.0
-    path: Path = field(default_factory=VariancePreserving)
-
-    def coefficients(self, t: Time) -> Scalings:
-        """Those of v-prediction."""
-        return VPrediction(time_scale=self.time_scale, path=self.path).coefficients(t)
-
-    def prediction(self, out: Tensor, t: Time) -> Event:
-        """The v of the two halves."""
-        x0, noise = out.chunk(2, dim=1)
-        alpha, sigma, _, _ = self.path.coefficients(t)
-        return expand(alpha, x0) * noise - expand(sigma, x0) * x0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flow(Preconditioning):
-    """F predicts the velocity dx/dt of the path (flow matching); sees ``time_scale * t``."""
-
-    time_scale: float = 1.0
-    path: Path
-
-    def coefficients(self, t: Time) -> Scalings:
-        """x0 = (d_sigma x - sigma F) / (alpha d_sigma - d_alpha sigma)."""
-        alpha, sigma, d_alpha, d_sigma = self.path.coefficients(t)
-        wronskian = alpha * d_sigma - d_alpha * sigma
-        return Scalings(
-            d_sigma / wronskian, -sigma / wronskian, torch.ones_like(t), self.time_scale * t
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReversedFlow(Preconditioning):
-    """F predicts -dx/dt, and the network sees 1 - t: published SiT, whose time runs to the data."""
-
-    path: Path = field(default_factory=Linear)
-
-    def coefficients(self, t: Time) -> Scalings:
-        """Those of the flow with the sign of F changed."""
-        c_skip, c_out, c_in, _ = Flow(path=self.path).coefficients(t)
-        return Scalings(c_skip, -c_out, c_in, 1 - t)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrigFlow(Preconditioning):
-    """dx/dt = sigma_data F(x / sigma_data, t) on the trigonometric path (Lu & Song 2025, eq. 3)."""
-
-    home = Trig
-    path: Trig = field(default_factory=Trig)
-
-    def coefficients(self, t: Time) -> Scalings:
-        """x0 = cos(t) x - sin(t) sigma_data F."""
-        sigma_data = self.path.sigma_data
-        return Scalings(
-            t.cos(), -t.sin() * sigma_data, torch.full_like(t, 1 / sigma_data), t.clone()
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ class Method:
 
     def at(self, *keys: str) -> Setting:
         """The settings at a place with these keys; a later key's count more."""
-        found = Setting()
+        setting = Setting()
         for key in keys:
-            found = self.settings.get(key, Setting()).over(found)
-        return found
+            setting = self.settings.get(key, Setting()).over(setting)
+        return setting

@@ -163,3 +163,11 @@ class AugmentOptions:
 
     def __post_init__(self) -> None:
         _shares(self, "augment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardOptions:
+    """What the card of the model says beside its training."""
+
+    licence: str = ""
+    """Licence of the model on its card, such as CC-BY-4.0; the data's own may limit which."""

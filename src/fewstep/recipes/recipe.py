@@ -18,6 +18,7 @@ from fewstep.recipes.options import (
     NONE,
     AugmentOptions,
     AverageOptions,
+    CardOptions,
     DataOptions,
     NetworkOptions,
     StartOptions,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound=MethodOptions, covariant=True)
 Value = TypeVar("Value")
 
-GROUPS = ("options", "data", "start", "network", "averages", "augment")
+GROUPS = ("options", "data", "start", "network", "averages", "augment", "card")
 """The fields of a recipe whose own fields are the options, in the order of the help."""
 
 
@@ -47,6 +48,7 @@ class Recipe(Generic[Options]):
         network: of new weights.
         averages: of the student's weights.
         augment: augmentation of images.
+        card: what the model's card says beside the training.
         train: the trainer's settings.
     """
 
@@ -57,6 +59,7 @@ class Recipe(Generic[Options]):
     network: Annotated[NetworkOptions, arg(name="")]
     averages: Annotated[AverageOptions, arg(name="")]
     augment: Annotated[AugmentOptions, arg(name="")]
+    card: Annotated[CardOptions, arg(name="")]
     train: TrainConfig
 
     @property
@@ -107,6 +110,8 @@ class Recipe(Generic[Options]):
         for name in options:
             if name not in home:
                 raise UsageError(f"{self.name} has no option {name}; {nearest(name, home)}")
+        for name in ("data", "held_out"):
+            _check_named(f"{self.name}: {name}", options.get(name))
         first = self
         if options.get("network", self.network.network) != self.network.network:
             # Sizes of one family are none of another's.
@@ -180,10 +185,26 @@ def recipe(name: str, **options: object) -> Recipe[MethodOptions]:
         start=replace(place.start, teacher=place.teacher(method)),
         averages=place.averages,
         augment=place.augment,
+        card=CardOptions(),
         options=method.options(),
         train=place.train,
     )
     return first.change(**{**setting.options, "train": setting.train}).change(**options)
+
+
+def _check_named(what: str, value: object) -> None:
+    """Refuse a data set in memory, which run.json could not record.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if isinstance(value, str | os.PathLike) or not hasattr(value, "__len__"):
+        return
+    raise UsageError(
+        f"{what} is a name or a path, which the run records, got a data set in memory "
+        f"({type(value).__name__}); write its samples with fewstep.data.write_arrays(FILE, x, "
+        "label) and give FILE"
+    )
 
 
 def _typed(group: Value, values: Mapping[str, object], where: str) -> Value:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, in_words
 from fewstep.recipes.method import MethodOptions
 from fewstep.recipes.options import NONE, DataOptions, NetworkOptions
 from fewstep.recipes.places import NAMES
@@ -34,9 +34,12 @@ def rebuild(run: str | Path) -> Recipe[MethodOptions]:
         name, arguments, train = (content[key] for key in ("recipe", "arguments", "train"))
         arguments, train = dict(arguments), dict(train)
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{record} is damaged ({error!r})") from error
+        raise UsageError(f"{record} is damaged ({in_words(error)})") from error
     if name not in NAMES:
-        raise UsageError(f"{run} is a run of {name!r}, which is no recipe of this version")
+        raise UsageError(
+            f"{run} is a run of {name!r}, and no recipe has this name: it was made in Python, or "
+            "by another version of fewstep. The code that made its Run can train it again"
+        )
     return recipe(name, **current(name, arguments), train=train)
 
 

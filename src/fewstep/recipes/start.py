@@ -248,6 +248,7 @@ class Start:
             sampling_times=self.sampling_times(objective.student.path) if free else {},
             teacher=self.model,
             frontend=getattr(data, "frontend", None),
+            network_arguments=[f.name for f in fields(recipe.network)],
             upgrade=upgraded,
         )
 

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    run: Run | Buildable | str, out: str | Path | None = None, *, fresh: bool = False
+    run: Run | Buildable | str,
+    out: str | Path | None = None,
+    *,
+    fresh: bool = False,
+    **options: object,
 ) -> Model:
     """Train in ``out``, going on from its newest checkpoint if there is one.
 
@@ -27,6 +31,7 @@ def train(
         out: the run folder; on several machines, one that they share. By default a recipe trains in
             ``runs/NAME``, as it does on the command line.
         fresh: move an old run aside first.
+        options: none; they are options of the recipe.
 
     Returns:
         The finished model, which is also in ``out/model``.
@@ -36,6 +41,12 @@ def train(
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run was saved.
         Diverged: gradients stayed non-finite.
     """
+    if options:
+        raise UsageError(
+            f"train takes a run, its folder and fresh, got {', '.join(options)} beside the run; "
+            "options and settings belong to the recipe: fewstep.train(fewstep.recipe(NAME, "
+            "data=..., train={'steps': 500}), out=FOLDER)"
+        )
     if isinstance(run, str):
         run = recipe(run)
     if not isinstance(run, Run) and not hasattr(run, "build"):

@@ -9,8 +9,10 @@ from fewstep.errors import UsageError
 
 def best_device() -> torch.device:
     """An accelerator if there is one, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    return accelerator or torch.device("cpu")
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, in_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def status(run: str | Path) -> Status:
         recipe, steps = str(content["run"]["recipe"]), int(content["run"]["train"]["steps"])
         delivered = content.get("delivered")
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{record} is damaged ({error!r})") from error
+        raise UsageError(f"{record} is damaged ({in_words(error)})") from error
     log = run / "log.jsonl"
     rows = log_rows(log)
     named = next((row for row in reversed(rows) if "loss" in row), {})
@@ -137,13 +137,13 @@ def unfinished(folder: str | Path) -> str | None:
     if folder.name != "model" or not (run / "run.json").is_file():
         return None
     try:
-        found = status(run)
+        state = status(run)
     except UsageError:
         return None
-    if found.finished or not found.saved:
+    if state.finished or not state.saved:
         return None
     return (
-        f"{run} is not finished: its model is that of step {found.saved[-1]:,} of {found.steps:,}"
+        f"{run} is not finished: its model is that of step {state.saved[-1]:,} of {state.steps:,}"
     )
 
 

@@ -16,7 +16,7 @@ from fewstep.data import spec_of
 from fewstep.doctor import quick
 from fewstep.model import find
 from fewstep.system.status import unfinished
-from fewstep.training.config import Run
+from fewstep.training.config import Run, TrainConfig
 from fewstep.training.folder import notes
 from fewstep.training.memory import estimate, table
 from fewstep.training.space import space_line
@@ -68,14 +68,8 @@ def cautions(run: Run, trainer: Trainer, before: Mapping[str, Any] | None) -> li
         trainer: at the step that training goes on from.
         before: the content of run.json, where there was one.
     """
-    config, said = run.config, []
+    config, said = run.config, endless_warmup(run.config)
     done = trainer.step - trainer.stage_start
-    if config.warmup >= config.steps:
-        said.append(
-            f"the warm-up of {config.warmup:,} steps does not end within the run's "
-            f"{config.steps:,}: the learning rate ends at "
-            f"{config.learning_rate(config.steps - 1):.3g}, not {config.lr:g}; lower --train.warmup"
-        )
     steps = (before or {}).get("run", {}).get("train", {}).get("steps")
     if trainer.step and isinstance(steps, int) and steps != config.steps:
         old, new = (replace(config, steps=n).learning_rate(done) for n in (steps, config.steps))
@@ -86,6 +80,17 @@ def cautions(run: Run, trainer: Trainer, before: Mapping[str, Any] | None) -> li
                 f"{old:.3g} to {new:.3g}; --train.steps {steps} would keep it"
             )
     return said
+
+
+def endless_warmup(config: TrainConfig) -> list[str]:
+    """A sentence where the warm-up does not end within the run; none where it does."""
+    if config.warmup < config.steps:
+        return []
+    return [
+        f"the warm-up of {config.warmup:,} steps does not end within the run's "
+        f"{config.steps:,}: the learning rate ends at "
+        f"{config.learning_rate(config.steps - 1):.3g}, not {config.lr:g}; lower --train.warmup"
+    ]
 
 
 def teachers_faults(run: Run) -> list[str]:

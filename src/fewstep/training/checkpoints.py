@@ -22,8 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.core import UsageError, local
+from fewstep.errors import in_words
 from fewstep.system.files import drop, tidy, whole_folder
 from fewstep.system.processes import ALONE, World
+from fewstep.training.config import FRESH
 from fewstep.training.distribution import rows
 from fewstep.weights import separate, tied, write
 
@@ -122,10 +124,10 @@ def _write(folder: Path, name: str, tensors: Mapping[str, Tensor], world: World)
         save_file(own, folder / name)
     except SafetensorError as error:
         # It tells of the system's error in words only; the number says what to do.
-        found = re.search(r"os error (\d+)", str(error))
-        if found is None:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
             raise
-        number = int(found[1])
+        number = int(code[1])
         raise OSError(number, os.strerror(number), str(folder / name)) from error
 
 
@@ -138,8 +140,8 @@ def _write_manifest(folder: Path, values: dict[str, Any], step: int, world: Worl
 
 def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint, if there is one."""
-    found = _complete(folder)
-    return found[-1] if found else None
+    complete = _complete(folder)
+    return complete[-1] if complete else None
 
 
 def read(checkpoint: Path) -> State:
@@ -161,8 +163,8 @@ def read(checkpoint: Path) -> State:
         return _Stored([checkpoint / _name(rank) for rank in range(len(files))]), values
     except Exception as error:
         raise UsageError(
-            f"the checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one "
-            "before, or start anew with --fresh"
+            f"the checkpoint {checkpoint} is damaged ({in_words(error)}); delete it to go on from "
+            f"the one before, or start anew with {FRESH}"
         ) from error
 
 

@@ -46,6 +46,10 @@ FREE = (
 """Settings that a resumed run may change; all others would make it another run."""
 
 
+FRESH = "--fresh (in Python, fresh=True)"
+"""What moves an old run aside, in the words of messages."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The trainer's settings; units are steps and samples, never epochs."""
@@ -125,22 +129,22 @@ class TrainConfig:
         least |= dict.fromkeys(
             ("sample_every", "evaluate_every", "keep_every", "snapshot_every"), 0
         )
-        found = [
+        problems = [
             f"train.{name} must be at least {low} and below 2^63, got {getattr(self, name)}"
             for name, low in least.items()
             if not low <= getattr(self, name) < 2**63
         ]
-        found += [
+        problems += [
             f"train.{name} must be finite and at least 0, got {getattr(self, name)}"
             for name in ("lr", "eps", "weight_decay", "clip", "spike")
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0)
         ]
         if 0 < self.spike <= 1:
-            found.append(f"train.spike must be above 1, or 0 for none, got {self.spike}")
+            problems.append(f"train.spike must be above 1, or 0 for none, got {self.spike}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            found.append(f"train.betas must lie in [0, 1), got {self.betas}")
-        if found:
-            raise UsageError("\n".join(found))
+            problems.append(f"train.betas must lie in [0, 1), got {self.betas}")
+        if problems:
+            raise UsageError("\n".join(problems))
 
     def learning_rate(self, step: int) -> float:
         """At a step, counted from 0 in the current stage."""
@@ -176,6 +180,8 @@ class Run:
             unit; descending, the first is where sampling starts.
         teacher: the model that the student starts from or learns from, if there is one.
         frontend: the codec and the reader of texts that made the data, which the model takes along.
+        network_arguments: names of the arguments that describe a new network; cards and reports
+            show the network that there is instead.
         upgrade: (recipe, arguments) of a run of an older version to the arguments as this version
             names them, so that its folder can be resumed.
     """
@@ -194,6 +200,7 @@ class Run:
     sampling_times: Mapping[int, Sequence[float]] = field(default_factory=dict)
     teacher: Model | None = None
     frontend: Frontend | None = None
+    network_arguments: Sequence[str] = ()
     upgrade: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, given: given
 
 

@@ -18,10 +18,14 @@ from fewstep.system.status import log_rows
 from fewstep.training.config import Run
 from fewstep.training.described import card, evaluation, note
 from fewstep.training.folder import RunFolder
+from fewstep.training.pictured import affordable
 from fewstep.training.trainer import Trainer
 
 HIGHER = ("precision", "recall", "density", "coverage")
 """Metrics of which more is better; of all others less is."""
+
+FEW = 4
+"""Samples on the card of a run that was much shorter than drawing more of them would be."""
 
 
 def main_average(trainer: Trainer) -> str | None:
@@ -36,8 +40,8 @@ def model_of(run: Run, trainer: Trainer, average: str | None) -> Model:
     with adapters is delivered as a copy that contains them, and they are stored beside it.
     """
     made = contract(run)
-    facts = card(run, trainer, made.method)
     denoiser = run.objective.deliver(trainer.student(average))
+    facts = card(run, trainer, made.method, denoiser)
     if not adapted_layers(denoiser):
         return Model(denoiser, made, facts, run.frontend)
     adapter = adapter_of(denoiser.net) if isinstance(denoiser, Denoiser) else None
@@ -71,6 +75,8 @@ def save_model(folder: RunFolder, model: Model) -> None:
 def complete_card(run: Run, folder: RunFolder, model: Model) -> None:
     """Give the delivered model a card with its evaluation and, where the run draws, a picture."""
     samples = SHOWN if run.config.sample_every else 0
+    if samples and not affordable(run, run.config.steps, model, SHOWN):
+        samples = FEW
     numbers = evaluation(folder.metrics) if run.finish is not None else None
     cards.write(model, folder.model, samples=samples, numbers=numbers, note=note())
 

@@ -10,20 +10,24 @@ from fewstep.card_text import Card
 from fewstep.data import spec_of
 from fewstep.data.catalogue import entry
 from fewstep.evaluation.tables import LEGEND
+from fewstep.models import AbstractDenoiser, Denoiser, Switched
+from fewstep.models.spec import network_spec
 from fewstep.training.config import Run
+from fewstep.training.folder import LICENCE
 from fewstep.training.trainer import Trainer
 
 SPEED = "images_per_second"
 """A measurement that says more of the machine than of the model."""
 
 
-def card(run: Run, trainer: Trainer, method: str) -> Card:
+def card(run: Run, trainer: Trainer, method: str, denoiser: AbstractDenoiser) -> Card:
     """What the card of the run's model says at this step.
 
     Args:
         run: that is trained.
         trainer: of the run.
         method: of the model's contract.
+        denoiser: of the model.
     """
     left = run.config.steps - trainer.step
     return Card(
@@ -31,8 +35,31 @@ def card(run: Run, trainer: Trainer, method: str) -> Card:
         text=f"A {method} model trained with fewstep for {trainer.step:,} steps"
         + (f"; {left:,} steps of its run are left." if left > 0 else "."),
         data=_data(run),
-        options={name: _shown(value) for name, value in run.arguments.items()},
+        licence=str(run.arguments.get(LICENCE, "")),
+        options={name: _shown(value) for name, value in arguments(run, denoiser).items()},
     )
+
+
+def arguments(run: Run, denoiser: AbstractDenoiser) -> dict[str, Any]:
+    """The arguments of a run, with the network of its model as it is.
+
+    A student that starts from a teacher has the teacher's network, of which the arguments for new
+    weights say nothing. ``network`` is the kind of the network in ``config.json``, and
+    ``network.NAME`` are its options.
+
+    Args:
+        run: that was trained.
+        denoiser: of the model that it delivers.
+    """
+    hidden = {LICENCE, *run.network_arguments}
+    own = {k: v for k, v in run.arguments.items() if k not in hidden}
+    while isinstance(denoiser, Switched):
+        denoiser = denoiser.high
+    if not isinstance(denoiser, Denoiser):
+        return own
+    network = network_spec(denoiser.net)
+    options = {f"network.{name}": value for name, value in network.items() if name != "kind"}
+    return {"network": network["kind"], **options, **own}
 
 
 def evaluation(metrics: Path) -> dict[str, dict[str, float]]:
@@ -67,4 +94,4 @@ def _data(run: Run) -> str:
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

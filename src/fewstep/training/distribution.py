@@ -213,12 +213,12 @@ def checkpoint_blocks(network: nn.Module) -> list[nn.Module]:
     Raises:
         UsageError: the network names no units.
     """
-    found = units(network)
-    if not found:
+    blocks = units(network)
+    if not blocks:
         raise UsageError(
             f"{type(network).__name__} names no units to checkpoint; give the class an attribute "
             "units = (BlockClass, ...), or leave out --train.checkpointing"
         )
-    for unit in found:
+    for unit in blocks:
         unit.forward = partial(again, unit.forward)
-    return found
+    return blocks

@@ -20,6 +20,7 @@ from fewstep.training.conditions import picture_conditions
 from fewstep.training.config import Run
 from fewstep.training.delivery import main_average, model_of
 from fewstep.training.folder import RunFolder
+from fewstep.training.pictured import affordable
 from fewstep.training.trainer import Trainer
 
 PICTURED = 64
@@ -58,20 +59,23 @@ class Pictures:
             return
         began = time.monotonic()
         main = main_average(trainer)
-        n = PICTURED if trainer.step else FIRST
         for average, suffix in ((main, ""), *(((None, "-online"),) if main else ())):
             training = trainer.objective.student.training
             model = model_of(run, trainer, average)
-            steps = None if trainer.step else at_most(model, FIRST_CALLS)
+            many = (2 if main else 1) * PICTURED
+            full = trainer.step > 0 and affordable(run, trainer.step, model, many)
+            n = PICTURED if full else min(FIRST, PICTURED)
+            steps = None if full else at_most(model, FIRST_CALLS)
             if not trainer.step and model.calls(steps) > FIRST_CALLS:
                 trainer.objective.student.train(training)
                 return
             if trainer.world.first:
                 if not suffix and (not trainer.step or self.seconds > SLOW):
-                    many = 2 * n if main else n
+                    many, short = 2 * n if main else n, trainer.step > 0 and not full
                     _say(
                         f"step {trainer.step}: drawing {many} samples of {model.calls(steps)} "
-                        "network call(s) each; --train.sample-every sets how often"
+                        f"network call(s) each{', few as the run is short' if short else ''}; "
+                        "--train.sample-every sets how often"
                     )
                 x = drawn(model, n, steps, picture_conditions(run.data, n), self.caught)
                 if x is not None:

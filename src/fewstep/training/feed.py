@@ -44,14 +44,14 @@ class Feed:
 
     def step(self, step: int) -> list[Batch]:
         """The batches of a step; steps are asked in order."""
-        found = [
+        problems = [
             self.fetch[step, shard] if self.ahead is None else next(self.ahead)
             for shard in self.shards
         ]
-        for batch in found:
+        for batch in problems:
             if isinstance(batch, UsageError):
                 raise batch
-        return found
+        return problems
 
     def indices(self, step: int) -> list[np.ndarray]:
         """Which samples of the data the batches of a step hold, int64 ``(b,)`` each."""

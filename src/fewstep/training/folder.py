@@ -17,13 +17,18 @@ import torch
 
 from fewstep.core import UsageError
 from fewstep.data.fingerprint import differences, fingerprint
+from fewstep.errors import in_words
 from fewstep.model import find
 from fewstep.system.files import LOCK, TEMPORARY, locked, write_json
-from fewstep.training.config import FREE, Run
+from fewstep.training.config import FREE, FRESH, Run
 from fewstep.version import __version__
 
 Upgrade = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 """See ``Run.upgrade``."""
+
+
+LICENCE = "licence"
+"""The argument that a resumed run may change, since it is for the card alone."""
 
 
 class RunFolder:
@@ -50,7 +55,7 @@ class RunFolder:
         if not self.path.exists():
             return None
         if not self.record.exists() or self.path.resolve() == Path.cwd():
-            raise UsageError(f"--fresh moves old runs aside, and {self.path} is none")
+            raise UsageError(f"{FRESH} moves old runs aside, and {self.path} is none")
         with self._locked():
             return self._renamed()
 
@@ -119,19 +124,19 @@ class RunFolder:
                 other_data = _other_data(before, record)
             except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
                 raise UsageError(
-                    f"{self.record} is damaged ({error}); start anew with --fresh"
+                    f"{self.record} is damaged ({in_words(error)}); start anew with {FRESH}"
                 ) from error
             if changed:
                 raise UsageError(
                     f"{self.path} holds a run with other arguments:\n  "
                     + "\n  ".join(changed)
                     + "\nrepeat them to resume it, choose another --out, or move it aside with "
-                    "--fresh"
+                    + FRESH
                 )
             if other_data:
                 raise UsageError(
                     f"{self.path}: the data is not what the run began with ({other_data}); give "
-                    "the same data, start anew with --fresh, or go on all the same with "
+                    f"the same data, start anew with {FRESH}, or go on all the same with "
                     "--train.allow-changed-data"
                 )
 
@@ -168,7 +173,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         pairs += [
             (prefix + n, old.get(n), new.get(n))
             for n in sorted(names)
-            if part == "train" or not _same_source(n, before, now)
+            if part == "train" or not (n == LICENCE or _same_source(n, before, now))
         ]
     for name in sorted({*before["frozen"], *now["frozen"]}):
         digests = before["frozen"].get(name, ""), now["frozen"].get(name, "")
@@ -177,8 +182,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _of_held_out(data: Any) -> dict[str, Any]:
-    found = {"samples": len(data), "fingerprint": _data_fingerprint(data)}
-    return {**found, "notes": [*notes(data)]}
+    about = {"samples": len(data), "fingerprint": _data_fingerprint(data)}
+    return {**about, "notes": [*notes(data)]}
 
 
 def notes(data: Any) -> tuple[str, ...]:

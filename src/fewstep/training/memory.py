@@ -115,7 +115,7 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
     phases = objective.phases()
     for phase in phases:
         gradients = own[phase.name] // share
-        found: list[tuple[str, int]] = []
+        parts: list[tuple[str, int]] = []
         if trainer.offload is not None:
             trainer.offload.phase = phase.name
         for i, loss in enumerate(phase.losses):
@@ -126,28 +126,28 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
             beside = _extrapolated(lines, config.batch / b)
             copies = gradients if size > 1 and not sharded and not phase.more else 0
             name = phase.name if len(phase.losses) == 1 else f"{phase.name}, loss {i + 1}"
-            found.append((name, beside + copies - (0 if stay else gradients)))
+            parts.append((name, beside + copies - (0 if stay else gradients)))
         states = {name: 2 * size for name, size in own.items()}
         away = 0 if trainer.offload is None else trainer.offload.waiting(phase.name, states)
-        passes += [Pass(name, gradients, beside, away) for name, beside in found]
+        passes += [Pass(name, gradients, beside, away) for name, beside in parts]
     if away := min((p.away for p in passes), default=0):
         passes.append(Pass("averages follow", 0, 0, away - averages))
     return Estimate(held, passes, trainer.device.type == "cpu")
 
 
-def table(found: Estimate, batch: int) -> str:
+def table(needs: Estimate, batch: int) -> str:
     """The estimate by part, in MiB."""
-    rows = [*found.held.items()]
-    for each in found.passes:
+    rows = [*needs.held.items()]
+    for each in needs.passes:
         of = {
             "gradients": each.gradients,
             f"activations of {batch:,} samples": each.beside,
             "waits in the CPU's memory": -each.away,
         }
         rows += [(f"{each.name}: {part}", size) for part, size in of.items() if size]
-    if found.kept:
-        rows.append(("kernels, and holes in the heap", found.kept))
-    rows.append((f"in all, at the peak ({found.largest.name})", found.peak))
+    if needs.kept:
+        rows.append(("kernels, and holes in the heap", needs.kept))
+    rows.append((f"in all, at the peak ({needs.largest.name})", needs.peak))
     return "\n".join(f"  {name:<48} {size / MIB:>10,.0f} MiB" for name, size in rows)
 
 
@@ -194,9 +194,9 @@ def _watched(
         draws = phase.draw(batch, step, rng)
         with trainer.autocast():
             draws = phase.prepared(batch, draws)
-            found = loss(batch, draws)
-        if found.terms:
-            found.total().backward()
+            outcome = loss(batch, draws)
+        if outcome.terms:
+            outcome.total().backward()
         for hook in hooks:
             hook.remove()
     for parameter in parameters:

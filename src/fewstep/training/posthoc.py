@@ -117,8 +117,8 @@ def posthoc_coefficients(
         raise UsageError("two stored averages have the same offset and width; give each once")
     gram = _inner(in_t[:, None], in_gamma[:, None], in_t, in_gamma)
     wanted = _inner(in_t[:, None], in_gamma[:, None], out_t, out_gamma)
-    found = np.linalg.solve(gram, wanted)
-    return found / found.sum(axis=0)
+    weights = np.linalg.solve(gram, wanted)
+    return weights / weights.sum(axis=0)
 
 
 def _profiles(which: str, offsets: ArrayLike, stds: ArrayLike) -> tuple[Array, Array]:

@@ -60,10 +60,10 @@ def reconstruct(run: str | Path, std: float, out: str | Path, step: int | None =
     files = sorted((run / "snapshots").glob("[0-9]*/*.safetensors"))
     steps = sorted({int(file.parent.name) for file in files})
     if not files or (step is not None and step not in steps):
-        there = f"those at steps {steps}" if steps else "none"
+        there = f" at step {step}, but at {', '.join(map(str, steps))}" if steps else ""
         raise UsageError(
-            f"{run} has no snapshots{'' if step is None else f' at step {step}'}, but {there}; "
-            "they come of power-function averages and --train.snapshot-every"
+            f"{run} has no snapshots{there}; a run stores them with --average-widths and "
+            "--train.snapshot-every"
         )
     last = steps[-1] if step is None else step
     files = [file for file in files if int(file.parent.name) <= last]

@@ -26,7 +26,7 @@ from fewstep.training import checkpoints, first
 from fewstep.training.announce import cautions, header, plan, teachers_faults
 from fewstep.training.check import check, check_derivative
 from fewstep.training.conditions import check_conditions
-from fewstep.training.config import Buildable, Run, TrainConfig
+from fewstep.training.config import FRESH, Buildable, Run, TrainConfig
 from fewstep.training.delivery import (
     Best,
     check_evaluations,
@@ -85,7 +85,7 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
             trainer.load(checkpoints.read(resumed), resumed)
         if trainer.step >= config.steps and world.agreed(folder.delivered()) == trainer.step:
             if world.first:
-                _say(f"{folder.path} is finished at step {trainer.step}; --fresh starts anew")
+                _say(f"{folder.path} is finished at step {trainer.step}; {FRESH} starts anew")
             return own_model(run, trainer)
         if world.first:
             before = folder.before()

@@ -18,7 +18,7 @@ from fewstep.system.processes import ALONE, World
 from fewstep.training.averages import Averages, Rule
 from fewstep.training.check import check
 from fewstep.training.checkpoints import State, fingerprint, load_into, once
-from fewstep.training.config import Augment, TrainConfig
+from fewstep.training.config import FRESH, Augment, TrainConfig
 from fewstep.training.derivative import derivative_for
 from fewstep.training.distribution import (
     Alone,
@@ -306,7 +306,7 @@ class Trainer:
             if values["frozen"].get(name) != digest:
                 raise UsageError(
                     f"{source} was trained with another {name} than this run's; give the same "
-                    "teacher, or start anew with --fresh"
+                    f"teacher, or start anew with {FRESH}"
                 )
         frozen = tuple(f"{name}." for name in self.objective.frozen)
         load_into(self.objective, tensors, "objective.", source, but=frozen)

@@ -141,8 +141,8 @@ class _Forward:
         self._end += len(piece)
         self._kept = (self._kept + piece)[-KEPT:]
         if self._end > self._most:
-            told = f"unpacks to more than {MAX_RATIO} times its size; unpack it"
-            raise BadFile(str(self._path), told)
+            reason = f"unpacks to more than {MAX_RATIO} times its size; unpack it"
+            raise BadFile(str(self._path), reason)
         return piece
 
 
@@ -162,8 +162,8 @@ def _infos(
         file.seek(archive.offset)
         end = file.read(tarfile.BLOCKSIZE)
         if len(end) < tarfile.BLOCKSIZE or any(end):
-            told = "is damaged or cut short: it has no end mark; repair or remove it"
-            raise BadFile(str(path), told)
+            reason = "is damaged or cut short: it has no end mark; repair or remove it"
+            raise BadFile(str(path), reason)
         while isinstance(file, _Forward) and file.read(KEPT):
             pass  # what was compressed has its checksum at the end
 

@@ -27,11 +27,11 @@ def folder(path: Path, labels: str, classes: int | None = None) -> Source:
     names = sorted(filter(is_image, members.names))
     if not names:
         raise no_images(path, members.names)
-    found = member_labels(members, names, "none" if labels == "none" else "auto", classes)
+    assigned = member_labels(members, names, "none" if labels == "none" else "auto", classes)
     over = passed_over(members.names)
-    notes = (*members.notes, *((over,) if over else ()), *found.notes)
-    items, total = _items(members, found.names, found.label), len(found.names)
-    return Source(items, total, found.class_names, lambda: notes, by_suffix(members.names))
+    notes = (*members.notes, *((over,) if over else ()), *assigned.notes)
+    items, total = _items(members, assigned.names, assigned.label), len(assigned.names)
+    return Source(items, total, assigned.class_names, lambda: notes, by_suffix(members.names))
 
 
 def _items(members: Members, names: list[str], label: np.ndarray | None) -> Iterator[Item]:

@@ -53,28 +53,28 @@ class _Shards:
 
     def items(self, path: Path) -> Iterator[Item]:
         try:
-            with members(path, _wanted) as found:
-                for sample in _samples(found, path):
+            with members(path, _wanted) as content:
+                for sample in _samples(content, path):
                     yield from self._sample(sample, path)
         except BadFile as error:
             yield bad(path.name, error)
 
     def notes(self) -> tuple[str, ...]:
         """What users have to notice."""
-        told = []
+        notes = []
         if self.beside:
-            told.append(
+            notes.append(
                 f"{len(self.beside)} image(s) are passed over because they lie beside another of "
                 f"the same name, such as {self.beside[0]}"
             )
         if self.dotted:
-            told.append(
+            notes.append(
                 f"{len(self.dotted)} image(s) have several dots in their names, such as "
                 f"{self.dotted[0]}; each is an image of its own"
             )
         if self.unlabelled:
-            told.append(f"the labels of {self.unlabelled} image(s) are not read")
-        return tuple(told)
+            notes.append(f"the labels of {self.unlabelled} image(s) are not read")
+        return tuple(notes)
 
     def _sample(self, sample: Sequence[Member], path: Path) -> Iterator[Item]:
         images = [one for one in sample if is_image(PurePosixPath(one.name).name)]
@@ -141,13 +141,13 @@ def _text(member: Member, where: str) -> bytes:
         raise BadFile(where, f"has a label whose file {error.reason}") from error
 
 
-def _samples(found: Iterator[Member], path: Path) -> Iterator[list[Member]]:
+def _samples(stream: Iterator[Member], path: Path) -> Iterator[list[Member]]:
     """Neighbours of one key; what is wrong behind the last sample is told after it."""
     sample: list[Member] = []
     damage = None
     while True:
         try:
-            member = next(found, None)
+            member = next(stream, None)
         except BadFile as error:
             member, damage = None, error
         if sample and (member is None or _key(member) != _key(sample[0])):

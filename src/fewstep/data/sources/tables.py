@@ -66,12 +66,12 @@ def disk(path: Path, labels: str, split: str, captions: str = "none") -> Source:
     """
     datasets = _require("datasets", f"{path} is a Hugging Face data set", "datasets")
     with naming(str(path)):
-        found = datasets.load_from_disk(str(path))
-        if isinstance(found, datasets.DatasetDict):
-            if split not in found:
-                raise UsageError(f"{path} has no split {split!r}; it has {', '.join(found)}")
-            found = found[split]
-    return _of_datasets(datasets, found, path.resolve().name, str(path), labels, captions)
+        rows = datasets.load_from_disk(str(path))
+        if isinstance(rows, datasets.DatasetDict):
+            if split not in rows:
+                raise UsageError(f"{path} has no split {split!r}; it has {', '.join(rows)}")
+            rows = rows[split]
+    return _of_datasets(datasets, rows, path.resolve().name, str(path), labels, captions)
 
 
 def hub(name: str, labels: str, split: str, captions: str = "none") -> Source:
@@ -82,21 +82,21 @@ def hub(name: str, labels: str, split: str, captions: str = "none") -> Source:
     """
     datasets = _require("datasets", f"hf:{name} is a Hugging Face data set", "datasets")
     try:
-        found = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # no network, no such set or split, a broken cache
         raise UsageError(f"hf:{name} cannot be loaded ({str(error)[:300]})") from error
-    return _of_datasets(datasets, found, name, f"hf:{name}", labels, captions)
+    return _of_datasets(datasets, rows, name, f"hf:{name}", labels, captions)
 
 
 def _of_datasets(
-    datasets: Any, found: Any, name: str, where: str, labels: str, captions: str
+    datasets: Any, stored: Any, name: str, where: str, labels: str, captions: str
 ) -> Source:
-    kinds = found.features
+    kinds = stored.features
     image = _image_column([k for k, v in kinds.items() if isinstance(v, datasets.Image)], where)
     label = _label_column(list(kinds), labels, where)
     text = _caption_column(list(kinds), captions, where)
     named = label is not None and isinstance(kinds[label], datasets.ClassLabel)
-    rows = found.cast_column(image, datasets.Image(decode=False))
+    rows = stored.cast_column(image, datasets.Image(decode=False))
     rows = rows.select_columns([column for column in (image, label, text) if column is not None])
 
     def items() -> Iterator[Item]:
@@ -130,8 +130,8 @@ def _opened(module: Any, path: Path) -> Any:
                 for j in range(about.num_columns):
                     size = about.row_group(i).column(j).total_uncompressed_size
                     if size > MAX_GROUP:
-                        told = f"has a row group of {size} bytes; at most {MAX_GROUP} are read"
-                        raise BadFile(str(path), told)
+                        reason = f"has a row group of {size} bytes; at most {MAX_GROUP} are read"
+                        raise BadFile(str(path), reason)
             return file
     except BadFile as error:
         return error
@@ -188,11 +188,11 @@ def _holds_bytes(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _image_column(found: Sequence[str], where: object) -> str:
-    usual = [name for name in found if name in {"image", "img", "jpg", "png"}]
-    chosen = usual if len(found) > 1 else found
+def _image_column(present: Sequence[str], where: object) -> str:
+    usual = [name for name in present if name in {"image", "img", "jpg", "png"}]
+    chosen = usual if len(present) > 1 else present
     if len(chosen) != 1:
-        held = ", ".join(found) or "none"
+        held = ", ".join(present) or "none"
         raise UsageError(
             f"{where} needs one column of encoded images (bytes, or a struct with bytes), best "
             f"named image; columns that could be it: {held}"
@@ -204,10 +204,10 @@ def _label_column(columns: Sequence[str], labels: str, where: object) -> str | N
     if labels == "none":
         return None
     wanted = ("label", "labels") if labels == "auto" else (labels,)
-    found = next((name for name in wanted if name in columns), None)
-    if found is None and labels != "auto":
+    column = next((name for name in wanted if name in columns), None)
+    if column is None and labels != "auto":
         raise UsageError(f"{where} has no column {labels!r}; it has {', '.join(columns)}")
-    return found
+    return column
 
 
 def _caption_column(columns: Sequence[str], captions: str, where: object) -> str | None:
