@@ -22,6 +22,7 @@ from fewstep.cli.export import export
 from fewstep.cli.import_ import import_
 from fewstep.cli.pairs import pairs
 from fewstep.cli.prepare import prepare
+from fewstep.cli.push import push
 from fewstep.cli.recipes import show_recipes
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
@@ -44,12 +45,14 @@ fewstep: generative models that need one to four network calls
   fewstep import FILE --out MODEL               make a model of another project's checkpoint
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
   fewstep export MODEL --to onnx --out DIR      for other programs, compared with torch at once
+  fewstep push MODEL OWNER/NAME                 upload a model to the Hugging Face Hub
   fewstep bench                                 what the library costs on this machine
   fewstep data check SOURCE                     what would be read, and a picture of it
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
   fewstep data pairs MODEL -n N --out DIR       noise and what a diffusion model makes of it
 
-MODEL is a model folder, a run folder, or a bundled name: digits-cd, digits-edm.
+MODEL is a model folder, a run folder, a bundled name (digits-cd, digits-edm), or a model on the
+Hugging Face Hub: hub:OWNER/NAME or hub:OWNER/NAME@REVISION.
 Every verb explains itself with --help. --debug shows the traceback of an error.
 """
 
@@ -148,6 +151,7 @@ def _dispatch(args: list[str]) -> None:
         "import": lambda rest: _call("fewstep import", import_, rest),
         "average": lambda rest: _call("fewstep average", average, rest),
         "compare": lambda rest: _call("fewstep compare", compare, rest),
+        "push": lambda rest: _call("fewstep push", push, rest),
         "search": lambda rest: _call("fewstep search", search, rest),
         "bench": lambda rest: _call("fewstep bench", bench, rest),
         "data": _data,

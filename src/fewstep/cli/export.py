@@ -24,7 +24,7 @@ def export(
     scheduler in place of a graph, and the answers are those of what `fewstep import` reads from it.
 
     Args:
-        model: a model folder, a run folder or a bundled name.
+        model: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
         to: onnx is for ONNX Runtime and others, openvino for OpenVINO, torch for torch.export,
             diffusers for its UNet2DModel and ConsistencyModelPipeline.
         out: the folder to write.

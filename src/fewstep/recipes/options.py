@@ -106,7 +106,8 @@ class StartOptions:
     """The teacher, and what the student starts as."""
 
     teacher: str = NONE
-    """A model folder, a run folder or a bundled name; none starts from new weights."""
+    """A model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION]; none starts from
+    new weights."""
     guidance: float = 1.0
     """Scale of classifier-free guidance of a teacher that is distilled; 1 is no guidance."""
     dropout: float = 0.0

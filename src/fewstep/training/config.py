@@ -176,6 +176,7 @@ class Run:
         teacher: the model that the student starts from or learns from, if there is one.
         upgrade: (recipe, arguments) of a run of an older version to the arguments as this version
             names them, so that its folder can be resumed.
+        commits: names of models on the Hub, as they were given, with the commits that they mean.
     """
 
     recipe: str
@@ -192,6 +193,7 @@ class Run:
     sampling_times: Mapping[int, Sequence[float]] = field(default_factory=dict)
     teacher: Model | None = None
     upgrade: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, given: given
+    commits: Mapping[str, str] = field(default_factory=dict)
 
 
 class Buildable(Protocol):
