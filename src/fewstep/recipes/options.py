@@ -117,11 +117,16 @@ class StartOptions:
     observations that are always there."""
     sigma_data: float = 0.5
     """Standard deviation of the data; an EDM teacher's own takes its place."""
+    log_time_scale: float = 0.25
+    """A new network with EDM's scalings reads the logarithm of the noise level times this: 0.25 in
+    EDM, 250 for students that diffusers can sample. A teacher's own takes its place."""
     middle: float = 0.821
     """Noise level of the second call of a two-step sample."""
 
     def __post_init__(self) -> None:
         _shares(self, "dropout", "condition_drop")
+        if not self.log_time_scale > 0:
+            raise UsageError(f"--log-time-scale must be above 0, got {self.log_time_scale}")
 
 
 @dataclass(frozen=True, kw_only=True)
