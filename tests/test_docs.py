@@ -10,6 +10,7 @@ import pytest
 
 from fewstep.cli import main
 from fewstep.cli.evaluate import evaluate
+from fewstep.cli.import_ import import_
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
 from fewstep.recipes import METHODS, STUDENTS, Recipe, recipe
@@ -70,9 +71,10 @@ def test_figures_of_the_digits_are_those_of_the_comparison():
 
 def options(verb: str) -> set[str]:
     """The options of a verb, or of a recipe."""
-    verbs = {"sample": sample, "evaluate": evaluate, "search": search}
+    verbs = {"sample": sample, "evaluate": evaluate, "search": search, "import": import_}
     if verb in verbs:
-        names = set(inspect.signature(verbs[verb]).parameters)
+        names = {*inspect.signature(verbs[verb]).parameters}
+        names |= {"as"} if "reading" in names else set()
     else:
         train = {f"train.{f.name}" for f in dataclasses.fields(TrainConfig)}
         names = {*recipe(verb).arguments(), *train, "out", "fresh", "dry_run"}

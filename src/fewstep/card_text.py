@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fewstep import hub
 from fewstep.bundled import BUNDLED
 from fewstep.contract import Contract, DataSpec
 from fewstep.errors import UsageError
@@ -65,6 +67,16 @@ class Card:
         return {name: value for name, value in asdict(self).items() if value}
 
 
+LICENCES = frozenset(
+    {
+        *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0"),
+        *("cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0"),
+        *("openrail", "openrail++", "creativeml-openrail-m", "gpl-3.0", "lgpl-3.0", "agpl-3.0"),
+        *("mpl-2.0", "unlicense", "isc", "artistic-2.0", "odbl"),
+    }
+)
+"""Licences that the Hub knows by these identifiers; it has more."""
+
 Numbers = Mapping[str, Mapping[str, float]]
 """Measurements by name, of samples by caption."""
 
@@ -108,7 +120,9 @@ def text(
         note: how the numbers were measured.
     """
     python, command = _calls(contract, place, steps, custom)
+    moves = place not in BUNDLED and not hub.names(place)
     parts = [
+        front_matter(card, contract) if hub.names(place) else "",
         f"# {card.title or f'A {contract.method} model made with fewstep'}",
         card.text,
         f"![samples]({PICTURE})" if shown else "",
@@ -116,7 +130,7 @@ def text(
         "## Sampling",
         f"```python\n{python}\n```",
         f"```bash\n{command}\n```" if command else _no_command(custom),
-        "" if place in BUNDLED else MOVED,
+        MOVED if moves else "",
         _kinds(contract, steps, calls),
         "## Data",
         _data(card, contract.data),
@@ -129,6 +143,23 @@ def text(
         *(["## Options", _rows(("option", "value"), _options(card))] if card.options else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front_matter(card: Card, contract: Contract) -> str:
+    """What the Hub reads of a card, in YAML: licence, library and tags.
+
+    A licence that is none of ``LICENCES`` is ``other``, with a name.
+    """
+    image = ["image-generation"] if drawable(contract.data.shape) else []
+    tags = [json.dumps(tag) for tag in ("fewstep", contract.method, *image)]
+    lines = ["library_name: fewstep", "tags:", *(f"- {tag}" for tag in tags)]
+    identifier = card.licence.strip().lower()
+    if identifier in LICENCES:
+        lines.insert(0, f"license: {identifier}")
+    elif identifier:
+        name = re.sub(r"[^a-z0-9.-]+", "-", identifier).strip("-.")[:60] or "other"
+        lines[:0] = ["license: other", f"license_name: {json.dumps(name)}"]
+    return "\n".join(["---", *lines, "---"])
 
 
 def _calls(contract: Contract, place: str, steps: int, custom: str | None) -> tuple[str, str]:

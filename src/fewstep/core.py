@@ -27,9 +27,11 @@ __all__ = [
     "entropy",
     "expand",
     "local",
+    "normal",
     "null_like",
     "per_sample",
     "same_dropout",
+    "uniform",
     "widest",
 ]
 
@@ -64,6 +66,22 @@ class Batch:
             None if self.mask is None else self.mask.to(device),
             {k: v.to(device) for k, v in self.aux.items()},
         )
+
+
+def normal(*shape: int, scale: float = 1.0) -> Tensor:
+    """``scale * torch.randn(*shape)`` for first weights; on the device ``meta`` nothing is drawn.
+
+    Models are built there before they are loaded. torch would import its compiler and sympy to draw
+    or to multiply, which takes longer than all else that loading does.
+    """
+    numbers = torch.empty(shape)
+    return numbers if numbers.is_meta else numbers.normal_() * scale
+
+
+def uniform(*shape: int, scale: float = 1.0) -> Tensor:
+    """``scale * torch.rand(*shape)`` for first weights, as :func:`normal`."""
+    numbers = torch.empty(shape)
+    return numbers if numbers.is_meta else numbers.uniform_() * scale
 
 
 def expand(t: Shaped[Tensor, " b"], x: Float[Tensor, " b *event"]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep import cards, model_files, schedule
+from fewstep import cards, hub, model_files, schedule
 from fewstep import sampling_options as options
 from fewstep.adapters import Adapter
 from fewstep.bundled import BUNDLED
-from fewstep.card_text import SHOWN, Card
+from fewstep.card_text import SHOWN, Card, Numbers
 from fewstep.contract import Contract
 from fewstep.core import Cond
 from fewstep.engines import run_by
@@ -263,6 +264,42 @@ class Model:
                 cards.write(self, folder, card=facts, place=str(path), samples=samples)
         return Path(path)
 
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        token: str | None = None,
+        private: bool = False,
+        message: str = "Upload a model",
+        numbers: Numbers | None = None,
+        note: str = "",
+    ) -> str:
+        """Upload the files of :meth:`save` to the Hugging Face Hub, in one commit.
+
+        The card begins with licence, library and tags as the Hub reads them.
+
+        Args:
+            repository: ``OWNER/NAME``; it is made where there is none.
+            token: that may write there; by default the one of HF_TOKEN or of ``hf auth login``.
+            private: whether a repository that is made is private.
+            message: of the commit.
+            numbers: an evaluation of the model for the card: measurements by name, of samples by
+                caption.
+            note: how the numbers were measured.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UsageError: the extra ``hub`` or a token is missing, or the Hub refuses.
+        """
+        name = str(hub.parse(f"{hub.PREFIX}{repository}"))
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            model_files.write(folder, self.denoiser, self.contract, self.card)
+            cards.write(self, folder, place=name, numbers=numbers, note=note)
+            return hub.upload(folder, repository, token, private, message)
+
 
 def load(
     model: str | Path,
@@ -273,10 +310,12 @@ def load(
     step: int | None = None,
     engine: str = "eager",
 ) -> Model:
-    """A model from a model folder, a run folder (its newest model) or a bundled name.
+    """A model from a model folder, a run folder (its newest model), a bundled name or the Hub.
 
     Args:
-        model: the folder or name; an existing path wins over a name.
+        model: the folder or name; an existing path wins over a name. ``hub:OWNER/NAME`` or
+            ``hub:OWNER/NAME@REVISION`` is a model on the Hugging Face Hub, which is downloaded into
+            the Hub's cache.
         network: the user's own network, for a model that was saved with one.
         device: where to put it; an accelerator if there is one.
         average: another of the run's averages than its first.

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save as dump_tensors
 from torch import nn
 
+from fewstep import hub
 from fewstep.adapters import Adapter, read_adapter, write_adapter
 from fewstep.adapters.files import adapter_in
 from fewstep.bundled import BUNDLED
@@ -151,6 +152,10 @@ def _ties(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 def find(model: str | Path, average: str | None = None, step: int | None = None) -> Path:
     """The model folder that a MODEL argument means."""
+    if hub.names(model):
+        if average is not None or step is not None:
+            raise UsageError(f"{model} is one model; leave --average and --step out")
+        return hub.model_folder(str(model))
     path = Path(model)
     if step is not None:
         return _at_step(path, average, step)
@@ -166,7 +171,8 @@ def find(model: str | Path, average: str | None = None, step: int | None = None)
             raise UsageError(f"the bundled {model} has one average only; leave --average out")
         return Path(str(resources.files("fewstep") / "assets" / str(model)))
     raise UsageError(
-        f"no model {str(model)!r}: not a folder, and not bundled; {nearest(str(model), BUNDLED)}"
+        f"no model {str(model)!r}: not a folder, and not bundled; {nearest(str(model), BUNDLED)}; "
+        "a model on the Hugging Face Hub is named hub:OWNER/NAME"
     )
 
 

@@ -25,6 +25,7 @@ from fewstep.cli.import_ import import_
 from fewstep.cli.merge import merge
 from fewstep.cli.pairs import pairs
 from fewstep.cli.prepare import prepare
+from fewstep.cli.push import push
 from fewstep.cli.recipes import show_recipes
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
@@ -48,6 +49,7 @@ fewstep: generative models that need one to four network calls
   fewstep average RUN --std 0.1 --out MODEL     another average of a run's weights
   fewstep merge MODEL ADAPTER ... --out MODEL   add LoRA adapters to a model's weights
   fewstep export MODEL --to onnx --out DIR      for other programs, compared with torch at once
+  fewstep push MODEL OWNER/NAME                 upload a model to the Hugging Face Hub
   fewstep bench                                 what the library costs on this machine
   fewstep data check SOURCE                     what would be read, and a picture of it
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
@@ -55,7 +57,8 @@ fewstep: generative models that need one to four network calls
   fewstep data encode SOURCE --out DIR ...      images and captions into latents and numbers
   fewstep data pairs MODEL -n N --out DIR       noise and what a diffusion model makes of it
 
-MODEL is a model folder, a run folder, or a bundled name: digits-cd, digits-edm.
+MODEL is a model folder, a run folder, a bundled name (digits-cd, digits-edm), or a model on the
+Hugging Face Hub: hub:OWNER/NAME or hub:OWNER/NAME@REVISION.
 Every verb explains itself with --help. --debug shows the traceback of an error.
 """
 
@@ -155,6 +158,7 @@ def _dispatch(args: list[str]) -> None:
         "average": lambda rest: _call("fewstep average", average, rest),
         "merge": lambda rest: _call("fewstep merge", merge, rest),
         "compare": lambda rest: _call("fewstep compare", compare, rest),
+        "push": lambda rest: _call("fewstep push", push, rest),
         "search": lambda rest: _call("fewstep search", search, rest),
         "bench": lambda rest: _call("fewstep bench", bench, rest),
         "data": _data,

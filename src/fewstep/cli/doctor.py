@@ -25,7 +25,7 @@ def doctor(
     Each line ends in what to do, or in fine. The exit code is 1 if distilling is pointless.
 
     Args:
-        model: a model folder, a run folder or a bundled name.
+        model: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
         data: digits, mnist, fashion-mnist, cifar10, a toy's name, or its training images (a
             folder, zip or prepared file); by default the training data of its run. Without data,
             less can be said.

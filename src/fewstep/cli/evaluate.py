@@ -35,7 +35,7 @@ def evaluate(
     Under torchrun the processes share the work.
 
     Args:
-        model: a model folder, a run folder or a bundled name.
+        model: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
         data: digits, mnist, fashion-mnist, cifar10, a toy's name, or its training images (a
             folder, zip, prepared file or file of arrays); by default the training data of its run,
             and of a bundled model that of its recipe.
@@ -66,9 +66,10 @@ def evaluate(
     from fewstep.system.processes import joined
 
     with joined() as world:
-        loaded = load(model, average=average, device=device, step=step)
+        folder = find(model, average, step)
+        loaded = load(folder, device=device)
         if world.first:
-            say_unfinished(find(model, average, step))
+            say_unfinished(folder)
         of = origin(model, data, held_out)
         protocol = evaluation.named_protocol(
             of.data,

@@ -26,7 +26,7 @@ def export(
     For lora it holds the adapter of a model that was trained with --lora, and no model.
 
     Args:
-        model: a model folder, a run folder or a bundled name.
+        model: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
         to: onnx is for ONNX Runtime and others, openvino for OpenVINO, torch for torch.export,
             diffusers for its UNet2DModel and ConsistencyModelPipeline, lora for programs that add
             adapters to a model of their own.

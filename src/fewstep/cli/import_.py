@@ -14,7 +14,7 @@ Reading = Literal[
 
 
 def import_(
-    source: Annotated[Path, tyro.conf.arg(metavar="FILE_OR_FOLDER")],
+    source: Annotated[str, tyro.conf.arg(metavar="FILE_OR_FOLDER")],
     /,
     *,
     out: Path,
@@ -29,7 +29,7 @@ def import_(
     sigma_max: float | None = None,
     class_names: Path | None = None,
     latent: bool = False,
-    below: Path | None = None,
+    below: str | None = None,
     at: float | None = None,
     report: Path | None = None,
 ) -> None:
@@ -38,6 +38,8 @@ def import_(
     Args:
         source: a file of torch.save, a network pickle of NVIDIA's repositories, a safetensors file,
             or a folder that diffusers wrote. It is recognised by what is in it, not by its name.
+            hub:OWNER/NAME[@REVISION] is a repository of the Hugging Face Hub that holds one of
+            these, and hub:OWNER/NAME/FILE[@REVISION] one of its files.
         out: the model folder to write.
         reading: what the network's output means and how the model is sampled, where the file allows
             several: edm (a diffusion model), consistency (with the scalings that have a boundary at

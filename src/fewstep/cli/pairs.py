@@ -34,7 +34,7 @@ def pairs(
     A killed command goes on when it is repeated. Several processes (torchrun) share the work.
 
     Args:
-        teacher: a model folder, a run folder or a bundled name.
+        teacher: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
         n: how many.
         out: the folder.
         solver: of the model's ODE.
@@ -63,8 +63,9 @@ def pairs(
     place = usable_device(device)
     if place.type == "cuda" and world.size > 1:
         place = f"cuda:{world.local}"
-    model = load(teacher, average=average, device=place)
-    print(f"model: {find(teacher, average)}", file=sys.stderr)
+    folder = find(teacher, average)
+    model = load(folder, device=place)
+    print(f"model: {folder}", file=sys.stderr)
     given = model.contract.data.parse(cond, label)
     made, kept, data = make(
         model,

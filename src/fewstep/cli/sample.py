@@ -43,7 +43,7 @@ def sample(
     """Draw samples from a model.
 
     Args:
-        model: a model folder, a run folder or a bundled name.
+        model: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
         n: how many; by default 64, or one for each prompt.
         out: a .png picture, an .npz with x, label and cond.NAME for the other conditions, or a
             folder with one picture a sample, named by its index or, with --seeds, by its seed.
@@ -90,9 +90,10 @@ def sample(
 
     from fewstep.model import find, load
 
-    loaded = load(model, average=average, device=device, step=step, engine=engine)
-    print(f"model: {find(model, average, step)}", file=sys.stderr)
-    say_unfinished(find(model, average, step))
+    folder = find(model, average, step)
+    loaded = load(folder, device=device, engine=engine)
+    print(f"model: {folder}", file=sys.stderr)
+    say_unfinished(folder)
     given = loaded.contract.data.parse(cond, label)
     long = numbers("--lengths", lengths, int) if lengths is not None else None
     count = len(chosen) if chosen else n or len(texts) or 64

@@ -35,7 +35,7 @@ def search(
     one more. Candidates are judged on training data; what evaluate reports stays unseen.
 
     Args:
-        model: a model folder, a run folder or a bundled name.
+        model: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
         steps: step counts, e.g. 2,3,4.
         data: digits, mnist, fashion-mnist, cifar10, a toy's name, or its training images (a
             folder, zip, prepared file or file of arrays); by default the training data of its run,
@@ -62,14 +62,16 @@ def search(
     counts = sorted(set(numbers("--steps", steps, int)))
     folder = find(model, average)
     if out is None and not Path(model).exists():
-        raise UsageError(f"the bundled {model} stays as it is; give --out FOLDER for a copy")
+        raise UsageError(
+            f"{model} stays as it is, as it is no folder of yours; give --out FOLDER for a copy"
+        )
 
     from fewstep import evaluation
     from fewstep.data.catalogue import judging_features
     from fewstep.evaluation import search as searching
     from fewstep.recipes.origins import origin
 
-    loaded = load(model, average=average, device=device)
+    loaded = load(folder, device=device)
     config = (folder / "config.json").read_text(encoding="utf-8")
     contract = loaded.contract
     searching.check(contract.sampling, contract.method, counts, seed)

@@ -12,6 +12,7 @@ import tyro
 from fewstep.cli.recipes import show_recipes
 from fewstep.errors import UsageError
 from fewstep.recipes import Recipe, rebuild, recipe
+from fewstep.recipes.records import as_begun
 
 Chosen = TypeVar("Chosen")
 
@@ -61,7 +62,8 @@ def train_recipe(args: list[str]) -> None:
 
     if chosen.json and not chosen.dry_run:
         raise UsageError("--json prints the settings of a --dry-run; give both, or leave it out")
+    begun = chosen.recipe if chosen.fresh else as_begun(chosen.recipe, chosen.out)
     if chosen.dry_run:
-        print(dry(chosen.recipe.build(), chosen.out, as_json=chosen.json))
+        print(dry(begun.build(), chosen.out, as_json=chosen.json))
         return
-    train(chosen.recipe, chosen.out, fresh=chosen.fresh)
+    train(begun, chosen.out, fresh=chosen.fresh)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fewstep import hub
 from fewstep.compare.entry import Entry, paired
 from fewstep.compare.plan import Budget, Plan
 from fewstep.compare.report import write_report
@@ -142,7 +143,7 @@ class Study:
             )
         if own and plan.resolution is None and Path(plan.data).suffix != SUFFIX:
             raise UsageError(f"to compare on the images of {plan.data} give their --resolution")
-        return teacher
+        return hub.pinned(teacher) if hub.names(teacher) else teacher
 
     def _pairs(self, model: Model, out: Path) -> dict[str, Any]:
         """What methods learn from that want the teacher's own pairs, and what it costs to make."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from fewstep import hub
 from fewstep.errors import UsageError
 from fewstep.importing.archives import EXPECTED, Archive, open_archive
 from fewstep.importing.formats import formats
@@ -18,7 +20,8 @@ def import_checkpoint(source: str | Path, options: ImportOptions | None = None) 
     """Read a checkpoint of another repository; nothing in it is executed.
 
     Args:
-        source: a file, or a folder that diffusers wrote.
+        source: a file, or a folder that diffusers wrote; ``hub:OWNER/NAME[@REVISION]`` or
+            ``hub:OWNER/NAME/FILE[@REVISION]`` downloads it from the Hugging Face Hub.
         options: what the checkpoint does not say.
 
     Returns:
@@ -28,6 +31,11 @@ def import_checkpoint(source: str | Path, options: ImportOptions | None = None) 
         UsageError: the checkpoint is of no known format, damaged, or describes a network that the
             library does not have; or an option is needed or does not fit.
     """
+    if hub.names(source):
+        folder = hub.checkpoint(str(source))
+        found = import_checkpoint(folder, options)
+        notes = (*found.report.notes, f"downloaded as {hub.at_commit(str(source), folder)}")
+        return Imported(found.model, replace(found.report, notes=notes))
     archive = open_archive(Path(source))
     for format_ in formats():
         if format_.recognise(archive):

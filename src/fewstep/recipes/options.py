@@ -106,7 +106,8 @@ class StartOptions:
     """The teacher, and what the student starts as."""
 
     teacher: str = NONE
-    """A model folder, a run folder or a bundled name; none starts from new weights."""
+    """A model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION]; none starts from
+    new weights."""
     guidance: float = 1.0
     """Scale of classifier-free guidance of a teacher that is distilled; 1 is no guidance."""
     dropout: float = 0.0
@@ -121,6 +122,9 @@ class StartOptions:
     observations that are always there."""
     sigma_data: float = 0.5
     """Standard deviation of the data; an EDM teacher's own takes its place."""
+    log_time_scale: float = 0.25
+    """A new network with EDM's scalings reads the logarithm of the noise level times this: 0.25 in
+    EDM, 250 for students that diffusers can sample. A teacher's own takes its place."""
     middle: float = 0.821
     """Noise level of the second call of a two-step sample."""
 
@@ -135,6 +139,8 @@ class StartOptions:
             raise UsageError(f"--lora-alpha must be above 0, got {self.lora_alpha}")
         if self.lora_alpha is not None and self.lora is None:
             raise UsageError("--lora-alpha is of adapters; give their rank with --lora")
+        if not self.log_time_scale > 0:
+            raise UsageError(f"--log-time-scale must be above 0, got {self.log_time_scale}")
 
 
 @dataclass(frozen=True, kw_only=True)

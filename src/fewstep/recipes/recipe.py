@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 from tyro.conf import Suppress, arg
 
+from fewstep import hub
 from fewstep.bundled import check_teacher
 from fewstep.errors import UsageError, nearest
 from fewstep.recipes.method import Method, MethodOptions
@@ -127,8 +128,9 @@ class Recipe(Generic[Options]):
         """Refuse a teacher that does not exist, or sizes beside it; this imports no torch.
 
         Raises:
-            UsageError: neither a folder nor a bundled model has its name, or an option describes
-                another network than the teacher's, or there are to be adapters without a teacher.
+            UsageError: neither a folder nor a bundled model has its name, or the name is none of
+                the Hub's, or an option describes another network than the teacher's, or there are
+                to be adapters without a teacher.
         """
         if self.start.teacher == NONE:
             if self.start.lora is not None:
@@ -161,9 +163,20 @@ class Recipe(Generic[Options]):
                 if isinstance(number, float) and not math.isfinite(number):
                     option = name.replace("_", "-")
                     raise UsageError(f"--{option} must be finite, got {value}")
-        complete = replace(self, train=self.options.trainer(self.train))
+        pinned, commits = self._pinned()
+        complete = replace(pinned, train=self.options.trainer(self.train))
         start = begin(complete)
-        return start.run(complete, complete.options.objective(start))
+        run = start.run(complete, complete.options.objective(start))
+        return replace(run, commits=commits)
+
+    def _pinned(self) -> tuple[Recipe[Options], dict[str, str]]:
+        """The same with its teacher's commit, if the teacher is on the Hub; and this commit."""
+        teacher = self.start.teacher
+        if not hub.names(teacher):
+            return self, {}
+        name = hub.pinned(teacher)
+        commits = {} if name == teacher else {teacher: str(hub.parse(name).revision)}
+        return replace(self, start=replace(self.start, teacher=name)), commits
 
 
 def recipe(name: str, **options: object) -> Recipe[MethodOptions]:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fewstep import hub
 from fewstep.errors import UsageError, in_words
 from fewstep.recipes.method import MethodOptions
 from fewstep.recipes.options import NONE, DataOptions, NetworkOptions
@@ -16,6 +17,8 @@ from fewstep.recipes.recipe import Recipe, recipe
 
 RENAMED = {"power": "average_widths", "widths": "average_widths"}
 """Options of averages, by the names that they had."""
+
+Options = TypeVar("Options", bound=MethodOptions, covariant=True)
 
 _CT = {"start": "first", "end": "last"}
 
@@ -41,6 +44,22 @@ def rebuild(run: str | Path) -> Recipe[MethodOptions]:
             "by another version of fewstep. The code that made its Run can train it again"
         )
     return recipe(name, **current(name, arguments), train=train)
+
+
+def as_begun(recipe: Recipe[Options], out: str | Path) -> Recipe[Options]:
+    """The recipe with the teacher that the run in ``out`` began with, where the Hub has newer ones.
+
+    Args:
+        recipe: of the command.
+        out: the run folder, with or without a run.
+    """
+    teacher = recipe.start.teacher
+    try:
+        content = json.loads((Path(out) / "run.json").read_text(encoding="utf-8"))
+        commit = str(content["commits"][teacher])
+    except (OSError, ValueError, KeyError, TypeError):  # no run, another teacher, or damaged
+        return recipe
+    return replace(recipe, start=replace(recipe.start, teacher=hub.pinned(teacher, commit)))
 
 
 def upgraded(name: str, arguments: Mapping[str, object]) -> Mapping[str, object]:

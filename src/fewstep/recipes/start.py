@@ -281,12 +281,13 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         model = teacher_of(spec, options.teacher, trained_by, method.after)
         (frontend or Frontend()).check(model.frontend, recipe.data.data, options.teacher)
         source = read(model, options.teacher)
-        _check_sigma_data(recipe, source)
+        _check_scalings(recipe, source)
     elif method.scratch:
         sizes = {f.name: getattr(recipe.network, f.name) for f in fields(recipe.network)}
         kind, augments = sizes.pop("network"), recipe.augment.augment > 0
         net = fresh_network(kind, sizes, spec, augment=augments, seed=recipe.train.seed)
-        source = Denoiser(net, EDM(sigma_data=_sigma_data(recipe, data)))
+        scalings = EDM(sigma_data=_sigma_data(recipe, data), time_scale=options.log_time_scale)
+        source = Denoiser(net, scalings)
     else:
         raise UsageError(
             f"{recipe.name} needs a teacher; train one with: fewstep train {trained_by}"
@@ -320,18 +321,21 @@ def _sigma_data(recipe: Recipe[MethodOptions], data: Dataset) -> float:
     return round(measured, 4) if usual and measured is not None else given
 
 
-def _check_sigma_data(recipe: Recipe[MethodOptions], source: Denoiser) -> None:
-    """Refuse an option that an EDM teacher's own value would silently replace."""
-    scalings, given = source.preconditioning, recipe.start.sigma_data
-    if not isinstance(scalings, EDM) or given in {
-        recipe.place.start.sigma_data,
-        scalings.sigma_data,
-    }:
+def _check_scalings(recipe: Recipe[MethodOptions], source: Denoiser) -> None:
+    """Refuse options that an EDM teacher's own values would silently replace."""
+    scalings, place = source.preconditioning, recipe.place.start
+    if not isinstance(scalings, EDM):
         return
-    raise UsageError(
-        f"--sigma-data {given:g} contradicts the teacher, whose network was made for "
-        f"{scalings.sigma_data:g}; leave it out"
-    )
+    for option, own in (
+        ("sigma_data", scalings.sigma_data),
+        ("log_time_scale", scalings.time_scale),
+    ):
+        given = getattr(recipe.start, option)
+        if given not in {getattr(place, option), own}:
+            raise UsageError(
+                f"--{option.replace('_', '-')} {given:g} contradicts the teacher, whose network "
+                f"was made for {own:g}; leave it out"
+            )
 
 
 def averages(recipe: Recipe[MethodOptions]) -> dict[str, Rule]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fewstep.errors import UsageError
 from fewstep.recipes.recipe import Recipe, recipe
+from fewstep.recipes.records import as_begun
 from fewstep.training.config import Buildable, Run
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def train(
         if not isinstance(run, Recipe):
             raise UsageError("train needs a folder for this run; give out=FOLDER")
         out = Path("runs") / run.name
+    if isinstance(run, Recipe) and not fresh:
+        run = as_begun(run, out)
     from fewstep.training.train import train as carry_out
 
     return carry_out(run, out, fresh=fresh)

@@ -184,6 +184,7 @@ class Run:
             show the network that there is instead.
         upgrade: (recipe, arguments) of a run of an older version to the arguments as this version
             names them, so that its folder can be resumed.
+        commits: names of models on the Hub, as they were given, with the commits that they mean.
     """
 
     recipe: str
@@ -202,6 +203,7 @@ class Run:
     frontend: Frontend | None = None
     network_arguments: Sequence[str] = ()
     upgrade: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda recipe, given: given
+    commits: Mapping[str, str] = field(default_factory=dict)
 
 
 class Buildable(Protocol):

@@ -92,9 +92,11 @@ class RunFolder:
         return locked(self.path, f"another process is training in {self.path}")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write run.json, keeping which step was delivered and the run's own name."""
+        """Write run.json, keeping the step that was delivered, the run's own name and commits."""
+        before = self.before() or {}
+        commits = {**record.get("commits", {}), **before.get("commits", {})}
         kept = {"delivered": self.delivered(), "id": self.identity() or secrets.token_hex(8)}
-        write_json(self.record, {**record, **kept})
+        write_json(self.record, {**record, **kept, **({"commits": commits} if commits else {})})
 
     def identity(self) -> str | None:
         """What boards know the run by: one for each new run, the same when it is resumed."""
@@ -153,6 +155,7 @@ def describe(run: Run, device: torch.device, frozen: dict[str, str]) -> dict[str
         "data": {"fingerprint": _data_fingerprint(run.data), "notes": [*notes(run.data)]},
         **({} if run.held_out is None else {"held_out": _of_held_out(run.held_out)}),
         **_sources(run.arguments),
+        **({"commits": dict(run.commits)} if run.commits else {}),
         "versions": {
             "fewstep": __version__,
             "torch": torch.__version__,

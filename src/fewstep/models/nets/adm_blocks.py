@@ -5,10 +5,10 @@ Shape suffixes as in ``blocks``.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.core import normal
 from fewstep.models.nets.blocks import attention, group_norm, modulated, resize_box, zero
 
 HEAD = 64
@@ -119,7 +119,7 @@ class LabelTable(nn.Module):
 
     def __init__(self, classes: int, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, channels))
+        self.weight = nn.Parameter(normal(classes, channels))
 
     def forward(self, label_B: Tensor) -> Tensor:
         """``(b, channels)``."""

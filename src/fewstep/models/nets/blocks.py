@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Cond, UsageError
+from fewstep.core import Cond, UsageError, normal
 from fewstep.models.nets.magnitude import MPConv, normalise
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -45,7 +45,7 @@ class FourierEmbedding(nn.Module):
     def __init__(self, channels: int, scale: float, sin_first: bool = False) -> None:
         super().__init__()
         self.sin_first = sin_first
-        self.register_buffer("frequencies", torch.randn(channels // 2) * scale)
+        self.register_buffer("frequencies", normal(channels // 2, scale=scale))
 
     def forward(self, t_B: Tensor) -> Tensor:
         """``(b, channels)``."""
@@ -171,6 +171,17 @@ def zero(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def embedding_of(count: int, width: int) -> nn.Embedding:
+    """A row of standard normal numbers for each class; see :func:`fewstep.core.normal`."""
+    return nn.Embedding.from_pretrained(normal(count, width), freeze=False)
+
+
+def redraw(weight: Tensor, std: float) -> None:
+    """Normal numbers in the place of a weight's first ones; see :func:`fewstep.core.normal`."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
 
 
 def xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Linear | nn.Conv2d:

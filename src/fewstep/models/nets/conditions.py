@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Cond, UsageError
+from fewstep.core import Cond, UsageError, normal
 
 RESERVED = frozenset({"label", "guidance", "augment", "mask"})
 """Conditions that have a meaning of their own, so no declared one may have their name."""
@@ -55,8 +55,8 @@ class TokenEmbedding(nn.Module):
     def __init__(self, length: int, channels: int, width: int) -> None:
         super().__init__()
         self.map = TwoLayers(channels, width)
-        self.position = nn.Parameter(0.02 * torch.randn(length, width))
-        self.null = nn.Parameter(0.02 * torch.randn(1, width))
+        self.position = nn.Parameter(normal(length, width, scale=0.02))
+        self.null = nn.Parameter(normal(1, width, scale=0.02))
 
     def forward(self, tokens_BLW: Tensor) -> Tensor:
         """``(b, tokens, width)``."""

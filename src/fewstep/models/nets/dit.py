@@ -20,8 +20,10 @@ from fewstep.models.nets.blocks import (
     AbstractNetwork,
     PositionalEmbedding,
     condition_keys,
+    embedding_of,
     guidance_of,
     label_of,
+    redraw,
     xavier,
     zero,
 )
@@ -38,6 +40,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def position_embedding(rows: int, columns: int, channels: int) -> Tensor:
     """The sines and cosines of each token's column, then row: ``(rows * columns, channels)``."""
+    whole = torch.empty(rows * columns, channels)
+    if whole.is_meta:  # see fewstep.core.normal
+        return whole
     quarter = channels // 4
     frequencies = 1e4 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
 
@@ -58,7 +63,7 @@ class TimeMLP(nn.Module):
         self.sinusoid = PositionalEmbedding(256)
         self.first, self.last = nn.Linear(256, width), nn.Linear(width, width)
         for layer in (self.first, self.last):
-            nn.init.normal_(layer.weight, std=0.02)
+            redraw(layer.weight, 0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, t_B: Tensor) -> Tensor:
@@ -225,9 +230,9 @@ class DiT(AbstractNetwork):
         self.guidance = TimeMLP(width) if guidance else None
         if self.guidance is not None:
             zero(self.guidance.last)
-        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.label = embedding_of(classes + 1, width) if classes else None
         if self.label is not None:
-            nn.init.normal_(self.label.weight, std=0.02)
+            redraw(self.label.weight, 0.02)
         # A convolution of stride ``patch``, as a linear map of what it sees.
         channels = shape[0] + self.conditions.channels
         self.first = xavier(nn.Linear(channels * patch**2, width))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.core import normal, uniform
+
 
 def normalise(x: Tensor, dims: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
     """``x`` over its root mean square along ``dims``, which is taken in float32 or wider."""
@@ -40,8 +42,8 @@ class MPFourier(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", 2 * math.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        self.register_buffer("frequencies", normal(channels, scale=2 * math.pi))
+        self.register_buffer("phases", uniform(channels, scale=2 * math.pi))
 
     def forward(self, t_B: Tensor) -> Tensor:
         """``(b, channels)``, of unit variance (eq. 75)."""
@@ -58,8 +60,9 @@ class MPConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: int = 0) -> None:
         super().__init__()
         sides = (kernel, kernel) if kernel else ()
-        self.weight = nn.Parameter(torch.randn(c_out, c_in, *sides))
-        self.normalise_weights()
+        self.weight = nn.Parameter(normal(c_out, c_in, *sides))
+        if not self.weight.is_meta:
+            self.normalise_weights()
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """``(b, c_out, ...)``, times ``gain`` (eq. 47)."""

@@ -15,6 +15,7 @@ from fewstep.models.nets.blocks import (
     FourierEmbedding,
     GuidanceEmbedding,
     condition_keys,
+    embedding_of,
     guidance_of,
     label_of,
     zero,
@@ -94,7 +95,7 @@ class ResidualMLP(AbstractNetwork):
         )
         self.end = zero(nn.Linear(FEATURES, embedding, bias=False)) if two_time else None
         self.guidance = GuidanceEmbedding(FEATURES, embedding) if guidance else None
-        self.label = nn.Embedding(classes + 1, embedding) if classes else None
+        self.label = embedding_of(classes + 1, embedding) if classes else None
         self.first = nn.Linear(prod(shape), width)
         self.blocks = nn.ModuleList(_Block(width, embedding, dropout) for _ in range(blocks))
         self.last = zero(nn.Linear(width, prod(shape)))

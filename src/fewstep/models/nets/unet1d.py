@@ -18,6 +18,7 @@ from fewstep.models.nets.blocks import (
     AbstractNetwork,
     PositionalEmbedding,
     condition_keys,
+    embedding_of,
     label_of,
     zero,
 )
@@ -212,7 +213,7 @@ class UNet1d(AbstractNetwork):
         if two_time:
             self.end = TimeMLP(embedding)
             zero(self.end.last)
-        self.label = nn.Embedding(classes + 1, embedding) if classes else None
+        self.label = embedding_of(classes + 1, embedding) if classes else None
 
         def pair(c_in: int, c_out: int) -> Pair:
             return Pair(c_in, c_out, embedding + observation, kernel)
