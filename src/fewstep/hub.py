@@ -154,7 +154,8 @@ def upload(folder: Path, repository: str, token: str | None, private: bool, mess
         raise UsageError(f"a model is pushed to OWNER/NAME, got {repository!r}")
     if token is None and hub.get_token() is None:
         raise UsageError(f"pushing to {repository} needs a token: {LOGIN}")
-    there = [name for name in FILES if (folder / name).is_file()]
+    files = (file for pattern in FILES for file in folder.glob(pattern) if file.is_file())
+    there = [file.relative_to(folder).as_posix() for file in files]
     api = hub.HfApi(token=token, library_name="fewstep", library_version=__version__)
     with _explained(place):
         api.create_repo(repository, private=private, exist_ok=True)
