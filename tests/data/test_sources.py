@@ -95,7 +95,7 @@ def test_a_column_of_json_may_hold_names(tmp_path):
         ((b"1", b"9999999"), "has the label 9999999"),
         ((b"1", b"cat"), "the label of 1.png in .* cannot be read"),
         ((b"1", b"9" * 5000), "the label of 1.png in .* cannot be read"),
-        ((b"1", bytes(2**20 + 1)), "has a label of 1048577 bytes"),
+        ((b"1", bytes(2**20 + 1)), "has beside it a text of 1048577 bytes"),
     ],
 )
 def test_odd_labels_are_named(tmp_path, labels, message):
