@@ -482,7 +482,7 @@ def test_users_sample_as_training_does(path):
         x = objective.generate(objective.student, Batch(normal(5, 3)), made, {})
         torch.testing.assert_close(model.sample(5, steps=steps), x.float())
     assert not model.serves(5)
-    with pytest.raises(UsageError, match=r"\[1, 2, 3, 4\]"):
+    with pytest.raises(UsageError, match="1, 2, 3 or 4 steps"):
         model.sample(2, steps=5)
     with pytest.raises(UsageError, match="made for the times"):
         model.sample(2, times=(path.t_max, 0.2 * path.t_max))
