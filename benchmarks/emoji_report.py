@@ -76,7 +76,7 @@ def main() -> None:
     codec = data.frontend.codec
     train, unseen = split(data, given.held_out)
     real = codec.decode(data.batch(range(len(data))).x0)
-    judge = named_features("effnet")
+    judge = named_features("effnet-lite0")
     known = judge(real).double().numpy()
     rng = np.random.default_rng(given.seed)
     asked = np.concatenate([unseen.index, rng.choice(train.index, len(unseen), replace=False)])
