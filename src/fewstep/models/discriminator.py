@@ -134,7 +134,9 @@ def features_of(
 
     with ExitStack() as stack:
 
-        def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
+        def keep(_: nn.Module, __: tuple[Tensor, ...], given: Tensor | tuple[Tensor, ...]) -> None:
+            # Blocks that also answer for the words of a text answer for the picture last.
+            answer = given if isinstance(given, Tensor) else given[-1]
             found.append(answer)
             if len(found) == wanted:
                 if not sharded:
