@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewstep.errors import MANY, UsageError
 from fewstep.weights import assign_weights
 
-EXTRAS = {"diffusers": "diffusers", "transformers": "text"}
+EXTRAS = {"diffusers": "diffusers", "huggingface_hub": "diffusers", "transformers": "text"}
 """The extra of this package that installs another one."""
 
 
