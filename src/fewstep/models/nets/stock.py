@@ -111,6 +111,11 @@ class StockNetwork(nn.Module):
         return own.in_channels // 4 if self.architecture == FLUX else own.in_channels
 
     @property
+    def last_weight(self) -> Tensor:
+        """The weight of the last layer, where adaptive loss weights measure gradients."""
+        return (self.net.conv_out if self.architecture == UNET else self.net.proj_out).weight
+
+    @property
     def time_dtype(self) -> torch.dtype:
         """At least float32: half precision knows few of a thousand times."""
         dtype = next(self.parameters()).dtype
