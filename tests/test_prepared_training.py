@@ -116,6 +116,8 @@ def test_one_command(places, by_hand, tmp_path, capsys):
     assert "0 shard(s) made, 1 kept" in again
     assert "is finished at step 2" in again
     assert times == {p: p.stat().st_mtime_ns for p in sorted((out / "teacher").rglob("*"))}
+    assert run(*command(places, out, "--dry-run")) == 0
+    assert f"teacher: {out / 'teacher'}" in capsys.readouterr().out
     # A new run keeps what was made for the old one.
     assert run(*command(places, out, "--fresh")) == 0
     assert "0 shard(s) made, 1 kept" in capsys.readouterr().err

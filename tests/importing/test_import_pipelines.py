@@ -235,6 +235,11 @@ def test_parts_that_do_not_belong_together(tmp_path):
         import_checkpoint(saved(pipeline, tmp_path / "b"))
 
 
+def test_a_network_without_its_pipeline(pipelines):
+    with pytest.raises(UsageError, match=r"no vae/.*give the folder of the whole pipeline"):
+        import_checkpoint(pipelines("sd1")[1] / "unet")
+
+
 def test_options_that_say_what_the_folder_says(pipelines):
     folder = pipelines("sd1")[1]
     with pytest.raises(UsageError, match="leave out --as edm"):

@@ -95,11 +95,12 @@ def _prepare(asked: dict[str, Any], out: Path) -> None:
     from fewstep.importing.remote import pipeline_folder
     from fewstep.model import load
     from fewstep.system.devices import usable_device
-    from fewstep.system.files import LOCK, write_json
+    from fewstep.system.files import LOCK, TEMPORARY, write_json
 
     teacher, imported = out / TEACHER, None
-    others = [p.name for p in out.iterdir()] if out.exists() else []
-    if not {*others} <= {LOCK, HOLD, TEACHER, DATA} and RECORD not in others:
+    names = {p.name for p in out.iterdir()} if out.exists() else set()
+    own = {LOCK, HOLD, RECORD, f"{TEMPORARY}{RECORD}"}
+    if not names <= own and RECORD not in names:
         raise UsageError(f"{out} is not empty and was not prepared; choose another --out")
     if (teacher / "config.json").exists():
         model = load(teacher, device="cpu")

@@ -40,15 +40,15 @@ PLACES = ("unet", "transformer")
 
 
 def recognise(archive: Archive) -> bool:
-    """Whether it is the folder of a pipeline around one of these networks."""
+    """Whether it is the folder of a pipeline around one of these networks, or of one of them."""
     return archive.kind == "folder" and _place(archive.source) is not None
 
 
 def _place(root: Path) -> Path | None:
-    for name in PLACES:
-        path = root / name / "config.json"
-        if (root / "model_index.json").is_file() and path.is_file():
-            return root / name if read_json(path).get("_class_name") in CLASSES else None
+    for folder in (*(root / name for name in PLACES), root):
+        path = folder / "config.json"
+        if path.is_file():
+            return folder if read_json(path).get("_class_name") in CLASSES else None
     return None
 
 
@@ -97,15 +97,15 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
 
 
 def _refuse(root: Path, options: ImportOptions) -> None:
-    if options.reading is not None:
-        raise UsageError(
-            f"{root} has a scheduler, which says what the network's output means; leave out "
-            f"--as {options.reading}"
-        )
     if not (root / "vae" / "config.json").is_file():
         raise UsageError(
             f"{root} has no vae/, so nothing turns its latents into images; give the folder of the "
             "whole pipeline"
+        )
+    if options.reading is not None:
+        raise UsageError(
+            f"{root} has a scheduler, which says what the network's output means; leave out "
+            f"--as {options.reading}"
         )
     if not (root / "scheduler" / "scheduler_config.json").is_file():
         raise UsageError(
