@@ -49,7 +49,7 @@ def prepared(
     if not first.data.data:
         raise UsageError(f"{first.name} --model {model} needs --data: images with captions")
     options = first.data
-    asked = {
+    settings = {
         "model": model,
         "data": options.data,
         "captions": captions,
@@ -58,10 +58,13 @@ def prepared(
         "background": options.background,
     }
     before = _before(out)
-    if before is not None and before != asked:
-        told = ", ".join(f"{k} {before.get(k)!r}" for k in asked if before.get(k) != asked[k])
+    if before is not None and before != settings:
+        others = ", ".join(
+            f"{k} {before.get(k)!r}" for k in settings if before.get(k) != settings[k]
+        )
         raise UsageError(
-            f"{out} was prepared with {told}; repeat the command as it was, or choose another --out"
+            f"{out} was prepared with {others}; repeat the command as it was, or choose another "
+            "--out"
         )
     if dry and before is None:
         raise UsageError(
@@ -69,7 +72,7 @@ def prepared(
             "import and fewstep data encode first, and give --teacher"
         )
     if not dry:
-        _prepare(asked, out)
+        _prepare(settings, out)
     data = replace(options, data=str(out / DATA), resolution=None, background=None)
     return replace(first, data=data, start=replace(first.start, teacher=str(out / TEACHER)))
 
@@ -80,15 +83,15 @@ def _before(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is damaged ({error}); choose another --out") from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise UsageError(f"{path} is damaged; choose another --out")
-    return found
+    return record
 
 
-def _prepare(asked: dict[str, Any], out: Path) -> None:
+def _prepare(settings: dict[str, Any], out: Path) -> None:
     from fewstep.data.shards import held
     from fewstep.encoding import encode, opened
     from fewstep.importing import ImportOptions, import_checkpoint
@@ -105,23 +108,23 @@ def _prepare(asked: dict[str, Any], out: Path) -> None:
     if (teacher / "config.json").exists():
         model = load(teacher, device="cpu")
     else:
-        options = ImportOptions(resolution=asked["resolution"])
-        imported = import_checkpoint(pipeline_folder(asked["model"]), options)
+        options = ImportOptions(resolution=settings["resolution"])
+        imported = import_checkpoint(pipeline_folder(settings["model"]), options)
         model = imported.model
     resolution = model.shape[1]
     pictures = opened(
-        asked["data"],
+        settings["data"],
         captioned=True,
         resolution=resolution,
-        captions=asked["captions"],
-        labels=asked["labels"],
-        background=asked["background"],
+        captions=settings["captions"],
+        labels=settings["labels"],
+        background=settings["background"],
     )
     out.mkdir(parents=True, exist_ok=True)
     with (out / HOLD).open("a") as handle, held(handle, 0, str(out / DATA)):
-        write_json(out / RECORD, asked)
+        write_json(out / RECORD, settings)
         if imported is not None and not (teacher / "config.json").exists():
-            print(f"importing {asked['model']} into {teacher}", file=sys.stderr)
+            print(f"importing {settings['model']} into {teacher}", file=sys.stderr)
             imported.model.save(teacher, card=f"# A teacher\n\n{imported.report.summary()}\n")
         text = model.frontend.text
         made, kept, data = encode(

@@ -87,8 +87,8 @@ def from_diffusers(folder: str | Path) -> Codec:
             f"{' or '.join(CLASSES)}"
         )
     net = DiffusersAutoencoder(name, config)
-    found = {f"net.{_today(key)}": value for key, value in tensors_of(path, STEM).items()}
-    filled(net, found, path)
+    state = {f"net.{_today(key)}": value for key, value in tensors_of(path, STEM).items()}
+    filled(net, state, path)
     return Codec(net, *_scaling(config, net.net.config))
 
 

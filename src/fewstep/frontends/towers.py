@@ -173,15 +173,15 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     wanted = model.state_dict()
     # Versions differ in a prefix of CLIP's names.
     ours = {name.removeprefix("text_model."): name for name in wanted}
-    found = {
+    renamed = {
         ours.get(name.removeprefix("text_model."), name): value
         for name, value in tensors.items()
         if not name.endswith(POSITIONS)
     }
     shared = "encoder.embed_tokens.weight"
-    if shared in wanted and shared not in found and "shared.weight" in found:
-        found[shared] = found["shared.weight"]
-    filled(model, found, source)
+    if shared in wanted and shared not in renamed and "shared.weight" in renamed:
+        renamed[shared] = renamed["shared.weight"]
+    filled(model, renamed, source)
     for name, buffer in [*model.named_buffers()]:
         if buffer.is_meta:
             parent, _, last = name.rpartition(".")
