@@ -15,15 +15,43 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from fewstep.errors import UsageError, nearest
-from fewstep.values import FILES, LARGEST, array_of, masks_of, numbers, rows_of, shape_text
+from fewstep.values import (
+    FILES,
+    LARGEST,
+    array_of,
+    masks_of,
+    numbers,
+    packed,
+    rows_of,
+    shape_text,
+    unpacked,
+)
 
 
 class _Kind(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _WithNull(_Kind):
+    """A kind whose null may be something else than zeros; files say so only where it is."""
+
+    empty: str = Field(default="", repr=False)
+
+    @model_serializer(mode="wrap")
+    def _in_short(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in whole(self).items() if key != "empty" or value}
 
 
 class Label(_Kind):
@@ -88,11 +116,13 @@ class Label(_Kind):
         return self.names.index(text)
 
 
-class Vector(_Kind):
+class Vector(_WithNull):
     """Numbers of a fixed shape, such as what a robot observes or an embedding.
 
     Args:
         shape: of one sample's numbers.
+        empty: the null as packed float16 numbers, see :func:`fewstep.values.packed`; nothing is
+            zeros.
     """
 
     kind: Literal["vector"] = "vector"
@@ -101,11 +131,19 @@ class Vector(_Kind):
     @model_validator(mode="after")
     def _fits(self) -> Vector:
         _check_size(self.shape)
+        if self.empty:
+            unpacked(self.empty, math.prod(self.shape))
         return self
 
+    def with_null(self, value: Tensor) -> Vector:
+        """The same kind with this null, ``shape``, rounded to float16."""
+        return Vector(shape=self.shape, empty=packed(value))
+
     def null(self, name: str) -> dict[str, Tensor]:
-        """Zeros."""
-        return {name: torch.zeros(self.shape)}
+        """The numbers of nothing: zeros, or what ``empty`` says."""
+        if not self.empty:
+            return {name: torch.zeros(self.shape)}
+        return {name: unpacked(self.empty, math.prod(self.shape)).reshape(self.shape).clone()}
 
     def default(self, name: str, own: Ordered[int]) -> dict[str, Tensor]:
         """The null for every sample."""
@@ -154,12 +192,15 @@ class Image(_Kind):
         raise UsageError(f"{name} is an image; give a {' or '.join(FILES)} file, got {text!r}")
 
 
-class Sequence(_Kind):
+class Sequence(_WithNull):
     """Tokens, some of which are there, such as the embedded words of a text.
 
     Args:
         shape: of one token.
         length: the most tokens of a sample.
+        empty: the null as packed float16 numbers, see :func:`fewstep.values.packed`: all tokens,
+            then 1 for each that is there and 0 for each that is not. Nothing is zeros without any
+            token.
     """
 
     kind: Literal["sequence"] = "sequence"
@@ -169,12 +210,32 @@ class Sequence(_Kind):
     @model_validator(mode="after")
     def _fits(self) -> Sequence:
         _check_size((self.length, *self.shape))
+        if self.empty:
+            unpacked(self.empty, self._count)
         return self
 
+    @property
+    def _count(self) -> int:
+        return self.length * (math.prod(self.shape) + 1)
+
+    def with_null(self, tokens: Tensor, mask: Tensor) -> Sequence:
+        """The same kind with this null, rounded to float16.
+
+        Args:
+            tokens: ``(length, *shape)``.
+            mask: bool ``(length,)``.
+        """
+        empty = packed(torch.cat([tokens.flatten().float(), mask.float()]))
+        return Sequence(shape=self.shape, length=self.length, empty=empty)
+
     def null(self, name: str) -> dict[str, Tensor]:
-        """Zeros, and a mask by which no token is there."""
-        tokens = torch.zeros(self.length, *self.shape)
-        return {name: tokens, f"{name}_mask": torch.zeros(self.length, dtype=torch.bool)}
+        """The tokens of nothing and which of them are there: none, or what ``empty`` says."""
+        if not self.empty:
+            tokens = torch.zeros(self.length, *self.shape)
+            return {name: tokens, f"{name}_mask": torch.zeros(self.length, dtype=torch.bool)}
+        values = unpacked(self.empty, self._count)
+        tokens = values[: -self.length].reshape(self.length, *self.shape).clone()
+        return {name: tokens, f"{name}_mask": values[-self.length :] != 0}
 
     def default(self, name: str, own: Ordered[int]) -> dict[str, Tensor]:
         """The null for every sample."""

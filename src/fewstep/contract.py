@@ -248,6 +248,8 @@ class Sampling(_Strict):
         times: for a number of steps, the times at which the model is called.
         any_times: whether other times than those are allowed.
         grid: rule for the times of step counts that ``times`` does not list.
+        shift: of a uniform grid on [0, 1]: a time t becomes s t / (1 + (s - 1) t), so that more
+            steps are spent near noise (Esser et al. 2024, eq. 23); 1 shifts nothing.
         guidance: None if the model cannot be guided.
         gamma: of kind ``gamma``: the share of noise, 0 is ``deterministic`` and 1 ``renoise``.
     """
@@ -257,6 +259,7 @@ class Sampling(_Strict):
     times: dict[int, tuple[float, ...]] = Field(default_factory=dict)
     any_times: bool = False
     grid: Literal["karras", "uniform"] = "karras"
+    shift: float = Field(default=1.0, gt=0)
     guidance: Guidance | None = None
     gamma: float | None = Field(default=None, ge=0, le=1)
 

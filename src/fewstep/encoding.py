@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -109,6 +109,15 @@ class Pictures(Protocol):
 
     def shards(self, size: int, batch: int) -> Iterator[Shard]:
         """Each shard in turn; one whose batches are not taken costs little."""
+        ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """What can run on a device, as pretrained text encoders can."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move it there."""
         ...
 
 
@@ -307,6 +316,8 @@ def _begin(
     if codec is not None:
         codec = codec.to(device)
         codec = _normalised(codec, pictures, batch, device) if normalise else codec
+    if isinstance(text, Movable):
+        text.to(device)
     frontend = Frontend(codec, text)
     conditions: dict[str, Condition] = dict(pictures.spec.conditions)
     conditions |= {} if text is None else text.conditions

@@ -7,11 +7,12 @@ from itertools import pairwise
 from numbers import Integral
 
 import torch
+from torch import Tensor
 
 from fewstep.contract import Contract, Sampling
 from fewstep.errors import UsageError
 from fewstep.paths import Path, VarianceExploding
-from fewstep.times import karras, uniform
+from fewstep.times import karras, shift, uniform
 
 EDM_LEVELS = VarianceExploding()
 
@@ -52,14 +53,20 @@ def times(contract: Contract, path: Path, steps: int | None = None) -> list[floa
         # The last call is at t_min, or a step before it where that is clean data already.
         end = torch.tensor([path.t_min], dtype=torch.float64)
         points = steps if float(path.coefficients(end).sigma) > 0 else steps + 1
-        return rule(points, path.t_min, sampling.start.t).tolist()[:steps]
+        return _shifted(rule(points, path.t_min, sampling.start.t), contract)[:steps]
     if sampling.grid == "uniform":
-        return uniform(steps + 1, path.t_min, sampling.start.t).tolist()[:steps]
+        return _shifted(uniform(steps + 1, path.t_min, sampling.start.t), contract)[:steps]
     # In noise levels, on whichever path; from EDM's lowest where the path ends on clean data.
     ends = path.ratio(torch.tensor([path.t_min, sampling.start.t], dtype=torch.float64))
     low, high = ends.clamp(EDM_LEVELS.t_min, EDM_LEVELS.t_max).tolist()
     later = path.time(karras(steps + 1, low, high)[1:steps]).tolist()
     return [sampling.start.t, *later]
+
+
+def _shifted(grid: Tensor, contract: Contract) -> list[float]:
+    """A grid after the contract's shift, which leaves both of its ends where they are."""
+    start, by = contract.sampling.start.t, contract.sampling.shift
+    return (grid if by == 1 else start * shift(grid / start, by)).tolist()
 
 
 def given_times(contract: Contract, given: Sequence[float]) -> list[float]:

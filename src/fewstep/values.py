@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import zlib
 from collections.abc import Sequence as Ordered
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -107,3 +111,35 @@ def shape_text(shape: Ordered[int | None]) -> str:
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def packed(value: Tensor) -> str:
+    """Numbers as a text of letters: float16, compressed; a mask is numbers too.
+
+    Raises:
+        ValueError: a number is not finite in float16.
+    """
+    half = value.detach().cpu().to(torch.float16)
+    if not bool(half.isfinite().all()):
+        raise ValueError("a number is not finite, or above 65,504")
+    return base64.b64encode(zlib.compress(half.numpy().astype("<f2").tobytes(), 9)).decode("ascii")
+
+
+@lru_cache(maxsize=16)
+def unpacked(text: str, count: int) -> Tensor:
+    """The float32 ``(count,)`` of :func:`packed`; the result is shared and must not be changed.
+
+    Raises:
+        ValueError: the text does not hold so many finite numbers.
+    """
+    try:
+        reader = zlib.decompressobj()
+        content = reader.decompress(base64.b64decode(text, validate=True), 2 * count + 1)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        raise ValueError(f"packed numbers cannot be read: {error}") from error
+    if len(content) != 2 * count:
+        raise ValueError(f"expected {count} packed numbers, got {len(content) // 2} or more")
+    numbers_ = torch.from_numpy(np.frombuffer(content, "<f2").astype(np.float32))
+    if not bool(numbers_.isfinite().all()):
+        raise ValueError("packed numbers are not finite")
+    return numbers_

@@ -172,7 +172,8 @@ def folder(root: Path, scheduler: Any = None, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "UNet2DConditionModel"}, "expected 'UNet2DModel'"),
+        ({"_class_name": "UNet1DModel"}, "expected 'UNet2DModel'"),
+        ({"_class_name": "UNet2DConditionModel"}, "give the folder of the whole pipeline"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier'"),
         ({"center_input_sample": True}, "center_input_sample is True"),
         ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "are not those of DDPM"),

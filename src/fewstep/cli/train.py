@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
@@ -24,6 +24,13 @@ class Training(Generic[Chosen]):
     recipe: Annotated[Chosen, tyro.conf.arg(name="")]
     out: Path
     """The run folder; the same command resumes the run that is in it."""
+    model: str | None = None
+    """A pipeline of diffusers (its folder, or OWNER/NAME on the Hugging Face Hub) that becomes the
+    teacher. It is imported into OUT/teacher, and the images of --data are encoded with their
+    captions into OUT/data, once."""
+    captions: str | None = None
+    """With --model: a table of captions (.jsonl, .json, .csv, .parquet) with file_name and text in
+    each row; by default a text file beside each image, or metadata.jsonl."""
     fresh: bool = False
     """Move an old run aside first, and start anew."""
     dry_run: bool = False
@@ -57,6 +64,15 @@ def train_recipe(args: list[str]) -> None:
     chosen = tyro.cli(
         kind, default=default, prog=prog, args=rest, description=first.method.options.__doc__
     )
+    if chosen.captions is not None and chosen.model is None:
+        raise UsageError("--captions belongs to --model; encoded data holds its captions")
+    if chosen.model is not None:
+        from fewstep.cli.prepared import prepared
+
+        made = prepared(
+            chosen.recipe, chosen.model, chosen.captions, chosen.out, dry=chosen.dry_run
+        )
+        chosen = replace(chosen, recipe=made)
     chosen.recipe.check()
     from fewstep.training.train import dry, train
 

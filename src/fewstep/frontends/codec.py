@@ -122,7 +122,8 @@ class Codec(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Latents ``(b, c, h, w)`` float32 of images ``(b, c, h, w)`` in [-1, 1]."""
         self.shape_of(x.shape[1:])
-        raw = self.net.encode(x.to(self._like())).float()
+        # Images that were stored with channels last would leave the latents so, too.
+        raw = self.net.encode(x.to(self._like()).contiguous()).float().contiguous()
         return (raw - self._each("shift")) * self._each("scale")
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ METHODS: dict[str, tuple[str, Kind]] = {
     "ddpm-linear": ("edm", "ode"),
     "ddpm-cosine": ("edm", "ode"),
     "flow-reversed": ("flow_matching", "ode"),
+    "flow": ("flow_matching", "ode"),
     "consistency": ("consistency", "renoise"),
     "consistency-plain": ("consistency", "renoise"),
     "meanflow": ("meanflow", "deterministic"),

@@ -12,7 +12,11 @@ from fewstep.importing.archives import open_archive, read_json
 from fewstep.importing.parts import plain_state
 from fewstep.importing.storages import Lazy
 
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors",
+)
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 

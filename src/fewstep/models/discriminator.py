@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +135,9 @@ def features_of(
 
     with ExitStack() as stack:
 
-        def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
+        def keep(_: nn.Module, __: tuple[Tensor, ...], given: Any) -> None:
+            # Blocks that also answer for the words of a text answer for the picture last.
+            answer = given if isinstance(given, Tensor) else given[-1]
             features.append(answer)
             if len(features) == wanted:
                 if not sharded:

@@ -50,11 +50,12 @@ def grown(
             "yourself, load the old weights with strict=False, let the new ones start at zero, and "
             "make a Denoiser of it with the same preconditioning"
         )
-    if "guidance" in new and "guidance" not in spec:
-        able = [c.__name__ for c in NETWORKS.values() if "guidance" in signature(c).parameters]
-        raise UsageError(
-            f"{type(net).__name__} has no input for a guidance scale; {', '.join(able)} have one"
-        )
+    for name, what in (("guidance", "guidance scale"), ("two_time", "second time")):
+        if name in new and name not in spec:
+            able = [c.__name__ for c in NETWORKS.values() if name in signature(c).parameters]
+            raise UsageError(
+                f"{type(net).__name__} has no input for a {what}; {', '.join(able)} have one"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         bigger = build_network({**spec, **new})

@@ -178,7 +178,7 @@ def _numbers(option: Any) -> Iterator[float]:
     """All numbers in an option; None, which stands for no value, and text have none."""
     if isinstance(option, Mapping):
         option = tuple(option.values())
-    if isinstance(option, tuple):
+    if isinstance(option, tuple | list):
         for part in option:
             yield from _numbers(part)
     elif option is not None and not isinstance(option, str):

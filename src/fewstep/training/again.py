@@ -27,13 +27,14 @@ class _Enough(Exception):
     """All that was saved is there again; what is left of the block is of no use."""
 
 
-def again(function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)``; with the same dropout and precision when it is run again."""
+def again(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """The function's answer; with the same dropout and precision when it is run again."""
     if not torch.is_grad_enabled():
-        return function(*args)
+        return function(*args, **named)
     slots: list[tuple[ReferenceType[_Slot], torch.Size]] = []
-    drawn, (devices, states) = torch.get_rng_state(), get_device_states(*args)
-    kinds = sorted({"cpu", *(x.device.type for x in args if isinstance(x, Tensor))})
+    whole = (*args, *named.values())
+    drawn, (devices, states) = torch.get_rng_state(), get_device_states(*whole)
+    kinds = sorted({"cpu", *(x.device.type for x in whole if isinstance(x, Tensor))})
     casts = [
         (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds
     ]
@@ -72,7 +73,7 @@ def again(function: Callable[..., Any], *args: Any) -> Any:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(suppress(_Enough))
             stack.enter_context(saved_tensors_hooks(keep, lambda x: x))
-            function(*args)
+            function(*args, **named)
 
     with saved_tensors_hooks(forget, find):
-        return function(*args)
+        return function(*args, **named)

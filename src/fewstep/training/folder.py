@@ -23,6 +23,9 @@ from fewstep.system.files import LOCK, TEMPORARY, locked, write_json
 from fewstep.training.config import FREE, FRESH, Run
 from fewstep.version import __version__
 
+PREPARED = ("teacher", "data", "prepared.json", "prepared.lock")
+"""What ``fewstep train --model`` makes beside a run, before the run."""
+
 Upgrade = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 """See ``Run.upgrade``."""
 
@@ -51,7 +54,10 @@ class RunFolder:
         self.snapshots = path / "snapshots"
 
     def move_aside(self) -> Path | None:
-        """Rename an existing folder to the first free NAME.k; nothing is deleted."""
+        """Rename an existing folder to the first free NAME.k; nothing is deleted.
+
+        A teacher and data that were made for the run stay where they are.
+        """
         if not self.path.exists():
             return None
         if not self.record.exists() or self.path.resolve() == Path.cwd():
@@ -64,6 +70,10 @@ class RunFolder:
         while (aside := self.path.with_name(f"{self.path.name}.{k}")).exists():
             k += 1
         self.path.rename(aside)
+        for name in PREPARED:
+            if (aside / name).exists():
+                self.path.mkdir(exist_ok=True)
+                (aside / name).rename(self.path / name)
         return aside
 
     def before(self) -> dict[str, Any] | None:
@@ -113,7 +123,7 @@ class RunFolder:
 
     def _check(self, record: dict[str, Any], upgrade: Upgrade) -> None:
         # A process that was killed in its first moments leaves a lock and half a record.
-        own = {LOCK, f"{TEMPORARY}{self.record.name}"}
+        own = {LOCK, f"{TEMPORARY}{self.record.name}", *PREPARED}
         others = self.path.is_dir() and any(p.name not in own for p in self.path.iterdir())
         if others and not self.record.exists():
             raise UsageError(f"{self.path} is not empty and not a run; choose another --out")

@@ -27,7 +27,16 @@ class Format:
 
 def formats() -> tuple[Format, ...]:
     """All formats, in the order in which they are tried."""
-    from fewstep.importing.formats import ctm, diffusers, dit, edm, edm2, fastgen, openai
+    from fewstep.importing.formats import (
+        ctm,
+        diffusers,
+        dit,
+        edm,
+        edm2,
+        fastgen,
+        openai,
+        pipelines,
+    )
 
-    modules = (edm, edm2, openai, ctm, fastgen, dit, diffusers)
+    modules = (edm, edm2, openai, ctm, fastgen, dit, pipelines, diffusers)
     return tuple(module.FORMAT for module in modules)

@@ -1,0 +1,43 @@
+"""Pipelines by the name that they have on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fewstep.errors import UsageError
+from fewstep.frontends.stock import package
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+WANTED = ("model_index.json", "*/*.json", "*/merges.txt", "*/spiece.model", "*/*.safetensors")
+UNWANTED = ("*.fp16.*", "*.non_ema*", "safety_checker/*", "image_encoder/*")
+"""Files of a pipeline that are downloaded, and those of them that are not."""
+
+
+def pipeline_folder(name: str) -> Path:
+    """The folder of a pipeline; one that is not on this disk is downloaded into the Hub's cache.
+
+    Args:
+        name: a folder, or OWNER/NAME on the Hugging Face Hub.
+
+    Raises:
+        UsageError: there is no such folder, and the name is none of the Hub's, or cannot be had.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"no pipeline {name!r}: give the folder of one, or its name OWNER/NAME on the Hugging "
+            "Face Hub"
+        )
+    library = package("huggingface_hub", f"downloading {name}")
+    try:
+        folder = library.snapshot_download(
+            name, allow_patterns=[*WANTED], ignore_patterns=[*UNWANTED]
+        )
+    except Exception as error:  # it raises all kinds
+        raise UsageError(
+            f"{name} is no folder here and cannot be downloaded from the Hugging Face Hub: {error}"
+        ) from error
+    return Path(folder)

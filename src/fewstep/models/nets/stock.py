@@ -1,0 +1,217 @@
+"""Networks of diffusers as networks of the library: those of SD 1.5, SD 2, SDXL, SD3 and Flux.
+
+Times come in the unit of the scheduler's steps: 0 to 999 on DDPM's betas, 1000 t of a flow. (Flux's
+own class multiplies by 1000, so it is given a thousandth.) Weights and answers are those of stock
+code; a folder of the pipeline differs from a model only in names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core import Cond
+from fewstep.errors import UsageError
+from fewstep.frontends.stock import built, plain
+
+UNET, SD3, FLUX = "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"
+
+CLASSES = (UNET, SD3, FLUX)
+"""The classes of diffusers that are built; nothing else is, whatever a file says."""
+
+BLOCKS = {
+    UNET: (("resnet", "ResnetBlock2D"), ("transformers.transformer_2d", "Transformer2DModel")),
+    SD3: (("attention", "JointTransformerBlock"),),
+    FLUX: (
+        ("transformers.transformer_flux", "FluxTransformerBlock"),
+        ("transformers.transformer_flux", "FluxSingleTransformerBlock"),
+    ),
+}
+"""Where the classes of each network's blocks are, below ``diffusers.models``."""
+
+GUIDANCE_WIDTH = 256
+"""Width of the embedding of a guidance scale, as latent consistency models have it."""
+
+FLUX_GUIDANCE = 3.5
+"""The guidance scale that FLUX.1-dev reads where nobody gives one; the pipeline's default."""
+
+
+class StockNetwork(nn.Module):
+    """A network of diffusers that reads texts.
+
+    It reads ``text``, tokens ``(b, length, width)``, and, except in SD 1.5 and SD 2, ``pooled``,
+    ``(b, width)``. SDXL reads ``time_ids``, ``(b, 6)``, too: height and width of the original, top
+    and left of the crop, height and width of the picture, in pixels. Where they are not given the
+    picture is whole. ``guidance``, ``(b,)``, is the scale of classifier-free guidance (1 is none)
+    that a network was distilled for: latent consistency models read 1000 (w - 1), Flux 1000 w.
+
+    Args:
+        architecture: the name of the class, one of ``CLASSES``.
+        config: its arguments, as its ``config.json`` has them.
+        factor: how many pixels a latent is along each side.
+        guidance: the network must be given a guidance scale. A U-Net without an input for it has
+            one that adds nothing at first.
+
+    Raises:
+        UsageError: the class is another, diffusers is not installed or cannot build it, or the
+            network reads conditions of other kinds.
+    """
+
+    two_time = False
+
+    def __init__(
+        self,
+        architecture: str,
+        config: Mapping[str, Any],
+        factor: int = 8,
+        guidance: bool = False,
+    ) -> None:
+        super().__init__()
+        arguments = plain(config)
+        new = guidance and architecture == UNET and not arguments.get("time_cond_proj_dim")
+        if new:
+            arguments["time_cond_proj_dim"] = GUIDANCE_WIDTH
+        self.net: Any = built(architecture, CLASSES, arguments)
+        if new:
+            nn.init.zeros_(self.net.time_embedding.cond_proj.weight)
+        self.architecture, self.factor = architecture, factor
+        self.options: dict[str, Any] = {
+            "architecture": architecture,
+            "config": arguments,
+            "factor": factor,
+            "guidance": guidance,
+        }
+        self._check()
+        own = self.net.config
+        sized = architecture == UNET and own.addition_embed_type == "text_time"
+        reads = own.time_cond_proj_dim if architecture == UNET else own.get("guidance_embeds")
+        if guidance and not reads:
+            raise UsageError(
+                f"this {architecture} has no input for a guidance scale; FLUX.1-dev and U-Nets can "
+                "have one"
+            )
+        self.cond_keys = ("text", *(["pooled"] if sized or architecture != UNET else []))
+        self.cond_keys += ("guidance",) if guidance else ()
+        optional = {"time_ids": sized, "guidance": bool(reads) and not guidance}
+        self.optional_keys = tuple(key for key, is_read in optional.items() if is_read)
+        self.units = tuple(
+            getattr(importlib.import_module(f"diffusers.models.{place}"), name)
+            for place, name in BLOCKS[architecture]
+        )
+
+    @property
+    def channels(self) -> int:
+        """Channels of a sample."""
+        own = self.net.config
+        return own.in_channels // 4 if self.architecture == FLUX else own.in_channels
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the last layer, where adaptive loss weights measure gradients."""
+        return (self.net.conv_out if self.architecture == UNET else self.net.proj_out).weight
+
+    @property
+    def time_dtype(self) -> torch.dtype:
+        """At least float32: half precision knows few of a thousand times."""
+        dtype = next(self.parameters()).dtype
+        return dtype if dtype == torch.float64 else torch.float32
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
+    ) -> Tensor:
+        """The prediction ``(b, c, h, w)`` of the network at a time in steps of the scheduler."""
+        given = {key: value.to(x.dtype) for key, value in (cond or {}).items()}
+        calls = {UNET: self._unet, SD3: self._sd3, FLUX: self._flux}
+        return calls[self.architecture](x, c_noise, given)
+
+    def _unet(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        scale, added = None, None
+        if "guidance" in cond:
+            width = int(self.net.config.time_cond_proj_dim)
+            scale = guidance_embedding(cond["guidance"] - 1, width)
+        if "pooled" in cond:
+            ids = cond.get("time_ids", self._whole(x))
+            added = {"text_embeds": cond["pooled"], "time_ids": ids}
+        return self.net(
+            x,
+            time,
+            encoder_hidden_states=cond["text"],
+            timestep_cond=scale,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+
+    def _sd3(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return self.net(
+            hidden_states=x,
+            timestep=time,
+            encoder_hidden_states=cond["text"],
+            pooled_projections=cond["pooled"],
+            return_dict=False,
+        )[0]
+
+    def _flux(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        b, c, h, w = x.shape
+        if h % 2 or w % 2:
+            raise UsageError(f"Flux sees latents as squares of 2 x 2, got {h} x {w} of them")
+        # (b, c, h/2, 2, w/2, 2) to (b, tokens, c * 4)
+        patches = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        rows, columns = (torch.arange(n // 2, device=x.device, dtype=x.dtype) for n in (h, w))
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+        guidance = None
+        if self.net.config.guidance_embeds:
+            guidance = cond.get("guidance", torch.full_like(x[:, 0, 0, 0], FLUX_GUIDANCE))
+        out = self.net(
+            hidden_states=patches.reshape(b, -1, c * 4),
+            timestep=time / 1000,
+            guidance=guidance,
+            encoder_hidden_states=cond["text"],
+            pooled_projections=cond["pooled"],
+            txt_ids=x.new_zeros(cond["text"].shape[1], 3),
+            img_ids=torch.cat([torch.zeros_like(places[:, :1]), places], 1),
+            return_dict=False,
+        )[0]
+        grid = out.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        return grid.reshape(b, c, h, w)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """SDXL's sizes of a picture that was neither resized nor cropped."""
+        height, width = (n * self.factor for n in x.shape[2:])
+        return x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
+
+    def _check(self) -> None:
+        own = self.net.config
+        if self.architecture == UNET:
+            other = [
+                name
+                for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+                if own.get(name) is not None
+            ]
+            if own.addition_embed_type not in (None, "text_time"):
+                other.append("addition_embed_type")
+            if other:
+                raise UsageError(f"the U-Net has {', '.join(other)}, which cannot be read")
+        if own.out_channels not in (None, own.in_channels):
+            raise UsageError(
+                f"the network reads {own.in_channels} channels and returns {own.out_channels}, as "
+                "networks for inpainting do; it cannot be read"
+            )
+
+
+def guidance_embedding(scale: Tensor, width: int) -> Tensor:
+    """The sines, then cosines, of 1000 times a scale (Luo et al. 2023; diffusers' LCM pipeline).
+
+    Args:
+        scale: ``(b,)``; w - 1, which is 0 without guidance.
+        width: of the embedding.
+    """
+    half = width // 2
+    ladder = torch.arange(half, device=scale.device, dtype=torch.float32)
+    angles = 1000 * scale.float()[:, None] * (ladder * (-math.log(10_000) / (half - 1))).exp()
+    whole = torch.cat([angles.sin(), angles.cos()], 1).to(scale.dtype)
+    return nn.functional.pad(whole, (0, width % 2))
