@@ -389,5 +389,5 @@ def test_split_in_python(places):
     train, held_out = split(data, 0.1)
     assert np.array_equal(held_out.index, built(places["images"], 0.1).held_out.index)
     assert len(train) == 36
-    with pytest.raises(UsageError, match="--held-out cannot be"):
+    with pytest.raises(UsageError, match="held_out is a name or a path"):
         recipe("edm", held_out=[0.1])

@@ -14,6 +14,7 @@ from fewstep.adapters.dialects import flattened
 from fewstep.errors import UsageError
 from fewstep.models.low_rank import CONVOLUTIONS, adapted_layers, learned_whole
 from fewstep.models.nets.magnitude import MPConv
+from fewstep.models.nets.stock import StockNetwork
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,7 +32,7 @@ def adapter_of(network: nn.Module, model: Mapping[str, Any] | None = None) -> Ad
         Copies on the CPU; None where there are no adapters, or where other weights learned too, so
         that the adapters alone are not what was learned.
     """
-    layers = adapted_layers(network)
+    layers = adapted_layers(_named(network))
     if not layers or learned_whole(network):
         return None
     return Adapter(
@@ -54,7 +55,7 @@ def matched(network: nn.Module, adapter: Adapter) -> dict[str, Factors]:
     """
     weights = {
         name: tuple(part.weight.shape)
-        for name, part in network.named_modules()
+        for name, part in _named(network).named_modules()
         if isinstance(part, _LAYERS)
     }
     known: dict[str, list[str]] = {}
@@ -87,6 +88,11 @@ def matched(network: nn.Module, adapter: Adapter) -> dict[str, Factors]:
     return found
 
 
+def _named(network: nn.Module) -> nn.Module:
+    """The module by whose names other programs know a network's layers."""
+    return network.net if isinstance(network, StockNetwork) else network
+
+
 @torch.no_grad()
 def add(network: M, adapters: Sequence[Adapter], scales: Sequence[float] | None = None) -> M:
     """A copy of a network with adapters added to its weights.
@@ -115,7 +121,7 @@ def add(network: M, adapters: Sequence[Adapter], scales: Sequence[float] | None 
             changes[name] = changes[name] + change if name in changes else change
     whole = copy.deepcopy(network)
     for name, change in changes.items():
-        weight: Any = whole.get_submodule(name).weight
+        weight: Any = _named(whole).get_submodule(name).weight
         wide = weight.double() + change.reshape(weight.shape).to(weight.device)
         if not wide.isfinite().all():
             raise UsageError(f"with the adapters some weights of {name} are not finite")

@@ -16,6 +16,7 @@ from fewstep.importing.architectures.unet2d_adapters import from_unet2d, to_unet
 from fewstep.model import Model
 from fewstep.models import Denoiser
 from fewstep.models.nets import ADM, DiT
+from fewstep.models.nets.stock import StockNetwork
 from fewstep.system.files import whole_folder
 
 LOADED_BY: Mapping[str, str] = {
@@ -52,7 +53,8 @@ def export_adapter(model: Model, out: Path, dialect: str = "peft") -> float:
             "trained new layers as a whole beside the adapters, as methods of two times do"
         )
     network = model.denoiser.net
-    component = "transformer" if isinstance(network, DiT) else "unet"
+    stock = network.architecture if isinstance(network, StockNetwork) else ""
+    component = "transformer" if isinstance(network, DiT) or "Transformer" in stock else "unet"
     theirs = _by_their_names(network, adapter)
     with whole_folder(out) as folder:
         file = write_adapter(theirs, folder, dialect, component)
@@ -84,8 +86,11 @@ def _difference(read: Mapping[str, Any], own: Mapping[str, Any]) -> float:
 def _card(model: Model, adapter: Adapter, dialect: str, file: Path) -> str:
     denoiser = model.denoiser
     assert isinstance(denoiser, Denoiser)
-    own = {name for name, _ in denoiser.net.named_modules()}
-    network = type(denoiser.net).__name__ if {*adapter.layers} <= own else "UNet2DModel"
+    net = denoiser.net
+    own = {name for name, _ in net.named_modules()}
+    network = type(net).__name__ if {*adapter.layers} <= own else "UNet2DModel"
+    if isinstance(net, StockNetwork):
+        network = net.architecture
     return (
         f"# A {model.contract.method} adapter\n\n"
         f"`{file.name}` changes {len(adapter.layers)} layers of a network of the class {network} "

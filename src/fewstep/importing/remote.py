@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fewstep import hub
 from fewstep.errors import UsageError
 from fewstep.frontends.stock import package
 
@@ -19,14 +20,16 @@ def pipeline_folder(name: str) -> Path:
     """The folder of a pipeline; one that is not on this disk is downloaded into the Hub's cache.
 
     Args:
-        name: a folder, or OWNER/NAME on the Hugging Face Hub.
+        name: a folder, or ``OWNER/NAME`` or ``hub:OWNER/NAME[@REVISION]`` on the Hub.
 
     Raises:
         UsageError: there is no such folder, and the name is none of the Hub's, or cannot be had.
     """
     if Path(name).is_dir():
         return Path(name)
-    if not NAME.fullmatch(name):
+    place = hub.parse(name) if hub.names(name) else None
+    repository, revision = (place.repository, place.revision) if place else (name, None)
+    if not NAME.fullmatch(repository):
         raise UsageError(
             f"no pipeline {name!r}: give the folder of one, or its name OWNER/NAME on the Hugging "
             "Face Hub"
@@ -34,7 +37,7 @@ def pipeline_folder(name: str) -> Path:
     library = package("huggingface_hub", f"downloading {name}")
     try:
         folder = library.snapshot_download(
-            name, allow_patterns=[*WANTED], ignore_patterns=[*UNWANTED]
+            repository, revision=revision, allow_patterns=[*WANTED], ignore_patterns=[*UNWANTED]
         )
     except Exception as error:  # it raises all kinds
         raise UsageError(

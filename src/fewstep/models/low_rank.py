@@ -18,21 +18,15 @@ from torch import Tensor, nn
 
 from fewstep.core import UsageError
 from fewstep.models.nets.magnitude import MPConv
+from fewstep.models.nets.stock import LCM_TARGETS as LCM_TARGETS
 
 M = TypeVar("M", bound=nn.Module)
 
-_WHOLE = "_whole"
+_WHOLE = "_learned_whole"
 """Attribute of a network: the parameters that learn as a whole beside its adapters."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 """What is adapted beside linear maps."""
-
-LCM_TARGETS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
-    "time_emb_proj",
-)
-"""The layers that LCM-LoRA adapts in a U-Net of diffusers (train_lcm_distill_lora_sd_wds.py)."""
 
 
 class LowRankMap(nn.Module):
@@ -154,7 +148,8 @@ def learn_adapters(
     """Freeze a network and put adapters on it, in place, so that little of it learns.
 
     Args:
-        network: all of its linear maps and convolutions are adapted.
+        network: all of its linear maps and convolutions are adapted, or those that its
+            ``lora_targets`` name.
         rank: of the adapters.
         alpha: see :func:`adapt`.
         whole: names of parameters that learn as a whole, because they are new. Their layers get no
@@ -162,7 +157,8 @@ def learn_adapters(
     """
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in whole)
-    adapt(network, rank, alpha, but={name.rpartition(".")[0] for name in whole})
+    targets = getattr(network, "lora_targets", None)
+    adapt(network, rank, alpha, targets=targets, but={name.rpartition(".")[0] for name in whole})
     network.__dict__[_WHOLE] = tuple(whole)
 
 

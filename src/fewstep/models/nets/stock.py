@@ -8,7 +8,6 @@ code; a folder of the pipeline differs from a model only in names.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from fewstep.core import Cond
 from fewstep.errors import UsageError
 from fewstep.frontends.stock import built, plain
+from fewstep.models.nets.blocks import latent_guidance_embedding
 
 UNET, SD3, FLUX = "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"
 
@@ -33,6 +33,21 @@ BLOCKS = {
     ),
 }
 """Where the classes of each network's blocks are, below ``diffusers.models``."""
+
+LCM_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
+    "time_emb_proj",
+)
+"""The layers that LCM-LoRA adapts in a U-Net of diffusers (train_lcm_distill_lora_sd_wds.py)."""
+
+TRANSFORMER_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+    *("proj_mlp", "proj_out"),
+)
+"""The layers of attention and of MLPs in SD3's and Flux's transformers."""
 
 GUIDANCE_WIDTH = 256
 """Width of the embedding of a guidance scale, as latent consistency models have it."""
@@ -105,6 +120,11 @@ class StockNetwork(nn.Module):
         )
 
     @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Ends of the names of the layers that adapters of such networks usually change."""
+        return LCM_TARGETS if self.architecture == UNET else TRANSFORMER_TARGETS
+
+    @property
     def channels(self) -> int:
         """Channels of a sample."""
         own = self.net.config
@@ -133,9 +153,9 @@ class StockNetwork(nn.Module):
         scale, added = None, None
         if "guidance" in cond:
             width = int(self.net.config.time_cond_proj_dim)
-            scale = guidance_embedding(cond["guidance"] - 1, width)
+            scale = latent_guidance_embedding(cond["guidance"].float(), width).to(x.dtype)
         if "pooled" in cond:
-            ids = cond.get("time_ids", self._whole(x))
+            ids = cond.get("time_ids", self._uncropped(x))
             added = {"text_embeds": cond["pooled"], "time_ids": ids}
         return self.net(
             x,
@@ -179,7 +199,7 @@ class StockNetwork(nn.Module):
         grid = out.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5)
         return grid.reshape(b, c, h, w)
 
-    def _whole(self, x: Tensor) -> Tensor:
+    def _uncropped(self, x: Tensor) -> Tensor:
         """SDXL's sizes of a picture that was neither resized nor cropped."""
         height, width = (n * self.factor for n in x.shape[2:])
         return x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
@@ -201,17 +221,3 @@ class StockNetwork(nn.Module):
                 f"the network reads {own.in_channels} channels and returns {own.out_channels}, as "
                 "networks for inpainting do; it cannot be read"
             )
-
-
-def guidance_embedding(scale: Tensor, width: int) -> Tensor:
-    """The sines, then cosines, of 1000 times a scale (Luo et al. 2023; diffusers' LCM pipeline).
-
-    Args:
-        scale: ``(b,)``; w - 1, which is 0 without guidance.
-        width: of the embedding.
-    """
-    half = width // 2
-    ladder = torch.arange(half, device=scale.device, dtype=torch.float32)
-    angles = 1000 * scale.float()[:, None] * (ladder * (-math.log(10_000) / (half - 1))).exp()
-    whole = torch.cat([angles.sin(), angles.cos()], 1).to(scale.dtype)
-    return nn.functional.pad(whole, (0, width % 2))
