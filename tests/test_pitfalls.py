@@ -120,7 +120,8 @@ def test_commands_of_the_page_are_understood(command, monkeypatch):
     monkeypatch.setattr(
         "fewstep.training.train.train", lambda recipe, *_, **__: seen.append(recipe)
     )
-    for verb in ("sample", "evaluate"):
+    monkeypatch.setattr("fewstep.cli.prepared.prepared", lambda recipe, *_, **__: recipe)
+    for verb in ("sample", "evaluate", "import_", "export"):
         monkeypatch.setattr(cli, verb, unrun(getattr(cli, verb)))
     cli.main(shlex.split(command)[1:])
     assert len(seen) == 1
@@ -128,9 +129,15 @@ def test_commands_of_the_page_are_understood(command, monkeypatch):
 
 def test_options_and_names_of_the_page_exist():
     assert len(COMMANDS) >= 6
-    known = {"out", "fresh", *signature(cli.sample).parameters, *signature(cli.evaluate).parameters}
+    known = {
+        "out",
+        "fresh",
+        "model",
+        *signature(cli.sample).parameters,
+        *signature(cli.evaluate).parameters,
+    }
     known |= {f"train.{f.name}" for f in fields(TrainConfig)}
-    for name in ("edm", "cd", "ct", "ect", "progressive"):
+    for name in ("edm", "cd", "ct", "ect", "lcm", "progressive"):
         known |= recipe(name).arguments().keys()
     ours = "\n".join(re.findall(r"^\|[^|]*\|([^|]*)\|", COMING_FROM, flags=re.MULTILINE))
     options = {o.replace("-", "_") for o in re.findall(r"`--([a-z][\w.-]*)", ours)}
