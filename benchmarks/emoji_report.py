@@ -5,13 +5,14 @@
         --model lcm:runs/emoji-lcm:1:3
 
 The first folder is what benchmarks/emoji.py wrote, the second its encoded data; a model is
-NAME:FOLDER:STEPS:GUIDANCE. Half of the captions that are asked for were held out of training, half
-were not; all pictures go through the codec. In features of EfficientNet-Lite0, which no loss has
-seen, each row has the Frechet distance to as many real pictures; the share of samples whose nearest
-real picture is of the asked group (99 groups such as Flags/country-flag); and the share of samples
-whose own real picture is among the ten nearest of all. Real pictures of the same captions, and the
-samples of a shuffled list of captions, are the ends of the scale. ``report.json`` has the numbers,
-``grid.png`` a row of samples a model for ten prompts; the last four name what no picture shows.
+NAME:FOLDER:STEPS:GUIDANCE, or NAME:FOLDER:STEPS:GUIDANCE:SOLVER. Half of the captions that are
+asked for were held out of training, half were not; all pictures go through the codec. In features
+of EfficientNet-Lite0, which no loss has seen, each row has the Frechet distance to as many real
+pictures; the share of samples whose nearest real picture is of the asked group (99 groups such as
+Flags/country-flag); and the share of samples whose own real picture is among the ten nearest of
+all. Real pictures of other captions are the end of the scale that knows the data and not the
+prompt. ``report.json`` has the numbers, ``grid.png`` a row of samples a model for ten prompts; the
+last four name what no picture shows.
 """
 
 from __future__ import annotations
@@ -101,11 +102,12 @@ def main() -> None:
     side, left = real.shape[-1] + 4, 190
     strips: list[tuple[str, torch.Tensor]] = []
     for name in given.model:
-        title, folder, steps, guidance = name.split(":")
+        title, folder, steps, guidance, *solver = name.split(":")
         model = load(folder, device="cpu")
         kind = {"steps": int(steps), "guidance": float(guidance), "batch": 64}
+        kind |= {"solver": solver[0]} if solver else {}
         x = model.sample(len(asked), prompts=[texts[i] for i in asked], seed=given.seed, **kind)
-        calls = model.calls(int(steps), float(guidance))
+        calls = model.calls(int(steps), float(guidance), *solver)
         label = f"{title}, {calls} calls, g {float(guidance):g}"
         table[label] = row(judge(x).double().numpy(), asked)
         print(label, {k: round(v, 3) for k, v in table[label].items()}, flush=True)
