@@ -176,7 +176,8 @@ def test_a_scale_that_the_network_reads(tmp_path):
         ).sample
         got = model.denoiser.raw(x, t.double(), None, {**cond, "guidance": w})
         without = model.denoiser.raw(x, t.double(), None, cond)
-    assert torch.allclose(got, want, atol=1e-5)
+    # Sines of thousands differ by 1e-4 in float32, depending on how the angle is computed.
+    assert torch.allclose(got, want, atol=1e-4)
     assert not torch.allclose(got, without, atol=1e-3)
 
 
