@@ -16,8 +16,11 @@ import pytest
 import torch
 
 import fewstep as library
+from captioned import tokenizer, vae
 from fewstep import UsageError, hub, recipe
 from fewstep.card_text import Card, front_matter
+from fewstep.frontends import Frontend
+from fewstep.model import Model
 from hub_server import TOKEN, Hub
 from tiny import fewstep, settings, trained
 from tiny_checkpoints import openai_state
@@ -227,6 +230,14 @@ def test_what_is_pushed_is_what_is_loaded(
     assert equal(again, model)
     again.push_to_hub("someone/copy")
     assert len(repository.commits) == 2, "a second push is a second commit"
+
+
+def test_a_pushed_model_brings_its_encoders(server: Hub):
+    base = library.load("digits-cd", device="cpu")
+    frontend = Frontend(vae(), tokenizer())
+    whole = Model(base.denoiser, base.contract, base.card, frontend)
+    whole.push_to_hub("someone/texts", token=TOKEN)
+    assert library.load("hub:someone/texts", device="cpu").frontend.digests == frontend.digests
 
 
 def test_the_command_pushes_a_run_with_its_numbers(

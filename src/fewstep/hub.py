@@ -22,7 +22,7 @@ PREFIX = "hub:"
 CONFIG = "config.json"
 FILES = (
     *(CONFIG, "model.safetensors", "README.md", "samples.png"),
-    *("adapter/*", "codec/*", "text/*"),
+    *("adapter/*", "codec/*", "text/*", "text/*/*"),
 )
 """The files of a model folder that are downloaded and uploaded."""
 

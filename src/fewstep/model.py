@@ -296,7 +296,8 @@ class Model:
         name = str(hub.parse(f"{hub.PREFIX}{repository}"))
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            model_files.write(folder, self.denoiser, self.contract, self.card)
+            parts = self.frontend, self.adapter
+            model_files.write(folder, self.denoiser, self.contract, self.card, None, *parts)
             cards.write(self, folder, place=name, numbers=numbers, note=note)
             return hub.upload(folder, repository, token, private, message)
 

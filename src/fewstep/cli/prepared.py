@@ -117,7 +117,7 @@ def _prepare(settings: dict[str, Any], out: Path) -> None:
         captioned=True,
         resolution=resolution,
         captions=settings["captions"],
-        labels=settings["labels"],
+        labels=False,  # the conditions of a pipeline are texts; folders are no classes of it
         background=settings["background"],
     )
     out.mkdir(parents=True, exist_ok=True)

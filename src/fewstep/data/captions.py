@@ -119,7 +119,8 @@ def _matched(
         if plain in captions:
             raise UsageError(f"{where} has two captions of {name}; keep one")
         captions[plain] = text
-    absent = [name for name in captions if name not in {*names}] if captions else []
+    known = {*names}
+    absent = [name for name in captions if name not in known]
     if absent:
         raise UsageError(
             f"{where} has captions of {len(absent):,} image(s) that {members.path} does not hold, "
@@ -173,7 +174,7 @@ def _text_rows(content: bytes, suffix: str, where: str) -> Iterator[tuple[str, s
                 else value
             )
             return _pairs(rows, where)
-        return _pairs([json.loads(line) for line in text.splitlines() if line.strip()], where)
+        return _pairs([json.loads(line) for line in text.split("\n") if line.strip()], where)
     except (ValueError, RecursionError, csv.Error) as error:
         raise UsageError(f"the captions {where} cannot be read: {error}") from error
 

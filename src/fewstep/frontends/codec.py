@@ -14,8 +14,8 @@ from fewstep.errors import UsageError
 SIGMA = 0.5
 """Standard deviation of each channel of normalised latents, as EDM2 has it (Karras et al. 2024)."""
 
-BATCH = 64
-"""Images that are decoded at a time."""
+PIXELS = 2**20
+"""Pixels that are decoded at a time."""
 
 
 class Autoencoder(Protocol):
@@ -69,7 +69,8 @@ class Codec(nn.Module):
                     f"the {name} of a codec is one finite number, or one for each of its "
                     f"{self.channels} channels, got {given}"
                 )
-            self.register_buffer(name, value.expand(self.channels).clone())
+            place = next(net.parameters()).device
+            self.register_buffer(name, value.expand(self.channels).clone().to(place))
         if bool((self.get_buffer("scale") == 0).any()):
             raise UsageError("the scale of a codec must not be 0")
 
@@ -127,13 +128,15 @@ class Codec(nn.Module):
         return (raw - self._each("shift")) * self._each("scale")
 
     @torch.no_grad()
-    def decode(self, z: Tensor, batch: int = BATCH) -> Tensor:
+    def decode(self, z: Tensor, batch: int | None = None) -> Tensor:
         """Images ``(b, c, h, w)`` float32 in [-1, 1] of latents.
 
         Args:
             z: latents ``(b, c, h, w)``.
-            batch: how many are decoded at a time.
+            batch: how many are decoded at a time; by default as many as have a million pixels.
         """
+        whole = z.shape[2] * z.shape[3] * self.factor**2
+        batch = max(1, PIXELS // whole) if batch is None else batch
         raw = z.float() / self._each("scale") + self._each("shift")
         parts = raw.to(self._like()).split(batch)
         return torch.cat([self.net.decode(part).float().clamp(-1, 1) for part in parts])

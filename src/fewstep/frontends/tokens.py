@@ -53,6 +53,9 @@ class Tokenizer:
 
     def __init__(self, tokenizer: Any, length: int = 77) -> None:
         self.tokenizer, self.length = tokenizer, length
+        # Texts are filled up and cut here, whatever a file says.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         self.start, self.end = (tokenizer.token_to_id(token) for token in (START, END))
         if self.start is None or self.end is None or length < 3:
             raise UsageError(f"a tokenizer needs the tokens {START} and {END}, and a length of 3")
