@@ -17,8 +17,9 @@ from captioned import tokenizer, vae, write_frontend, write_pictures
 from fewstep.cli import main
 from fewstep.core import UsageError
 from fewstep.data import open_data
+from fewstep.data.captioned import opened
 from fewstep.data.encoded import Encoded
-from fewstep.encoding import encode, opened
+from fewstep.encoding import encode
 from fewstep.model import load
 from survive import born, dying, ended
 from tiny import fewstep, tree

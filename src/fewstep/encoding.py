@@ -7,24 +7,18 @@ they share the folder and the locks in it, and the last to finish completes ``en
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.conditions import Condition
-from fewstep.contract import DataSpec
 from fewstep.core import UsageError
-from fewstep.data import Dataset, fingerprint, spec_of
-from fewstep.data.captions import captions_of, has_captions
-from fewstep.data.catalogue import training_data
+from fewstep.data.captioned import Pictures, Samples, Shard
 from fewstep.data.encoded import (
     AGAIN,
     CUT,
@@ -37,12 +31,7 @@ from fewstep.data.encoded import (
     read_record,
     stored_conditions,
 )
-from fewstep.data.formats import background_of
-from fewstep.data.images import ImageFolder
-from fewstep.data.prepared import printable
-from fewstep.data.reading import decoder
 from fewstep.data.shards import compare_settings, file_digest, held, packed, unpacked
-from fewstep.data.sources import needs_preparing, open_source
 from fewstep.data.specs import make_spec
 from fewstep.frontends import Codec, Frontend, TextReader
 from fewstep.frontends.codec import normalised
@@ -66,50 +55,6 @@ class Outcome(NamedTuple):
     made: int
     kept: int
     data: Encoded | None
-
-
-class Samples(NamedTuple):
-    """Some samples of a source: images ``(b, c, h, w)`` in [-1, 1], labels, captions."""
-
-    x: Tensor
-    label: Tensor | None
-    captions: list[str]
-
-
-class Shard(NamedTuple):
-    """The samples of a shard: how many they are, and they themselves, in batches."""
-
-    size: int
-    batches: Iterator[Samples]
-
-
-class Pictures(Protocol):
-    """A source of images and captions.
-
-    Attributes:
-        name: of the source, not its place.
-        origin: a digest of its samples, or nothing.
-        spec: of an image; its conditions are the label, or none.
-        captioned: whether samples have captions.
-    """
-
-    name: str
-    origin: str
-    spec: DataSpec
-    captioned: bool
-
-    @property
-    def total(self) -> int | None:
-        """How many samples there are, if that is known."""
-        ...
-
-    def texts(self) -> Iterator[str]:
-        """All captions."""
-        ...
-
-    def shards(self, size: int, batch: int) -> Iterator[Shard]:
-        """Each shard in turn; one whose batches are not taken costs little."""
-        ...
 
 
 @runtime_checkable
@@ -176,128 +121,6 @@ def encode(
         with held(handle, 0, str(path / RECORD)):
             data = _complete(path, work.about, n)
     return Outcome(made, kept, data)
-
-
-def opened(
-    source: str | os.PathLike[str] | Sequence[str],
-    *,
-    captioned: bool,
-    resolution: int | None = None,
-    captions: str | None = None,
-    labels: bool = True,
-    background: str | None = None,
-    split: str = "train",
-) -> Pictures:
-    """The images of a source, with their captions where they are asked for.
-
-    Args:
-        source: what ``fewstep train`` and ``fewstep data prepare`` read: a name, a folder or zip of
-            images, a prepared file, shards, a table.
-        captioned: read captions.
-        resolution: to which images are cropped and resized.
-        captions: a table of them; of shards and tables the column; None finds them.
-        labels: keep the classes that the source has; shards and tables are read without.
-        background: colour behind transparent pixels; white if not given.
-        split: of a Hugging Face data set.
-
-    Raises:
-        UsageError: it cannot be read, or has no captions.
-    """
-    given = [str(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
-    if len(given) > 1 or needs_preparing(given[0]):
-        if resolution is None:
-            raise UsageError(f"to read the images of {given[0]} give their --resolution")
-        return _Stream(given, resolution, captions if captioned else "none", background, split)
-    data = training_data(given[0], resolution=resolution, labels=labels, background=background)
-    if len(spec_of(data).shape) != 3:
-        raise UsageError(f"{given[0]} has samples of shape {data.shape}, which are no images")
-    if not captioned:
-        return _Whole(given[0], data, None)
-    if not isinstance(data, ImageFolder):
-        raise UsageError(
-            f"{given[0]} has no captions; give a folder or zip of images, shards or a table"
-        )
-    if captions is None and not has_captions(data.members, data.names):
-        raise UsageError(
-            f"{given[0]} has no captions: neither a text file beside each image nor a table "
-            "metadata.jsonl; name a table with --captions FILE"
-        )
-    return _Whole(given[0], data, captions_of(data.members, data.names, captions))
-
-
-class _Whole:
-    """A data set that can be read in any order."""
-
-    def __init__(self, name: str, data: Dataset, captions: list[str] | None) -> None:
-        self.data, self.captions = data, captions
-        self.name = printable(Path(name).resolve().name if Path(name).exists() else name)
-        digest = hashlib.sha256(repr(sorted(fingerprint(data).items())).encode())
-        for caption in captions or ():
-            digest.update(caption.encode() + b"\0")
-        self.origin, self.spec = digest.hexdigest(), spec_of(data)
-        self.captioned = captions is not None
-
-    @property
-    def total(self) -> int:
-        return len(self.data)
-
-    def texts(self) -> Iterator[str]:
-        yield from self.captions or ()
-
-    def shards(self, size: int, batch: int) -> Iterator[Shard]:
-        for start in range(0, self.total, size):
-            stop = min(start + size, self.total)
-            parts = (self._read(i, min(i + batch, stop)) for i in range(start, stop, batch))
-            yield Shard(stop - start, parts)
-
-    def _read(self, start: int, stop: int) -> Samples:
-        found = self.data.batch(range(start, stop))
-        texts = [] if self.captions is None else self.captions[start:stop]
-        return Samples(found.x0, found.cond.get("label"), texts)
-
-
-class _Stream:
-    """A source that is read from its beginning to its end."""
-
-    def __init__(
-        self,
-        given: list[str],
-        resolution: int,
-        captions: str | None,
-        background: str | None,
-        split: str,
-    ) -> None:
-        column = "auto" if captions is None else captions
-        self._open = lambda: open_source(given, "none", split, None, column)
-        names = [Path(one).resolve().name for one in given]
-        self.name = printable(names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}")
-        self.captioned = column != "none"
-        self.origin, self.spec = "", make_spec((3, resolution, resolution), (-1.0, 1.0), {})
-        self._decode = decoder(3, resolution, "center", background_of(background or "white"))
-
-    @property
-    def total(self) -> int | None:
-        return self._open().total
-
-    def texts(self) -> Iterator[str]:
-        return (item.caption for item in self._open().items if item.caption is not None)
-
-    def shards(self, size: int, batch: int) -> Iterator[Shard]:
-        items = iter(self._open().items)
-        while group := [*islice(items, size)]:
-            parts = (self._read(group[i : i + batch]) for i in range(0, len(group), batch))
-            yield Shard(len(group), parts)
-
-    def _read(self, items: Sequence[Any]) -> Samples:
-        pixels, texts = [], []
-        for item in items:
-            decoded = self._decode(item)
-            if isinstance(decoded, Exception):
-                raise decoded
-            pixels.append(decoded[0])
-            texts.append(item.caption)
-        x = torch.from_numpy(np.stack(pixels).astype(np.float32)) / 127.5 - 1
-        return Samples(x, None, texts if self.captioned else [])
 
 
 def _begin(

@@ -63,8 +63,8 @@ def encode(
         batch: images that are encoded at a time.
         device: where to run; an accelerator if there is one.
     """
+    from fewstep.data.captioned import opened
     from fewstep.encoding import encode as write
-    from fewstep.encoding import opened
     from fewstep.frontends import open_codec, open_text
     from fewstep.frontends.tokens import Tokenizer, restricted
     from fewstep.system.devices import usable_device

@@ -92,8 +92,9 @@ def _before(out: Path) -> dict[str, Any] | None:
 
 
 def _prepare(settings: dict[str, Any], out: Path) -> None:
+    from fewstep.data.captioned import opened
     from fewstep.data.shards import held
-    from fewstep.encoding import encode, opened
+    from fewstep.encoding import encode
     from fewstep.importing import ImportOptions, import_checkpoint
     from fewstep.importing.remote import pipeline_folder
     from fewstep.model import load

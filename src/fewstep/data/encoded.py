@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fewstep.conditions import Text
@@ -101,17 +101,9 @@ def read_record(folder: Path) -> About:
     Raises:
         UsageError: it is missing or of another kind.
     """
-    path = folder / RECORD
-    if not path.is_file():
-        raise UsageError(f"{folder} holds no encoded data; make it with fewstep data encode SOURCE")
-    try:
-        return About.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"{path} is damaged, or of another version ({'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}); encode the data again into another folder"
-        ) from error
+    missing = f"{folder} holds no encoded data; make it with fewstep data encode SOURCE"
+    again = "encode the data again into another folder"
+    return shards.read_record(folder / RECORD, About, missing, again)
 
 
 def is_encoded(path: str | os.PathLike[str]) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fewstep.conditions import Condition, Label
@@ -149,17 +149,9 @@ def read_record(folder: Path) -> About:
     Raises:
         UsageError: it is missing or of another kind.
     """
-    path = folder / RECORD
-    if not path.is_file():
-        raise UsageError(f"{folder} holds no pairs; make them with fewstep data pairs TEACHER")
-    try:
-        return About.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"{path} is damaged, or of another version ({'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}); make the pairs again in another folder"
-        ) from error
+    missing = f"{folder} holds no pairs; make them with fewstep data pairs TEACHER"
+    again = "make the pairs again in another folder"
+    return shards.read_record(folder / RECORD, About, missing, again)
 
 
 class Pairs:

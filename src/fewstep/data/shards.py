@@ -12,15 +12,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from fewstep.core import UsageError
 from fewstep.system.files import lock, unlock
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -79,6 +82,30 @@ def unpacked(
     if verify and digest != digest_of(tensors):
         raise UsageError(f"{path} does not match its sha256; {again}")
     return tensors
+
+
+def read_record(path: Path, kind: type[M], missing: str, again: str) -> M:
+    """What the record of a folder says.
+
+    Args:
+        path: of the record.
+        kind: of it.
+        missing: what to say where there is none.
+        again: what to do where it is damaged.
+
+    Raises:
+        UsageError: it is missing or of another kind.
+    """
+    if not path.is_file():
+        raise UsageError(missing)
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"{path} is damaged, or of another version ({'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}); {again}"
+        ) from error
 
 
 @contextmanager
