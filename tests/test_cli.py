@@ -145,11 +145,35 @@ def test_help_of_recipes(recipe, capsys):
         assert f"--{option}" in outcome.out
 
 
-@pytest.mark.parametrize("verb", ["sample", "evaluate", "search", "doctor"])
+VERBS = (
+    *("sample", "evaluate", "search", "doctor", "export", "import", "average", "merge", "compare"),
+    *("push", "bench", "status", "train digits-cd", "data check", "data prepare", "data codec"),
+    *("data encode", "data pairs"),
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_of_verbs(verb, capsys):
-    outcome = fewstep(capsys, verb, "--help")
+    outcome = fewstep(capsys, *verb.split(), "--help")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "MODEL" in outcome.out
+    assert f"usage: fewstep {verb}" in outcome.out
+    # An option that may be left out shows the kind of its values; its words say the default.
+    assert "{None" not in outcome.out
+    assert "default: None" not in " ".join(outcome.out.split())
+
+
+def test_every_verb_has_its_help_tested(capsys):
+    usage = [line.split() for line in fewstep(capsys, "--help").out.splitlines()]
+    verbs = [words[1:] for words in usage if words[:1] == ["fewstep"]]
+    shown = {" ".join(words[: 2 if words[0] == "data" else 1]) for words in verbs}
+    assert shown - {"recipes"} == {verb.removesuffix(" digits-cd") for verb in VERBS}
+
+
+def test_descriptions_of_options_are_wrapped_once(capsys):
+    lines = fewstep(capsys, "sample", "--help").out.splitlines()
+    first = next(i for i, line in enumerate(lines) if "--times" in line) - 1
+    words = " ".join(line.strip("│ ") for line in lines[first - 2 : first + 1])
+    assert "Each step of a consistency model after the first adds noise to its answer" in words
 
 
 def test_help_of_compare(capsys):

@@ -53,10 +53,10 @@ def merge(
         read = [from_unet2d(network, each) for each in read]
     network = add(network, read, scales)
     scalings, contract = model.denoiser.preconditioning, model.contract
-    told = [each for each in read if each.model]
-    if told:
-        first = told[0]
-        for other in told[1:]:
+    named = [each for each in read if each.model]
+    if named:
+        first = named[0]
+        for other in named[1:]:
             if _sampling(other) != _sampling(first):
                 raise UsageError(
                     f"{first.source} and {other.source} make models that are sampled in different "

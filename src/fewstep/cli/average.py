@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from fewstep.option_kinds import Whole
+
 
 def average(
     run: Annotated[Path, tyro.conf.arg(metavar="RUN")],
@@ -14,7 +16,7 @@ def average(
     *,
     std: float,
     out: Path,
-    step: int | None = None,
+    step: Whole = None,
 ) -> None:
     """Make a power-function average of any width from the snapshots of a run.
 

@@ -10,7 +10,7 @@ def bench(*, json: bool = False, threads: int = 2, pairs: int = 15, engines: boo
 
     Args:
         json: print everything, raw milliseconds included, as JSON.
-        threads: of torch.
+        threads: the number of threads that torch uses.
         pairs: measurements of each side of a ratio.
         engines: time samples by ONNX Runtime and OpenVINO beside torch instead.
     """

@@ -10,6 +10,7 @@ import tyro
 
 from fewstep.cli.values import replaced
 from fewstep.errors import UsageError
+from fewstep.option_kinds import optional
 
 if TYPE_CHECKING:
     from fewstep.data.survey import Survey
@@ -32,7 +33,7 @@ def check(
     resolution: int = 64,
     out: Path = Path("contact-sheet.png"),
     crop: Literal["center", "adm", "none"] = "center",
-    channels: Literal[1, 3] | None = None,
+    channels: Annotated[Literal[1, 3] | None, optional("{1,3}")] = None,
     labels: str = "auto",
     split: str = "train",
     background: str = "white",
@@ -44,12 +45,13 @@ def check(
         source: what data prepare reads, a file that it wrote, or the name of a data set.
         resolution: height and width to which the images are cropped.
         out: the contact sheet, a .png picture with a row of images for each class.
-        crop: the central square, as ADM prepares ImageNet, or none for images that are square.
+        crop: center cuts out the central square and resizes it, adm resizes first and cuts then, as
+            ImageNet is prepared for ADM, and none takes only images that are square.
         channels: 1 or 3; by default 1 if all images are grey.
-        labels: auto, none, or the column that holds them.
-        split: of a Hugging Face data set.
+        labels: where classes come from: auto, none, or the column that holds them.
+        split: the split of a Hugging Face data set, such as train.
         background: the colour behind transparent pixels, such as white or #ffffff.
-        workers: threads that decode.
+        workers: the number of threads that decode images.
     """
     if not source:
         raise UsageError("got no source; give a folder, a zip, or one or several shards")
@@ -72,52 +74,52 @@ def check(
         background=background,
         workers=workers,
     )
-    for line in _told(seen, source[0]):
+    for line in _lines(seen, source[0]):
         print(line)
     _draw(seen, out)
 
 
-def _told(found: Survey, source: str) -> Iterator[str]:
-    """What a survey found, line by line."""
-    shape = "x".join("any" if size is None else str(size) for size in found.shape)
-    yield f"{found.count:,} sample(s) would be read as {shape}"
-    if found.sizes:
-        smallest, largest = (" x ".join(map(str, size)) for size in found.sizes)
+def _lines(survey: Survey, source: str) -> Iterator[str]:
+    """What a survey says, line by line."""
+    shape = "x".join("any" if size is None else str(size) for size in survey.shape)
+    yield f"{survey.count:,} sample(s) would be read as {shape}"
+    if survey.sizes:
+        smallest, largest = (" x ".join(map(str, size)) for size in survey.sizes)
         yield f"the images have {smallest} to {largest} pixels"
-    yield f"{len(found.classes)} class(es)" if found.classes else "no labels"
-    for k, (name, n) in enumerate(found.classes[:CLASSES]):
+    yield f"{len(survey.classes)} class(es)" if survey.classes else "no labels"
+    for k, (name, n) in enumerate(survey.classes[:CLASSES]):
         yield f"  label {k}: {name}, {n:,} sample(s)"
-    if len(found.classes) > CLASSES:
-        yield f"  and {len(found.classes) - CLASSES:,} more"
-    for name, words in found.conditions:
+    if len(survey.classes) > CLASSES:
+        yield f"  and {len(survey.classes) - CLASSES:,} more"
+    for name, words in survey.conditions:
         yield f"condition {name}: {words}"
-    for note in found.notes:
+    for note in survey.notes:
         yield f"note: {note}"
-    if found.skipped:
-        yield f"{len(found.skipped):,} image(s) cannot be read:"
-        for name, reason in found.skipped[:SHOWN]:
+    if survey.skipped:
+        yield f"{len(survey.skipped):,} image(s) cannot be read:"
+        for name, reason in survey.skipped[:SHOWN]:
             yield f"  {name} {reason}"
         advice = f"fewstep data prepare {source} --on-error skip"
         yield f"training refuses them; to leave them out: {advice} --out FILE --resolution N"
-    if found.others:
-        kinds = ", ".join(f"{n:,} {end or 'without suffix'}" for end, n in found.others.items())
+    if survey.others:
+        kinds = ", ".join(f"{n:,} {end or 'without suffix'}" for end, n in survey.others.items())
         yield f"other files: {kinds}"
 
 
-def _draw(found: Survey, out: Path) -> None:
+def _draw(survey: Survey, out: Path) -> None:
     from fewstep.evaluation.pictures import drawable, picture, rows
 
-    if not found.shown or not drawable(found.shape):
-        print(f"no contact sheet: samples of shape {found.shape} are no pictures")
+    if not survey.shown or not drawable(survey.shape):
+        print(f"no contact sheet: samples of shape {survey.shape} are no pictures")
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     before = replaced(out)
-    if found.classes and len(found.shape) == 3:
-        rows(found.shown, out, MARK)
+    if survey.classes and len(survey.shape) == 3:
+        rows(survey.shown, out, MARK)
     else:
         import torch
 
-        everything = torch.cat([x for _, x in found.shown])
-        picture(everything, out, 8 if len(found.shape) == 3 else None, MARK)
-    count = sum(len(x) for _, x in found.shown)
+        everything = torch.cat([x for _, x in survey.shown])
+        picture(everything, out, 8 if len(survey.shape) == 3 else None, MARK)
+    count = sum(len(x) for _, x in survey.shown)
     print(f"wrote a contact sheet of {count} sample(s) to {out}{before}")

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from fewstep.errors import UsageError
+from fewstep.option_kinds import Text, Whole
 
 MEASURED = 1024
 """Images by which the latents are scaled."""
@@ -19,7 +20,7 @@ def codec(
     /,
     *,
     out: Path,
-    resolution: int | None = None,
+    resolution: Whole = None,
     channels: int = 4,
     stages: int = 2,
     width: int = 32,
@@ -30,7 +31,7 @@ def codec(
     kl: float = 1e-3,
     seed: int = 0,
     held_out: float = 0.05,
-    background: str | None = None,
+    background: Text = None,
 ) -> None:
     """Fit a small autoencoder to images, for data that no published one fits.
 
@@ -38,15 +39,15 @@ def codec(
         source: a folder or zip of images, a prepared file, or the name of a data set.
         out: the folder of the codec.
         resolution: height and width to which the images of a folder are cropped and resized.
-        channels: of the latents.
+        channels: the number of channels of the latents.
         stages: halvings of the resolution, 1 or more.
         width: channels of the first stage.
         blocks: residual blocks in each stage.
-        steps: of the training.
+        steps: the number of training steps.
         batch: images in a step.
         lr: the learning rate, which falls linearly to 0.
         kl: weight of the divergence of latents from a standard normal distribution.
-        seed: of weights, noise and order.
+        seed: the number from which weights, noise and order are drawn.
         held_out: the share of the images on which the error is measured.
         background: the colour behind transparent pixels, such as white or #ffffff.
     """

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from fewstep.cli.values import numbers
+from fewstep.option_kinds import File, Text, Whole
 from fewstep.recipes.methods import STUDENTS
 from fewstep.recipes.options import Colour, Unseen
 
@@ -21,12 +22,12 @@ def compare(
     seeds: int = 3,
     first_seed: int = 1,
     steps: str = "1,2,4",
-    teacher: str | None = None,
-    resolution: int | None = None,
+    teacher: Text = None,
+    resolution: Whole = None,
     held_out: Unseen = None,
     background: Colour = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
-    out: Path | None = None,
+    out: File = None,
 ) -> None:
     """Train methods side by side from one teacher, and report which serves best.
 
@@ -36,13 +37,13 @@ def compare(
         data: digits, a toy's name, fashion-mnist, cifar10, or a folder or zip of images.
         methods: names, with commas between them; dmd2+adversarial=0 changes a method's options.
         budget: of each method and seed: seconds of training (60s) or samples seen (20000samples).
-        seeds: trainings of each method.
-        first_seed: of the first of them.
+        seeds: the number of trainings of each method, which differ in their seed.
+        first_seed: the seed of the first training; the next ones count up.
         steps: numbers of sampling steps to judge.
         teacher: a diffusion model that all start from; the digits have one.
-        resolution: of a folder of images.
-        held_out: what no model sees of your own data: a share of it, such as 0.1, or the path of
-            other such data.
+        resolution: height and width to which the images of a folder are cropped and resized.
+        held_out: the part of your own data that no model sees: a share, such as 0.1, or the path
+            of other such data.
         background: the colour behind transparent pixels of images; white if not given.
         n: samples and held-out data compared, at most.
         out: the folder of runs and report; by default runs/compare-DATA.

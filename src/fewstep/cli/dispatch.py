@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -176,6 +178,11 @@ def _dispatch(args: list[str]) -> None:
 
 
 def _call(prog: str, function: Callable[..., Any], args: list[str]) -> Any:
+    """Call a function with what the command line says.
+
+    tyro keeps the line breaks inside a description of an argument, and then wraps it again.
+    """
+    function.__doc__ = re.sub(r"\n {8,}", " ", inspect.cleandoc(function.__doc__ or ""))
     return tyro.cli(function, prog=prog, args=args)
 
 

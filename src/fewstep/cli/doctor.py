@@ -8,16 +8,17 @@ from typing import Annotated
 import tyro
 
 from fewstep.errors import UsageError
+from fewstep.option_kinds import Text
 
 
 def doctor(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
-    data: str | None = None,
+    data: Text = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 256,
-    average: str | None = None,
-    device: str | None = None,
+    average: Text = None,
+    device: Text = None,
     json: bool = False,
 ) -> None:
     """Say what a diffusion model is, and whether it may be distilled.
@@ -31,7 +32,7 @@ def doctor(
             less can be said.
         n: number of samples of the data, at least 2.
         average: name of one of the run's averages, if not the first.
-        device: where to run; an accelerator if there is one.
+        device: where to run, such as cpu or cuda; by default an accelerator if there is one.
         json: print everything, measurements included, as JSON.
     """
     if n < 2:

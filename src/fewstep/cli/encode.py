@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fewstep.errors import UsageError
+from fewstep.option_kinds import Text, Whole
 
 
 def encode(
@@ -16,21 +17,21 @@ def encode(
     /,
     *,
     out: Path,
-    codec: str | None = None,
-    text: str | None = None,
-    like: str | None = None,
-    captions: str | None = None,
-    length: int | None = None,
+    codec: Text = None,
+    text: Text = None,
+    like: Text = None,
+    captions: Text = None,
+    length: Whole = None,
     restrict: bool = False,
     normalise: bool = False,
-    resolution: int | None = None,
+    resolution: Whole = None,
     labels: bool = True,
-    background: str | None = None,
+    background: Text = None,
     split: str = "train",
     stored: Literal["float32", "float16", "bfloat16"] = "float32",
     shard_size: int = 1024,
     batch: int = 16,
-    device: str | None = None,
+    device: Text = None,
 ) -> None:
     """Encode images into latents and captions into numbers, once, for training on them.
 
@@ -50,18 +51,18 @@ def encode(
         captions: a table of captions (.jsonl, .json, .csv, .parquet) with file_name and text in
             each row, or the column of shards; by default a text file beside each image, or
             metadata.jsonl.
-        length: the most tokens of a caption; longer ones lose their ends.
+        length: the largest number of tokens of a caption; longer captions lose their ends.
         restrict: keep only the tokens that the captions use, and the single bytes.
         normalise: scale each channel of the latents to the mean 0 and the standard deviation 0.5,
             for a teacher that is trained from new weights. Leave it out for a pretrained one.
         resolution: height and width to which images are cropped and resized.
         labels: keep the classes of a folder.
         background: the colour behind transparent pixels, such as white or #ffffff.
-        split: of a Hugging Face data set.
-        stored: numbers of latents and of embeddings.
-        shard_size: samples in a file.
-        batch: images that are encoded at a time.
-        device: where to run; an accelerator if there is one.
+        split: the split of a Hugging Face data set, such as train.
+        stored: the number format in which latents and embeddings are stored.
+        shard_size: the number of samples in a file.
+        batch: the number of images that are encoded at a time.
+        device: where to run, such as cpu or cuda; by default an accelerator if there is one.
     """
     from fewstep.data.captioned import opened
     from fewstep.encoding import encode as write

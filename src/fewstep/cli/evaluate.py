@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -10,6 +9,7 @@ import tyro
 from fewstep.cli.sample import say_unfinished
 from fewstep.cli.values import SolverName, check_solver, numbers, replaced
 from fewstep.errors import UsageError
+from fewstep.option_kinds import File, Real, Text, Whole
 from fewstep.recipes.options import Unseen
 
 
@@ -17,18 +17,18 @@ def evaluate(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
-    data: str | None = None,
+    data: Text = None,
     held_out: Unseen = None,
     metrics: str = "fd,swd,nn",
-    features: str | None = None,
-    steps: str | None = None,
+    features: Text = None,
+    steps: Text = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
-    guidance: float | None = None,
+    guidance: Real = None,
     solver: SolverName = None,
-    average: str | None = None,
-    step: int | None = None,
-    device: str | None = None,
-    out: Path | None = None,
+    average: Text = None,
+    step: Whole = None,
+    device: Text = None,
+    out: File = None,
 ) -> None:
     """Compare a model with its training data and with data that it never saw.
 
@@ -39,21 +39,22 @@ def evaluate(
         data: digits, mnist, fashion-mnist, cifar10, a toy's name, or its training images (a
             folder, zip, prepared file or file of arrays); by default the training data of its run,
             and of a bundled model that of its recipe.
-        held_out: what it never saw of your own data: the share that its training held out, such as
-            0.1, or a folder, zip or file; by default what its run held out.
+        held_out: the part of your own data that the model never saw: the share that its training
+            held out, such as 0.1, or a folder, zip or file; by default what its run held out.
         metrics: some of fd, swd, nn, kid, pr (precision, recall), dc (density, coverage).
-        features: that all but swd and nn are taken in, NAME or NAME:FILE of weights: digits,
-            pixels, effnet-lite0, resnet20, resnet56, inception, dinov2.
+        features: the features in which all metrics but swd and nn are taken, as NAME or NAME:FILE,
+            where FILE holds weights; the names are digits, pixels, effnet-lite0, resnet20,
+            resnet56, inception and dinov2.
         steps: step counts, e.g. 1,2; by default those for a few-step model (or its fewest, where it
             is made for others), and the 18 of a sample for a diffusion model, which are 35 calls.
-        n: for toys and images: samples and held-out data compared, at most.
+        n: the largest number of samples, and of held-out data, that toys and images are judged by.
         guidance: scale of classifier-free guidance.
-        solver: of a diffusion model's ODE; heun by default, which makes two network calls a step,
-            as dpm does; the others make one.
-        average: another of the run's averages than its first.
-        step: the run's model as it was at this step, of which a checkpoint is kept.
-        device: where to run; an accelerator if there is one.
-        out: a JSON file for the numbers.
+        solver: the solver of a diffusion model's ODE; by default heun, which makes two network
+            calls a step, as dpm does; the others make one.
+        average: name of one of the run's averages; by default the first.
+        step: take the run's model as it was at this step, of which a checkpoint is kept.
+        device: where to run, such as cpu or cuda; by default an accelerator if there is one.
+        out: a JSON file into which the numbers are written.
     """
     asked = numbers("--steps", steps, int) if steps is not None else None
     check_solver(solver)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fewstep.option_kinds import Text, Whole, optional
+
 
 def export(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
@@ -14,9 +16,11 @@ def export(
     *,
     to: Literal["onnx", "openvino", "torch", "diffusers", "lora"],
     out: Path,
-    sampler: int | None = None,
-    average: str | None = None,
-    dialect: Literal["peft", "diffusers", "kohya"] | None = None,
+    sampler: Whole = None,
+    average: Text = None,
+    dialect: Annotated[
+        Literal["peft", "diffusers", "kohya"] | None, optional("{peft,diffusers,kohya}")
+    ] = None,
 ) -> None:
     """Write a model for another program, and compare its answers with torch's.
 
@@ -27,14 +31,14 @@ def export(
 
     Args:
         model: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
-        to: onnx is for ONNX Runtime and others, openvino for OpenVINO, torch for torch.export,
-            diffusers for its UNet2DModel and ConsistencyModelPipeline, lora for programs that add
-            adapters to a model of their own.
+        to: the program that the export is for: onnx is for ONNX Runtime and others, openvino for
+            OpenVINO, torch for torch.export, diffusers for its UNet2DModel and
+            ConsistencyModelPipeline, lora for programs that add adapters to a model of their own.
         out: the folder to write.
         sampler: a number of steps; exports all steps of the sampler as one graph, whose noise is
             an input. By default the graph is the denoiser alone.
-        average: another of the run's averages than its first.
-        dialect: of the adapter's file, with --to lora; by default peft.
+        average: name of one of the run's averages; by default the first.
+        dialect: the names that the adapter's file uses, with --to lora; by default peft.
     """
     from fewstep.cli.values import replaced
     from fewstep.exporting import export as write

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
+
+from fewstep.option_kinds import File, Real, Text, Whole, optional
 
 Reading = Literal[
     "edm", "consistency", "consistency-plain", "ddpm-linear", "ddpm-cosine", "flow-reversed"
@@ -18,20 +20,20 @@ def import_(
     /,
     *,
     out: Path,
-    reading: Annotated[Reading | None, tyro.conf.arg(name="as")] = None,
-    weights: str | None = None,
-    resolution: int | None = None,
-    heads: int | None = None,
-    head_channels: int | None = None,
+    reading: Annotated[Reading | None, optional("|".join(get_args(Reading)), name="as")] = None,
+    weights: Text = None,
+    resolution: Whole = None,
+    heads: Whole = None,
+    head_channels: Whole = None,
     new_attention_order: bool = False,
-    sigma_data: float | None = None,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    class_names: Path | None = None,
+    sigma_data: Real = None,
+    sigma_min: Real = None,
+    sigma_max: Real = None,
+    class_names: File = None,
     latent: bool = False,
-    below: str | None = None,
-    at: float | None = None,
-    report: Path | None = None,
+    below: Text = None,
+    at: Real = None,
+    report: File = None,
 ) -> None:
     """Make a model of a checkpoint of another repository; nothing in it is executed.
 

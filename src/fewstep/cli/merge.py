@@ -27,7 +27,7 @@ def merge(
         adapters: safetensors files or folders in the dialects of peft, diffusers or kohya, or runs
             that trained with --lora.
         out: the model folder to write.
-        scale: what each adapter is multiplied by, one number an adapter; by default 1.
+        scale: the factors by which the adapters are multiplied, one number for each; by default 1.
     """
     from fewstep.merging import merge as merged
     from fewstep.model import load

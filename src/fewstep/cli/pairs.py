@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from fewstep.cli.values import SolverName, check_solver
+from fewstep.option_kinds import Real, Text
 
 
 def pairs(
@@ -19,15 +20,15 @@ def pairs(
     out: Path,
     solver: SolverName = "heun",
     steps: int = 18,
-    guidance: float | None = None,
-    label: str | None = None,
+    guidance: Real = None,
+    label: Text = None,
     cond: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     seed: int = 0,
     shard_size: int = 1024,
     batch: int = 256,
     paths: int = 0,
-    average: str | None = None,
-    device: str | None = None,
+    average: Text = None,
+    device: Text = None,
 ) -> None:
     """Write noise and what a diffusion model makes of it, for methods that learn from such pairs.
 
@@ -35,9 +36,9 @@ def pairs(
 
     Args:
         teacher: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
-        n: how many.
-        out: the folder.
-        solver: of the model's ODE.
+        n: the number of pairs.
+        out: the folder that is written.
+        solver: the solver of the model's ODE.
         steps: times at which the solver stops; 18 of Heun's method are 35 network calls.
         guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls,
             unless the network reads the scale itself.
@@ -47,11 +48,12 @@ def pairs(
             or number, numbers with commas between them, or a .npy or .npz file with one row or one
             a pair.
         seed: pair i is a function of (seed, i), as sample i is.
-        shard_size: pairs in a file.
-        batch: pairs at a time.
-        paths: states between noise and sample to store too, for students of several steps.
-        average: another of the run's averages than its first.
-        device: where to run; an accelerator if there is one.
+        shard_size: the number of pairs in a file.
+        batch: the number of pairs that are made at a time.
+        paths: the number of states between noise and sample that are stored too, for students of
+            several steps.
+        average: name of one of the run's averages; by default the first.
+        device: where to run, such as cpu or cuda; by default an accelerator if there is one.
     """
     check_solver(solver)
     from fewstep.model import find, load

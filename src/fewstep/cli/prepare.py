@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from fewstep.option_kinds import Whole, optional
+
 if TYPE_CHECKING:
     pass
 
@@ -22,13 +24,13 @@ def prepare(
     out: Path,
     resolution: int,
     crop: Literal["center", "adm", "none"] = "center",
-    channels: Literal[1, 3] | None = None,
+    channels: Annotated[Literal[1, 3] | None, optional("{1,3}")] = None,
     labels: str = "auto",
     on_error: Literal["refuse", "skip"] = "refuse",
     split: str = "train",
     workers: int = 0,
     background: str = "white",
-    classes: int | None = None,
+    classes: Whole = None,
 ) -> None:
     """Write the images of any source as one verified file that training can read.
 
@@ -36,17 +38,18 @@ def prepare(
         source: a folder or zip of images, an IDX file, a Hugging Face data set on the disk or
             hf:OWNER/NAME; or one or several shards (.tar, .tar.gz, .parquet, .npz), or a folder
             of them.
-        out: the file, NAME.safetensors.
-        resolution: height and width.
-        crop: the central square, as ADM prepares ImageNet, or none for images that are square.
+        out: the file that is written, NAME.safetensors.
+        resolution: height and width to which the images are cropped and resized.
+        crop: center cuts out the central square and resizes it, adm resizes first and cuts then, as
+            ImageNet is prepared for ADM, and none takes only images that are square.
         channels: 1 or 3; by default 1 if all images are grey.
-        labels: auto, none, or the column that holds them.
+        labels: where classes come from: auto, none, or the column that holds them.
         on_error: what to do with an image that cannot be used.
-        split: of a Hugging Face data set.
-        workers: threads that decode.
+        split: the split of a Hugging Face data set, such as train.
+        workers: the number of threads that decode images.
         background: the colour behind transparent pixels, such as white or #ffffff.
-        classes: their number, where labels are numbers; by default the numbers that occur are the
-            classes.
+        classes: the number of classes, where labels are numbers; by default the numbers that occur
+            are the classes.
     """
     from fewstep.cli.values import replaced
     from fewstep.data import prepare as write

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from fewstep.option_kinds import Text, Whole
+
 
 def push(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
@@ -14,9 +16,9 @@ def push(
     *,
     private: bool = False,
     message: str = "Upload a model",
-    licence: str | None = None,
-    average: str | None = None,
-    step: int | None = None,
+    licence: Text = None,
+    average: Text = None,
+    step: Whole = None,
 ) -> None:
     """Upload a model to the Hugging Face Hub: its weights, its description and a model card.
 
@@ -25,12 +27,12 @@ def push(
 
     Args:
         model: a model folder, a run folder or a bundled name.
-        repository: where to; it is made where there is none.
+        repository: the repository that receives the model; it is made where there is none.
         private: make a repository that only you can see.
-        message: of the commit.
-        licence: of the model, such as cc-by-4.0; by default the one of its card.
-        average: another of the run's averages than its first.
-        step: the run's model as it was at this step, of which a checkpoint is kept.
+        message: the message of the commit.
+        licence: the licence of the model, such as cc-by-4.0; by default the one of its card.
+        average: name of one of the run's averages; by default the first.
+        step: take the run's model as it was at this step, of which a checkpoint is kept.
     """
     from dataclasses import replace
 

@@ -11,47 +11,48 @@ import tyro
 
 from fewstep.cli.values import SolverName, check_solver, numbers, replaced
 from fewstep.errors import UsageError
+from fewstep.option_kinds import File, Real, Text, Whole, optional
 
 
 def sample(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
-    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"], metavar="INT")] = None,
+    n: Annotated[int | None, optional("INT", aliases=["-n"])] = None,
     out: Path = Path("samples.png"),
-    steps: int | None = None,
-    times: str | None = None,
+    steps: Whole = None,
+    times: Text = None,
     seed: int = 0,
-    seeds: str | None = None,
-    label: str | None = None,
+    seeds: Text = None,
+    label: Text = None,
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    prompts: Path | None = None,
+    prompts: File = None,
     cond: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    lengths: str | None = None,
-    guidance: float | None = None,
-    gamma: float | None = None,
+    lengths: Text = None,
+    guidance: Real = None,
+    gamma: Real = None,
     solver: SolverName = None,
-    eta: float | None = None,
-    churn: float | None = None,
-    average: str | None = None,
-    step: int | None = None,
-    device: str | None = None,
+    eta: Real = None,
+    churn: Real = None,
+    average: Text = None,
+    step: Whole = None,
+    device: Text = None,
     engine: Literal["eager", "compile", "onnx", "openvino"] = "eager",
-    columns: int | None = None,
+    columns: Whole = None,
     latents: bool = False,
 ) -> None:
     """Draw samples from a model.
 
     Args:
         model: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
-        n: how many; by default 64, or one for each prompt.
+        n: the number of samples; by default 64, or one for each prompt.
         out: a .png picture, an .npz with x, label and cond.NAME for the other conditions, or a
             folder with one picture a sample, named by its index or, with --seeds, by its seed.
         steps: steps of the sampler; by default the model's fewest (18 for a diffusion model). Each
             step of a consistency model after the first adds noise to its answer and calls it again.
         times: the times of the calls instead, descending, e.g. 80,0.8.
-        seed: sample i is a function of (seed, i).
-        seeds: one a sample instead of -n and --seed, e.g. 0-63 or 1,5,9.
+        seed: the number from which noise is drawn; sample i is a function of (seed, i).
+        seeds: a seed for each sample instead of -n and --seed, e.g. 0-63 or 1,5,9.
         label: the class of all samples, its name or its number from 0 (the number of classes means
             none); by default the classes take turns.
         prompt: a text of what to draw; repeat it for several, which the samples take in turn.
@@ -59,22 +60,23 @@ def sample(
         cond: a condition of all samples, NAME=VALUE; repeat it for several. VALUE is a class's name
             or number, numbers with commas between them, or a .npy or .npz file with one row or one
             a sample.
-        lengths: of samples that differ in length, one for all or one each, e.g. 40 or 40,52,33.
+        lengths: the lengths of samples that may differ in length, one for all or one for each, e.g.
+            40 or 40,52,33.
         guidance: scale of classifier-free guidance; 1 is none. Doubles the network calls,
             unless the network reads the scale itself.
         gamma: share of fresh noise, from 0 to 1, of models that are sampled with one.
-        solver: of a diffusion model's ODE; heun by default, which makes two network calls a step,
-            as dpm (the midpoint rule) does; the others make one.
+        solver: the solver of a diffusion model's ODE; by default heun, which makes two network
+            calls a step, as dpm (the midpoint rule) does; the others make one.
         eta: share of fresh noise in each step of the solver ddim, from 0 (none) to 1 (ancestral
             sampling).
         churn: amount of noise that is added before the steps of heun or euler (EDM's S_churn), 0
             for none.
-        average: another of the run's averages than its first.
-        step: the run's model as it was at this step, of which a checkpoint is kept.
-        device: where to run; an accelerator if there is one.
+        average: name of one of the run's averages; by default the first.
+        step: take the run's model as it was at this step, of which a checkpoint is kept.
+        device: where to run, such as cpu or cuda; by default an accelerator if there is one.
         engine: what runs the network: eager is torch, compile its compiler, onnx and openvino are
             the runtimes of these extras on the CPU, which keep an exported graph for the next time.
-        columns: of the grid.
+        columns: the number of samples in a row of the picture.
         latents: write what the network makes, where the model would decode it to images.
     """
     check_solver(solver)

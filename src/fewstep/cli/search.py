@@ -10,6 +10,7 @@ import tyro
 
 from fewstep.cli.values import numbers
 from fewstep.errors import UsageError
+from fewstep.option_kinds import File, Text
 from fewstep.recipes.options import Unseen
 
 
@@ -18,21 +19,22 @@ def search(
     /,
     *,
     steps: str = "2",
-    data: str | None = None,
+    data: Text = None,
     held_out: Unseen = None,
     metric: Literal["fd", "swd", "kid"] = "fd",
-    features: str | None = None,
+    features: Text = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
     seed: int = 0,
     evaluations: int = 16,
-    average: str | None = None,
-    device: str | None = None,
-    out: Path | None = None,
+    average: Text = None,
+    device: Text = None,
+    out: File = None,
 ) -> None:
-    """Find the times between of few-step sampling, and write them into the model.
+    """Search the times between the first and the last call of few-step sampling.
 
-    Sampling in so many steps uses them from then on. The times of k steps are those of k - 1 with
-    one more. Candidates are judged on training data; what evaluate reports stays unseen.
+    They are written into the model, and sampling in so many steps uses them from then on. The
+    times of k steps are those of k - 1 with one more. Candidates are judged on training data; what
+    evaluate reports stays unseen.
 
     Args:
         model: a model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION].
@@ -43,12 +45,12 @@ def search(
         held_out: the share of your own data that training held out, which is left out here as well;
             by default what its run held out.
         metric: the distance to minimise.
-        features: in which fd and kid are taken, as of evaluate.
-        n: samples and training data compared, at most.
-        seed: of noise and data, the same for all candidates.
-        evaluations: candidates for each number of steps, about.
-        average: another of the run's averages than its first.
-        device: where to run; an accelerator if there is one.
+        features: the features in which fd and kid are taken; see fewstep evaluate --help.
+        n: the largest number of samples, and of training data, that are compared.
+        seed: the number from which noise and data are drawn, the same for all candidates.
+        evaluations: the approximate number of candidates for each number of steps.
+        average: name of one of the run's averages; by default the first.
+        device: where to run, such as cpu or cuda; by default an accelerator if there is one.
         out: a new folder for a copy of the model, instead of writing into it.
     """
     if n < 2 or evaluations < 4:

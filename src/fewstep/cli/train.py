@@ -11,6 +11,7 @@ import tyro
 
 from fewstep.cli.recipes import show_recipes
 from fewstep.errors import UsageError
+from fewstep.option_kinds import Text
 from fewstep.recipes import Recipe, rebuild, recipe
 from fewstep.recipes.records import as_begun
 
@@ -24,11 +25,11 @@ class Training(Generic[Chosen]):
     recipe: Annotated[Chosen, tyro.conf.arg(name="")]
     out: Path
     """The run folder; the same command resumes the run that is in it."""
-    model: str | None = None
+    model: Text = None
     """A pipeline of diffusers (its folder, or OWNER/NAME on the Hugging Face Hub) that becomes the
     teacher. It is imported into OUT/teacher, and the images of --data are encoded with their
     captions into OUT/data, once."""
-    captions: str | None = None
+    captions: Text = None
     """With --model: a table of captions (.jsonl, .json, .csv, .parquet) with file_name and text in
     each row; by default a text file beside each image, or metadata.jsonl."""
     fresh: bool = False

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from fewstep.errors import UsageError, nearest
+from fewstep.option_kinds import optional
 
 SOLVER_NAMES = ("heun", "euler", "ddim", "dpm", "dpm++2m")
 """The solvers of a diffusion model's ODE: the keys of ``fewstep.sampling_options.SOLVERS``."""
 
-SolverName = Annotated[str | None, tyro.conf.arg(metavar="|".join(SOLVER_NAMES))]
+SolverName = Annotated[str | None, optional("|".join(SOLVER_NAMES))]
 """One of these, by its name; what is none is refused with the nearest of them."""
 
 

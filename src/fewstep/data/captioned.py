@@ -146,9 +146,9 @@ class _Whole:
             yield Shard(stop - start, parts)
 
     def _read(self, start: int, stop: int) -> Samples:
-        found = self.data.batch(range(start, stop))
+        batch = self.data.batch(range(start, stop))
         texts = [] if self.captions is None else self.captions[start:stop]
-        return Samples(found.x0, found.cond.get("label"), texts)
+        return Samples(batch.x0, batch.cond.get("label"), texts)
 
 
 class _Stream:

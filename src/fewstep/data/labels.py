@@ -64,7 +64,7 @@ class Labels:
                 f"got classes={classes}, but the source has {len(class_names or ())} classes with "
                 "names; leave it out"
             )
-        self._found: list[Any] = []
+        self._labels: list[Any] = []
 
     def check(self, label: Any, where: str) -> None:
         """Refuse a label that does not go with those before.
@@ -82,22 +82,22 @@ class Labels:
                 f"has the label {label}; expected an integer in [0, {top}): mend it, or pass "
                 "labels=none",
             )
-        if self._found and type(label) is not type(self._found[0]):
+        if self._labels and type(label) is not type(self._labels[0]):
             raise BadFile(
-                where, f"has the label {label!r:.80}, the first image {self._found[0]!r:.80}"
+                where, f"has the label {label!r:.80}, the first image {self._labels[0]!r:.80}"
             )
 
     def add(self, label: int | str | None) -> None:
         """Take a label that was checked."""
-        self._found.append(label)
+        self._labels.append(label)
 
     def result(self) -> Assigned:
         """The labels and the names of their classes; no names of images."""
-        if self._found[0] is None:
+        if self._labels[0] is None:
             return Assigned([])
-        if isinstance(self._found[0], str):
-            return by_name(self._found)
-        label = np.array(self._found, np.int64)
+        if isinstance(self._labels[0], str):
+            return by_name(self._labels)
+        label = np.array(self._labels, np.int64)
         if self._class_names is None:
             return by_number(label)
         return Assigned([], label, self._class_names, empty(label, self._class_names))

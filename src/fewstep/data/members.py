@@ -177,8 +177,8 @@ class _Walk:
         while waiting:
             inner, above, linked = waiting.pop()
             try:
-                with os.scandir(self.top / inner) as found:
-                    entries = [*found]
+                with os.scandir(self.top / inner) as listing:
+                    entries = [*listing]
                 place = _identity(self.top / inner)
             except OSError as error:
                 if not inner:

@@ -61,10 +61,10 @@ class Standard:
         """
         if split not in {"train", "held_out"}:
             raise UsageError(f"{self.name} has no split {split!r}; choose train or held_out")
-        found = next((x for x in self._found(split) if x is not None), None)
-        if found is None:
-            found = self._from_hub(split)
-        images, label = found
+        images_and_label = next((x for x in self._on_disk(split) if x is not None), None)
+        if images_and_label is None:
+            images_and_label = self._from_hub(split)
+        images, label = images_and_label
         expected = (self.counts[split == "held_out"], *self.shape)
         if images.shape != expected or images.dtype != np.uint8:
             raise UsageError(
@@ -73,7 +73,7 @@ class Standard:
             )
         return Arrays(images, label, spec=image_spec(self.shape, self.classes))
 
-    def _found(self, split: Split) -> Iterator[Images | None]:
+    def _on_disk(self, split: Split) -> Iterator[Images | None]:
         given = os.environ.get("FEWSTEP_DATA")
         for folder in [*([Path(given)] if given else []), SYSTEM]:
             for read in self.readers:

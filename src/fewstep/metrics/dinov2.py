@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.core import UsageError
+from fewstep.errors import UsageError, in_words
 from fewstep.metrics.pretrained import imagenet_normalised, pixels, resized
 
 SIDE = 224
@@ -56,7 +56,7 @@ def dinov2(source: str | None = None) -> DinoV2:
             name, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"no DINOv2 at {name} ({error}); {expected}") from error
+        raise UsageError(f"no DINOv2 at {name} ({in_words(error)}); {expected}") from error
     network, report = loaded
     # The package draws what a file lacks at random.
     if report["missing_keys"]:

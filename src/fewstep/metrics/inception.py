@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.core import UsageError
+from fewstep.errors import UsageError, in_words
 from fewstep.metrics.pretrained import pixels, read_tensors
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -56,7 +56,9 @@ class Inception(nn.Module):
                     "inception", [LAYER], feature_extractor_weights_path=str(copy)
                 )
             except RuntimeError as error:
-                raise UsageError(f"{file} holds another network's weights: {error}") from error
+                raise UsageError(
+                    f"{file} holds another network's weights: {in_words(error)}"
+                ) from error
         self.eval().requires_grad_(False)
 
     def forward(self, x: Float[Tensor, " b c h w"]) -> Float[Tensor, " b 2048"]:

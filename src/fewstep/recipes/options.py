@@ -9,18 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from tyro.conf import arg
-
 from fewstep.errors import UsageError
-from fewstep.recipes.lists import Reals, Wholes
+from fewstep.option_kinds import Real, Reals, Whole, Wholes, optional
 
 NONE = "none"
 """The name that stands for no teacher: training starts from new weights."""
 
-Whole = Annotated[int | None, arg(metavar="INT")]
-Real = Annotated[float | None, arg(metavar="FLOAT")]
-Unseen = Annotated[float | str | None, arg(metavar="SHARE|PATH")]
-Colour = Annotated[str | None, arg(metavar="COLOUR")]
+Unseen = Annotated[float | str | None, optional("SHARE|PATH")]
+Colour = Annotated[str | None, optional("COLOUR")]
 
 NetworkName = Literal["mlp", "ddpmpp", "ncsnpp", "adm", "edm2", "dit", "unet1d"]
 DistanceName = Literal["lpips", "l2", "l1", "pseudo-huber"]

@@ -27,13 +27,13 @@ def unsound(batches: Iterable[Batch], indices: Iterable[np.ndarray]) -> list[int
     Returns:
         Their indices in the data, ascending.
     """
-    found: set[int] = set()
+    rows: set[int] = set()
     for batch, index in zip(batches, indices, strict=True):
         sound = torch.ones(len(batch), dtype=torch.bool, device=batch.x0.device)
         for value in (batch.x0, *batch.cond.values(), *batch.aux.values()):
             sound &= value.reshape(len(batch), -1).isfinite().all(1)
-        found |= {*index[(~sound).cpu().numpy()].tolist()}
-    return sorted(found)
+        rows |= {*index[(~sound).cpu().numpy()].tolist()}
+    return sorted(rows)
 
 
 class Unsound:

@@ -1,11 +1,43 @@
-"""Options that are lists of numbers: how the command line reads them, or says what it expects."""
+"""Kinds of options of the command line: how each is read, and what its help shows.
+
+Importing this imports no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
+from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
+
+
+def optional(metavar: str | None = None, **further: Any) -> Any:
+    """How the help shows an option that may be left out: no None as a value, nor as a default.
+
+    Args:
+        metavar: what stands for the value, such as INT.
+        further: other keywords of ``tyro.conf.arg``.
+    """
+
+    def default(label: str) -> str:
+        return "" if label == "None" else f"(default: {label})"
+
+    return arg(metavar=metavar, help_behavior_hint=default, **further)
+
+
+Whole = Annotated[int | None, optional("INT")]
+"""A whole number, or None for what the help says."""
+
+Real = Annotated[float | None, optional("FLOAT")]
+"""A number, or None for what the help says."""
+
+Text = Annotated[str | None, optional("STR")]
+"""A text, or None for what the help says."""
+
+File = Annotated[Path | None, optional("PATH")]
+"""A path, or None for what the help says."""
 
 
 def _read(kind: Callable[[str], Any], noun: str, example: str) -> Callable[[list[str]], Any]:
@@ -35,7 +67,11 @@ def _numbers(kind: type, metavar: str, noun: str, example: str) -> Any:
     )
 
 
-Wholes = Annotated[tuple[int, ...] | None, _numbers(int, "INT ...", "whole numbers", "16 32")]
+Wholes = Annotated[
+    tuple[int, ...] | None,
+    _numbers(int, "INT ...", "whole numbers", "16 32"),
+    optional(),
+]
 """Whole numbers; None leaves a default."""
 
 Reals = Annotated[tuple[float, ...], _numbers(float, "FLOAT ...", "numbers", "0.05 0.1")]
