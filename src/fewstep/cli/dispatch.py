@@ -26,6 +26,7 @@ from fewstep.cli.export import export
 from fewstep.cli.import_ import import_
 from fewstep.cli.merge import merge
 from fewstep.cli.pairs import pairs
+from fewstep.cli.plot import plot
 from fewstep.cli.prepare import prepare
 from fewstep.cli.push import push
 from fewstep.cli.recipes import show_recipes
@@ -44,6 +45,7 @@ fewstep: generative models that need one to four network calls
   fewstep status RUN                            how far a run is, and its last picture
   fewstep sample MODEL -n 64 --out grid.png     draw
   fewstep evaluate MODEL --steps 1,2            distances to data, and speed
+  fewstep plot RUN|MODEL ...                    curves of runs; samples on their way from noise
   fewstep doctor MODEL                          whether a teacher may be distilled, and what to do
   fewstep compare --data digits --budget 60s    every method on equal terms
   fewstep search MODEL --steps 2,3,4            better times for few steps
@@ -160,6 +162,7 @@ def _dispatch(args: list[str]) -> None:
         "average": lambda rest: _call("fewstep average", average, rest),
         "merge": lambda rest: _call("fewstep merge", merge, rest),
         "compare": lambda rest: _call("fewstep compare", compare, rest),
+        "plot": lambda rest: _call("fewstep plot", plot, rest),
         "push": lambda rest: _call("fewstep push", push, rest),
         "search": lambda rest: _call("fewstep search", search, rest),
         "bench": lambda rest: _call("fewstep bench", bench, rest),
