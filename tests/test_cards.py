@@ -92,7 +92,7 @@ def test_a_card_says_what_is_known(tmp_path):
 
 def test_a_card_says_what_is_not_known(tmp_path):
     card = card_of(model_of((2,)).save(tmp_path / "m"))
-    assert "# A cd model made with fewstep" in card
+    assert "# Model of the method cd, made with fewstep" in card
     assert "| source | not recorded |" in card
     assert f"## Licence\n\n{UNSET}" in card
     assert "Not set." in UNSET
@@ -232,7 +232,7 @@ def test_the_card_of_a_run_on_its_way_and_at_its_end(tmp_path, capsys):
     own = pictures(tmp_path / "images")
     out = trained(tmp_path / "run", "edm", data=own, steps=4, save_every=2, sample_every=4, keep=2)
     card = card_of(out / "model")
-    assert "A edm model trained with fewstep for 4 steps." in card
+    assert "This edm model was trained with fewstep for 4 steps." in card
     assert f"`{own}` (the user's own files): 12 samples of (3, 16, 16), 2 labels" in card
     assert "| classes | 2: class0, class1 |" in card
     assert f"fewstep sample {out}/model -n 16 --steps 18" in card

@@ -147,7 +147,16 @@ def test_help_of_recipes(recipe, capsys):
 
 VERBS = (
     *("sample", "evaluate", "search", "doctor", "export", "import", "average", "merge", "compare"),
-    *("plot", "push", "bench", "status", "train digits-cd", "data check", "data prepare", "data codec"),
+    *(
+        "plot",
+        "push",
+        "bench",
+        "status",
+        "train digits-cd",
+        "data check",
+        "data prepare",
+        "data codec",
+    ),
     *("data encode", "data pairs"),
 )
 

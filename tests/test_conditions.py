@@ -150,8 +150,11 @@ def test_values_are_converted(given, key, wanted):
         ({"text_mask": [1]}, "did you mean 'text'"),
         ({"label": 4}, r"\[0, 2\]"),
         ({"label": "cow"}, "no class 'cow'.*cat, dog, owl"),
-        ({"label": [0, 1, 2]}, "one integer label or 2"),
-        ({"label": 0.5}, "integer"),
+        (
+            {"label": [0, 1, 2]},
+            "expected one label, .* for all samples or 2 of them",
+        ),
+        ({"label": 0.5}, "a whole number, for all samples"),
         ({"obs": [1, 2, 3]}, r"obs must have the shape \(2\)"),
         ({"obs": torch.ones(3, 2)}, r"got \(3, 2\)"),
         ({"obs": [1, float("nan")]}, "NaN"),

@@ -10,12 +10,13 @@ from fewstep.errors import UsageError
 BUNDLED = ("digits-cd", "digits-edm")
 
 
-def check_teacher(name: str, trained_by: str) -> None:
-    """Refuse a teacher that is neither a folder nor bundled nor named as one on the Hub.
+def check_model(name: str, trained_by: str, option: str = "teacher") -> None:
+    """Refuse a name that is neither a folder nor bundled nor that of a model on the Hub.
 
     Args:
-        name: of the teacher.
-        trained_by: the recipe, perhaps with options, that trains such teachers.
+        name: of the model.
+        trained_by: the recipe, perhaps with options, that trains such models.
+        option: that names the model.
 
     Raises:
         UsageError: it is none of them; the message says how to train one.
@@ -25,6 +26,7 @@ def check_teacher(name: str, trained_by: str) -> None:
         return
     if not Path(name).exists() and name not in BUNDLED:
         raise UsageError(
-            f"no teacher {name!r}: not a folder, and not bundled ({', '.join(BUNDLED)}); name one "
-            f"with --teacher, or train one with: fewstep train {trained_by} --out {name}"
+            f"no {'teacher' if option == 'teacher' else 'model'} {name!r}: not a folder, and not "
+            f"bundled ({', '.join(BUNDLED)}); name one with --{option}, or train one with: fewstep "
+            f"train {trained_by} --out {name}"
         )

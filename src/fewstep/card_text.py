@@ -123,7 +123,7 @@ def text(
     moves = place not in BUNDLED and not hub.names(place)
     parts = [
         front_matter(card, contract) if hub.names(place) else "",
-        f"# {card.title or f'A {contract.method} model made with fewstep'}",
+        f"# {card.title or f'Model of the method {contract.method}, made with fewstep'}",
         card.text,
         f"![samples]({PICTURE})" if shown else "",
         f"*{shown} samples of seed 0, {steps} step(s) each.*" if shown else "",

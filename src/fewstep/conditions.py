@@ -93,7 +93,10 @@ class Label(_Kind):
             raise UsageError(f"{name} must be an integer {allowed}; got {value!r}") from error
         given = given.expand(n) if given.shape in {(), (1,)} else given
         if given.shape != (n,) or given.is_floating_point() or given.dtype == torch.bool:
-            raise UsageError(f"expected one integer {name} or {n}, got {value!r}")
+            raise UsageError(
+                f"expected one {name}, a name or a whole number, for all samples or {n} of them, "
+                f"got {value!r}"
+            )
         if bool((given < 0).any() or (given > self.classes).any()):
             raise UsageError(f"{name} must be {allowed}; got {value!r}")
         return {name: given.long()}

@@ -163,6 +163,8 @@ class Model:
         Raises:
             UsageError: what is asked contradicts the contract.
         """
+        if callback is not None and not callable(callback):
+            raise UsageError(f"callback is a function of a State, got {callback!r}")
         pairs = options.pairs(n, seed, first, seeds)
         contract = self.contract
         request = options.Request(

@@ -27,10 +27,26 @@ def optional(metavar: str | None = None, **further: Any) -> Any:
     return arg(metavar=metavar, help_behavior_hint=default, **further)
 
 
-Whole = Annotated[int | None, optional("INT")]
+def _number(kind: type, metavar: str, noun: str) -> Any:
+    def read(words: list[str]) -> Any:
+        try:
+            return None if words == ["None"] else kind(words[0])
+        except ValueError:
+            raise ValueError(f"expected {noun}, got {words[0]!r}") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, int | kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+Whole = Annotated[int | None, _number(int, "INT", "a whole number"), optional("INT")]
 """A whole number, or None for what the help says."""
 
-Real = Annotated[float | None, optional("FLOAT")]
+Real = Annotated[float | None, _number(float, "FLOAT", "a number"), optional("FLOAT")]
 """A number, or None for what the help says."""
 
 Text = Annotated[str | None, optional("STR")]

@@ -251,6 +251,10 @@ def conditions(
     lengths: Any = None,
 ) -> dict[str, Tensor]:
     """All conditions of samples: see ``Model.conditions``."""
+    if not isinstance(cond or {}, Mapping):
+        raise UsageError(
+            f"cond maps names of conditions to values, as in cond={{'label': 3}}; got {cond!r}"
+        )
     given = dict(cond or {})
     if label is not None and not data.labels:
         raise UsageError(f"this model has no labels, got label={label}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from fewstep.contract import DataSpec
 from fewstep.errors import UsageError
 from fewstep.model import Model, load
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser, Guided
+from fewstep.models.preconditioning import Preconditioning
 from fewstep.paths import VarianceExploding
+from fewstep.weights import assign_weights
 
 EDM_LEVELS = VarianceExploding()
 
@@ -43,6 +47,28 @@ def teacher_of(spec: DataSpec, name: str, trained_by: str, method: str | None = 
             "e.g. of the recipe edm"
         )
     return model
+
+
+def begin_with(net: nn.Module, scalings: Preconditioning, model: Model, name: str) -> None:
+    """Give a network the weights of a model that reads it in the same way.
+
+    Args:
+        net: the network that is to learn.
+        scalings: how it is read.
+        model: whose weights it gets.
+        name: of the model, for messages.
+
+    Raises:
+        UsageError: the model has another network, or reads it in another way.
+    """
+    denoiser = model.denoiser
+    if not isinstance(denoiser, Denoiser) or denoiser.preconditioning != scalings:
+        raise UsageError(
+            f"--init {name} is a {model.contract.method} model whose network is read in another "
+            "way than this method reads it; give a model of the same method and settings, or "
+            "begin with the teacher's weights"
+        )
+    assign_weights(net, denoiser.net.state_dict(), Path(name))
 
 
 def read(model: Model, name: str) -> Denoiser:

@@ -151,11 +151,12 @@ def freeze(module: M) -> M:
 def learnable(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of a network that a training may change.
 
-    Where some have gradients, it is these. A network without any was frozen as a whole, as a loaded
-    model is: of it, all that were not frozen before that. Integers are never among them.
+    Where some have gradients, it is these. Of a network that :func:`freeze` froze as a whole, as of
+    a loaded model, it is all that were not frozen before that; and of one that its user froze as a
+    whole, none. Integers are never among them.
     """
     chosen = [p for p in module.parameters() if p.requires_grad]
-    if chosen:
+    if chosen or not any(_HELD in part.__dict__ for part in module.modules()):
         return chosen
     held = {
         id(p)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def read(path: Path, **options) -> ImageFolder:
     if data.labels:
         assert label_of(file) == label_of(data)
     return data
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def told(data: ImageFolder) -> str:
@@ -77,6 +83,32 @@ def test_labels_from_one_or_with_gaps(tmp_path, given, names, label):
     assert "class(es) have no image" in " ".join(nine.notes)
     with pytest.raises(UsageError, match=r"gives \d\.png the label"):
         prepare(path, tmp_path / "x.safetensors", resolution=4, classes=1)
+
+
+@both
+def test_folders_that_are_no_classes_are_named(tmp_path, form):
+    files = {"a/0.png": PNG, "c/x/0.png": PNG, "c/y/1.png": PNG, "b/0.svg": b"<svg/>", "n.txt": b""}
+    data = read(stored(made(tmp_path / "1"), form, files))
+    assert data.class_names == ("a", "c")
+    assert "the folder(s) b hold no image that is read: no classes" in told(data)
+    assert "such as c/x, are no classes" in told(data)
+    files = {f"{name}/0.png": PNG for name in ("train", "val", "more")}
+    data = read(stored(made(tmp_path / "2"), form, files))
+    assert data.class_names == ("more", "train", "val")
+    assert "the folder(s) train, val are classes here, beside others" in told(data)
+
+
+def test_folders_of_a_shard_are_no_classes(tmp_path):
+    path = tmp_path / "planes.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in ("planes/0.png", "ships/0.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(PNG)
+            archive.addfile(info, io.BytesIO(PNG))
+    data = prepare(path, tmp_path / "x.safetensors", resolution=4)
+    assert data.labels == 0
+    (note,) = data.notes
+    assert "the folders inside of a shard, such as planes and ships, are no classes" in note
 
 
 def test_classes_that_have_names_have_a_number(tmp_path):
@@ -364,6 +396,29 @@ def test_deep_images_are_scaled(tmp_path, bits, channels):
     data = read(stored(tmp_path, "folder", {"a.png": content}))
     np.testing.assert_array_equal(as_bytes(data)[0], x[..., :3].transpose(2, 0, 1))
     assert "more than 8 bits" in told(data)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bright", ["a.png", "z.png"])
+def test_one_image_of_16_bits_says_that_all_have_them(tmp_path, channels, bright):
+    dark = np.full((4, 4, channels), 3000, np.uint16)
+    full = np.full((4, 4, channels), 60_000, np.uint16)
+
+    def content(values):
+        return encoded(values[..., 0]) if channels == 1 else deep_colour(values)
+
+    files = {"m.png": content(dark), bright: content(full), "0.png": encoded(pixels(4, 4))}
+    data = read(stored(tmp_path, "folder", files))
+    levels = dict(zip(data.names, as_bytes(data)[:, 0, 0, 0].tolist(), strict=True))
+    assert (levels["m.png"], levels[bright]) == (3000 >> 8, 60_000 >> 8)
+    assert "2 image(s) have more than 8 bits and are read as 16 bits" in told(data)
+
+
+def test_images_of_12_bits_are_named_so(tmp_path):
+    dark = np.full((4, 4), 3000, np.uint16)
+    data = read(stored(tmp_path, "folder", {"a.png": encoded(dark), "b.png": encoded(dark)}))
+    assert as_bytes(data).max() == 3000 >> 4
+    assert "2 image(s) have more than 8 bits and are read as 12 bits" in told(data)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -68,11 +69,60 @@ def test_a_copy_of_a_loaded_model_learns_but_for_what_was_frozen(tmp_path):
     assert moved(before, student) == {*before} - {"table", "count"}
 
 
-def test_a_network_that_was_frozen_as_a_whole_learns():
+def test_a_network_that_its_user_froze_as_a_whole_is_refused(tmp_path):
     network = made(Net).requires_grad_(False)
-    assert learnable(network) == [*network.parameters()]
+    assert learnable(network) == []
+    with pytest.raises(UsageError, match=r"nothing to learn.*requires_grad_\(True\)"):
+        train(run_of(network), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     network.b.requires_grad_(True)
     assert learnable(network) == [network.b.weight, network.b.bias]
+
+
+class Answering(Net):
+    """Answers something else than a tensor of the samples' shape."""
+
+    answer: Any = None
+
+    def forward(self, x, c_noise, s_noise=None, cond=None):
+        return self.answer(super().forward(x, c_noise, s_noise, cond))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            lambda out: out[:, :1],
+            r"returned a tensor of shape \(\d+, 1\) for samples of shape \(\d+, 2\)",
+        ),
+        (lambda out: (out, out), "returned a tuple; expected one tensor"),
+        (lambda out: None, "returned a NoneType; expected one tensor"),
+    ],
+)
+def test_an_answer_of_another_kind_is_refused(answer, words, tmp_path):
+    network = made(Answering)
+    network.answer = answer
+    with pytest.raises(UsageError, match=f"Answering {words}"):
+        train(run_of(network), tmp_path / "run")
+
+
+def test_lazy_layers_are_refused():
+    network = made(Net)
+    network.more = torch.nn.LazyLinear(2)
+    with pytest.raises(UsageError, match=r"has lazy layers.*call it once on a sample"):
+        run_of(network)
+
+
+def test_whole_numbers_before_the_weights_do_not_change_the_precision(tmp_path):
+    network = made(Net)
+    old = dict(network.named_children())
+    for name in old:
+        delattr(network, name)
+    network.order = torch.nn.Parameter(torch.tensor([1, 0]), requires_grad=False)
+    for name, child in old.items():
+        setattr(network, name, child)
+    assert not next(network.parameters()).is_floating_point()
+    train(run_of(network), tmp_path / "run")
 
 
 def test_what_is_turned_on_again_learns():

@@ -84,8 +84,8 @@ def _lines(survey: Survey, source: str) -> Iterator[str]:
     shape = "x".join("any" if size is None else str(size) for size in survey.shape)
     yield f"{survey.count:,} sample(s) would be read as {shape}"
     if survey.sizes:
-        smallest, largest = (" x ".join(map(str, size)) for size in survey.sizes)
-        yield f"the images have {smallest} to {largest} pixels"
+        sizes = dict.fromkeys(" x ".join(map(str, size)) for size in survey.sizes)
+        yield f"the images have {' to '.join(sizes)} pixels"
     yield f"{len(survey.classes)} class(es)" if survey.classes else "no labels"
     for k, (name, n) in enumerate(survey.classes[:CLASSES]):
         yield f"  label {k}: {name}, {n:,} sample(s)"

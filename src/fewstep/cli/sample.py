@@ -94,6 +94,8 @@ def sample(
 
     folder = find(model, average, step)
     loaded = load(folder, device=device, engine=engine)
+    if latents and loaded.frontend.codec is None:
+        raise UsageError(f"--latents: {model} has no codec; its samples are what the network makes")
     print(f"model: {folder}", file=sys.stderr)
     say_unfinished(folder)
     given = loaded.contract.data.parse(cond, label)

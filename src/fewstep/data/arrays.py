@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from fewstep.conditions import Mask
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError, entropy
-from fewstep.data.checks import channels_advice, looks_like_pixels
+from fewstep.data.checks import channels_advice, looks_like_pixels, looks_like_shares
 from fewstep.data.columns import Column, columns, label_column
 from fewstep.data.specs import make_spec
 from fewstep.values import lengths_of
@@ -60,7 +61,7 @@ class Arrays:
         spec: DataSpec | None = None,
         check: bool = True,
     ) -> None:
-        self._x = np.asarray(x)
+        self._x = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x)
         self.image = self._x.dtype == np.uint8 if image is None else image
         bounds = spec.range if spec else (-1.0, 1.0) if self.image and range is None else range
         plain = image is None and spec is None
@@ -191,6 +192,11 @@ def _check_values(
         raise UsageError(
             f"the values lie in [{low:g}, {high:g}] and look like pixels: pass them as uint8, or "
             "say range=(0, 255) if they are none"
+        )
+    if plain and bounds is None and looks_like_shares(x.shape[1:], low, high):
+        raise UsageError(
+            f"the values lie in [{low:g}, {high:g}] and look like images in [0, 1]: pass 2 * x - 1 "
+            "and say image=True, or say range=(0, 1) if they are none"
         )
     if bounds is not None and (low < bounds[0] or high > bounds[1]):
         advice = "rescale them, or pass uint8 pixels in [0, 255]" if image else "rescale them"

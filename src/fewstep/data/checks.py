@@ -94,6 +94,11 @@ def looks_like_pixels(shape: Sequence[int | None], low: float, high: float) -> b
     return len(shape) == 3 and shape[0] in (1, 3) and low >= 0 and 200 <= high <= 255
 
 
+def looks_like_shares(shape: Sequence[int | None], low: float, high: float) -> bool:
+    """Whether values are probably pixels from 0 to 1."""
+    return len(shape) == 3 and shape[0] in (1, 3) and low >= 0 and 0.5 < high <= 1
+
+
 def channels_advice(shape: Sequence[int | None], expected: Sequence[int | None] | None) -> str:
     """The transpose that is needed, where channels come last but should come first."""
     if len(shape) != 3:

@@ -99,7 +99,7 @@ def opened(source: bytes | IO[bytes], where: str, name: str = "") -> Image.Image
             with _quiet, warnings.catch_warnings(action="ignore"):
                 image = Image.open(file, formats=kinds)
         except Image.UnidentifiedImageError as error:
-            raise BadFile(where, f"is broken or none of {', '.join(kinds)}") from error
+            raise BadFile(where, "is empty, broken or of a kind that is not read") from error
         if image.width * image.height > MAX_PIXELS:
             raise _too_large(where)
     return image
@@ -112,11 +112,23 @@ def square(
     resolution: int,
     crop: Crop = "center",
     background: Background = WHITE,
+    *,
+    narrow: bool | None = None,
 ) -> np.ndarray:
     """An image as uint8 ``(channels, resolution, resolution)``.
 
     It is turned upright as its EXIF orientation says, transparent pixels are composited on
     ``background``, and 16 or 12 bits become 8.
+
+    Args:
+        image: opened, and perhaps not loaded yet.
+        where: its name in messages.
+        channels: 1 or 3.
+        resolution: height and width of the result.
+        crop: how it becomes square.
+        background: colour behind transparent pixels.
+        narrow: whether a file of 16 bits holds 12, as :func:`is_narrow` says of one image; by
+            default the image's own values decide, and for the images of a data set all together.
 
     Raises:
         BadFile: it cannot be decoded, is not square and ``crop`` is ``none``, or holds floats.
@@ -132,7 +144,7 @@ def square(
             image.draft(None, (2 * resolution, 2 * resolution))
         image.load()
         turn = TURNS.get(orientation_of(image))
-        whole = _eight_bits(image, where, again)
+        whole = _eight_bits(image, where, again, narrow)
         whole = whole if turn is None else whole.transpose(turn)
         if crop == "adm":
             fitted = _shrunk_then_cut(_flat(whole, channels, background), resolution)
@@ -176,8 +188,20 @@ def _content(image: Image.Image) -> bytes:
     return file.getvalue() if is_deep(image) and isinstance(file, io.BytesIO) else b""
 
 
-def _eight_bits(image: Image.Image, where: str, content: bytes) -> Image.Image:
-    """A loaded image in a mode of 8 bits; no value above 4095 means that it had 12."""
+def is_narrow(image: Image.Image) -> bool:
+    """Whether an image of more than 8 bits has no value above 4095, as those of 12 bits have not.
+
+    Pillow keeps the upper 8 of 16 bits of colours. A PPM of any number of bits is scaled to 16
+    already.
+    """
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return image.format != "PPM" and bool(np.asarray(image).max() < 2**12)
+    deep_colour = image.format == "PNG" and image.mode in {"RGB", "RGBA"}
+    return deep_colour and bool(np.asarray(image)[..., :3].max() < 2**4)
+
+
+def _eight_bits(image: Image.Image, where: str, content: bytes, narrow: bool | None) -> Image.Image:
+    """A loaded image in a mode of 8 bits."""
     if image.mode == "F":
         raise BadFile(where, "holds floats, whose range nobody says; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -185,10 +209,9 @@ def _eight_bits(image: Image.Image, where: str, content: bytes) -> Image.Image:
         values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise BadFile(where, "holds values outside [0, 65535]; save it with 16 bits")
-        # Pillow has scaled a PPM of any number of bits to 16 already.
-        narrow = values.max() < 2**12 and image.format != "PPM"
+        narrow = is_narrow(image) if narrow is None else narrow
         return Image.fromarray((values >> (4 if narrow else 8)).astype(np.uint8))
-    if content and image.format == "PNG" and image.mode in {"RGB", "RGBA"}:
+    if content and (is_narrow(image) if narrow is None else narrow) and image.format == "PNG":
         return _colour_of_12_bits(image, content)
     return image
 
@@ -196,8 +219,6 @@ def _eight_bits(image: Image.Image, where: str, content: bytes) -> Image.Image:
 def _colour_of_12_bits(image: Image.Image, content: bytes) -> Image.Image:
     """Colours of 12 bits in a PNG of 16, whose upper 8, which Pillow keeps, they hardly reach."""
     upper = np.asarray(image)
-    if upper[..., :3].max() >= 2**4:
-        return image
     again: Any = Image.open(io.BytesIO(content), formats=("PNG",))
     again.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in again.tile]
     scaled = upper << 4 | np.asarray(again) >> 4

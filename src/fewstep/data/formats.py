@@ -47,7 +47,7 @@ NOTES = {
     "alpha": "{n} have an alpha channel; where it is transparent, they are composited on "
     "{background}",
     "frames": "{n} have several frames, of which the first is read",
-    "deep": "{n} have more than 8 bits; those with no value above 4095 are read as 12 bits",
+    "deep": "{n} have more than 8 bits and are read as {bits}",
 }
 """Traits of images that users are told of."""
 
@@ -99,11 +99,11 @@ def by_suffix(names: Iterable[str]) -> dict[str, int]:
 
 def no_images(path: object, names: Iterable[str] = ()) -> UsageError:
     """The error that a place holds no images, with what it holds instead."""
-    known = [*names]
+    known, every = [*names], {**SUFFIXES, **PLUGINS}
     held = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in by_suffix(known).items())
     message = passed_over(known)
     return UsageError(
-        f"{path} holds no images; files that end in {' '.join(SUFFIXES)} are"
+        f"{path} holds no images; files that end in {' '.join(filter(kind_of, every))} are"
         + (f" (it holds {held})" if held else "")
         + (f"; {message}" if message else "")
     )
@@ -143,7 +143,8 @@ class Header:
 
     Args:
         size: width and height.
-        traits: keys of ``NOTES``, and ``grey``.
+        traits: keys of ``NOTES``, ``grey``, and ``narrow`` where an image with more than 8 bits
+            was decoded and has no value above 4095.
     """
 
     size: tuple[int, int]
@@ -230,12 +231,23 @@ class Tally:
         """Whether no image has colour; the one rule by which images have 1 or 3 channels."""
         return self._all_grey
 
+    @property
+    def narrow(self) -> bool:
+        """Whether no image of more than 8 bits has a value above 4095: such sets have 12 bits."""
+        return self._counts["narrow"] == self._counts["deep"]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some images of more than 8 bits have no value above 4095, and others have one."""
+        return self._counts["narrow"] > 0 and not self.narrow
+
     def notes(self) -> tuple[str, ...]:
         """One sentence for each trait that users have to notice."""
         red, green, blue = self.background
+        bits = "12 bits, as none has a value above 4095" if self.narrow else "16 bits"
         name = "white" if self.background == WHITE else f"#{red:02x}{green:02x}{blue:02x}"
         notes = [
-            text.format(n=f"{self._counts[trait]} image(s)", background=name)
+            text.format(n=f"{self._counts[trait]} image(s)", background=name, bits=bits)
             for trait, text in NOTES.items()
             if self._counts[trait]
         ]

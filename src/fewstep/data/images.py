@@ -19,7 +19,7 @@ import torch
 
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Indices
-from fewstep.data.decoding import BadFile, check_arguments, square
+from fewstep.data.decoding import BadFile, check_arguments, is_narrow, naming, square
 from fewstep.data.formats import (
     Header,
     Tally,
@@ -102,6 +102,7 @@ class ImageFolder:
         self.labels = len(self.class_names)
         self.image = True
         self.skipped: tuple[tuple[str, str], ...] = ()
+        self._narrow: bool | None = None
         tally = self._headers(on_error, resolution)
         self.shape = (channels or (1 if tally.grey else 3), resolution, resolution)
         self.spec = image_spec(self.shape, self.class_names)
@@ -140,15 +141,31 @@ class ImageFolder:
     def _headers(self, on_error: str, resolution: int) -> Tally:
         """What the headers of all images show."""
         tally = Tally(resolution, self._background)
-        total = len(self.names)
+        total, deep = len(self.names), list[tuple[str, Header]]()
         with nullcontext(_ignore) if total < MANY else bar("reading", "headers", total) as advance:
-            for one in _in_order(self._header, self.names):
+            for name, one in zip(self.names, _in_order(self._header, self.names), strict=True):
                 advance(1)
-                if not isinstance(one, BadFile):
+                if isinstance(one, BadFile):
+                    if on_error == "refuse":
+                        raise one
+                elif "deep" in one.traits:
+                    deep.append((name, one))
+                else:
                     tally.add(one)
-                elif on_error == "refuse":
-                    raise one
+        # Images of more than 8 bits have 12 only if all of them may.
+        self._narrow = all(map(self._is_narrow, (name for name, _ in deep))) if deep else None
+        for _, header in deep:
+            narrow = {"narrow"} if self._narrow else set[str]()
+            tally.add(Header(header.size, header.traits | narrow))
         return tally
+
+    def _is_narrow(self, name: str) -> bool:
+        """Whether an image has no value above 4095; one that cannot be decoded says nothing."""
+        try:
+            with naming(self.members.where(name)):
+                return is_narrow(self.members.opened(name))
+        except BadFile:
+            return True
 
     def _decode_all(self, names: Sequence[str]) -> np.ndarray:
         pixels = np.empty((len(names), *self.shape), np.uint8)
@@ -181,7 +198,8 @@ class ImageFolder:
     def _decode(self, name: str) -> np.ndarray:
         channels, resolution, _ = self.shape
         image, where = self.members.opened(name), self.members.where(name)
-        return square(image, where, channels, resolution, background=self._background)
+        behind, narrow = self._background, self._narrow
+        return square(image, where, channels, resolution, background=behind, narrow=narrow)
 
     def _header(self, name: str) -> Header | BadFile:
         try:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fewstep.core import UsageError
 from fewstep.data.decoding import BadFile
+from fewstep.data.formats import is_hidden
 from fewstep.data.members import Members
 from fewstep.data.naming import in_order, shortened
 from fewstep.errors import in_words
@@ -170,6 +171,8 @@ def member_labels(
         if name.rpartition("/")[2] == JSON
     )
     assigned = _folder_labels(members.path, names, common, labels)
+    if assigned.class_names:
+        notes += _folder_notes(members, names, len(common), assigned.class_names)
     return Assigned(assigned.names, assigned.label, assigned.class_names, (*notes, *assigned.notes))
 
 
@@ -228,6 +231,32 @@ def _folder_labels(
     assigned = by_name([kind for _, kind in kept], [name for name, _ in kept])
     notes = (f"{where} beside the class folders and are passed over",) if loose else ()
     return Assigned(assigned.names, assigned.label, assigned.class_names, (*notes, *assigned.notes))
+
+
+def _folder_notes(
+    members: Members, names: Sequence[str], depth: int, classes: Sequence[str]
+) -> tuple[str, ...]:
+    """What is to be known of folders that are no classes, or are classes and may be none."""
+    notes = []
+    above = PurePosixPath(names[0]).parts[:depth]
+    beside = [n for n in members.names if PurePosixPath(n).parts[:depth] == above]
+    held = {_class_of(name, depth) for name in beside if not is_hidden(name)}
+    without = sorted(held - {None, *classes}, key=str)
+    if without:
+        notes.append(f"the folder(s) {shortened(without)} hold no image that is read: no classes")
+    inside = {
+        PurePosixPath(name).parts[: depth + 2] for name in names if _class_of(name, depth + 1)
+    }
+    split = sorted("/".join(one) for one in inside if sum(o[:-1] == one[:-1] for o in inside) > 1)
+    if split:
+        notes.append(f"folders inside of a class folder, such as {split[0]}, are no classes")
+    parts = [name for name in classes if name.lower() in SPLITS]
+    if parts:
+        notes.append(
+            f"the folder(s) {shortened(parts)} are classes here, beside others; if they are parts "
+            "of a data set, name one of them"
+        )
+    return tuple(notes)
 
 
 def _common(names: Sequence[str]) -> tuple[str, ...]:

@@ -56,7 +56,10 @@ class Members:
         try:
             archive = self._archive()
         except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise UsageError(f"{path} is neither a folder nor a zip of images ({error})") from error
+            raise UsageError(
+                f"{path} is neither a folder nor a zip of images; data prepare also reads .tar, "
+                ".tar.gz, .tgz, .parquet, .npz and IDX files, and other archives must be unpacked"
+            ) from error
         self.names = {info.filename for info in archive.infolist() if not info.is_dir()}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fewstep.data.decoding import Crop, check_arguments
 from fewstep.data.formats import background_of
 from fewstep.data.prepared import SUFFIX, About, Prepared, printable, write_prepared
 from fewstep.data.reading import Reading, decoder, nothing_usable
-from fewstep.data.sources import HUB, open_source
+from fewstep.data.sources import HUB, Source, open_source
 from fewstep.system.files import TEMPORARY
 
 STRETCH = 2**24
@@ -77,17 +77,23 @@ def prepare(
     given = [str(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
     if not given:
         raise UsageError("got no source; give a folder, a zip, or one or several shards")
-    opened = open_source(given, labels, split, classes)
+    first = open_source(given, labels, split, classes)
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = path.with_name(f"{TEMPORARY}{path.name}.pixels")
 
-    reading = Reading(opened, resolution, behind, classes, skip=on_error == "skip")
-    stored = channels or 3
-    try:
+    def passage(opened: Source, narrow: bool | None) -> Reading:
+        reading = Reading(opened, resolution, behind, classes, skip=on_error == "skip")
+        decode = decoder(stored, resolution, crop, behind, narrow=narrow)
         with raw.open("wb") as file:
-            decode = decoder(stored, resolution, crop, behind)
             for pixels, _ in reading.images(decode, workers, "preparing"):
                 file.write(pixels.tobytes())
+        return reading
+
+    stored = channels or 3
+    try:
+        reading = passage(first, None)
+        if reading.tally.mixed:  # some images were taken for 12 bits, but all have 16
+            reading = passage(open_source(given, labels, split, classes), False)
         if not reading.count:
             raise nothing_usable(given[0], reading.skipped)
         assigned = reading.labels()

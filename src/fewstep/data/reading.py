@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from fewstep.core import UsageError
-from fewstep.data.decoding import BadFile, Crop, naming, square
+from fewstep.data.decoding import BadFile, Crop, is_narrow, naming, square
 from fewstep.data.formats import Background, Header, Tally, header_of
 from fewstep.data.labels import Assigned, Labels
 from fewstep.data.prepared import printable
@@ -24,16 +24,33 @@ Decoded = tuple[np.ndarray, Header] | BadFile
 
 
 def decoder(
-    channels: int, resolution: int, crop: Crop, background: Background
+    channels: int,
+    resolution: int,
+    crop: Crop,
+    background: Background,
+    *,
+    narrow: bool | None = None,
 ) -> Callable[[Item], Decoded]:
-    """What decodes an item to uint8 ``(channels, resolution, resolution)``."""
+    """What decodes an item to uint8 ``(channels, resolution, resolution)``.
+
+    Args:
+        channels: 1 or 3.
+        resolution: height and width.
+        crop: how images become square.
+        background: colour behind transparent pixels.
+        narrow: see :func:`~fewstep.data.decoding.square`.
+    """
 
     def decode(item: Item) -> Decoded:
         try:
             image = item.load()
             with naming(item.where):
                 header = header_of(image)
-            return square(image, item.where, channels, resolution, crop, background), header
+            behind = background
+            pixels = square(image, item.where, channels, resolution, crop, behind, narrow=narrow)
+            if "deep" in header.traits and is_narrow(image):
+                header = Header(header.size, header.traits | {"narrow"})
+            return pixels, header
         except BadFile as error:
             return error
 

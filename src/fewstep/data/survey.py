@@ -85,14 +85,22 @@ def survey(
     """
     check_arguments(resolution, channels, crop)
     behind = background_of(background)
-    reading = Reading(open_source(source, labels, split), resolution, behind, None, skip=True)
     samples: dict[int | str | None, list[np.ndarray]] = {}
-    decode = decoder(channels or 3, resolution, crop, behind)
-    for pixels, label in reading.images(decode, workers, "checking"):
-        if label in samples or len(samples) < CLASSES:
-            row = samples.setdefault(label, [])
-            if len(row) < (EACH if label is not None else EACH**2):
-                row.append(pixels)
+
+    def passage(narrow: bool | None) -> Reading:
+        samples.clear()
+        reading = Reading(open_source(source, labels, split), resolution, behind, None, skip=True)
+        decode = decoder(channels or 3, resolution, crop, behind, narrow=narrow)
+        for pixels, label in reading.images(decode, workers, "checking"):
+            if label in samples or len(samples) < CLASSES:
+                row = samples.setdefault(label, [])
+                if len(row) < (EACH if label is not None else EACH**2):
+                    row.append(pixels)
+        return reading
+
+    reading = passage(None)
+    if reading.tally.mixed:  # some images were taken for 12 bits, but all have 16
+        reading = passage(False)
     if not reading.count:
         raise nothing_usable(source[0], reading.skipped)
     assigned = reading.labels()

@@ -15,7 +15,7 @@ from fewstep.conditions import Label
 from fewstep.contract import DataSpec
 from fewstep.core import Batch, UsageError
 from fewstep.data.arrays import Indices
-from fewstep.data.checks import channels_advice, looks_like_pixels
+from fewstep.data.checks import channels_advice, looks_like_pixels, looks_like_shares
 from fewstep.data.decoding import BadFile, square
 from fewstep.data.formats import background_of, header_of
 from fewstep.data.specs import make_spec
@@ -246,7 +246,7 @@ def _check_floats(shape: tuple[int, ...], sample: Tensor) -> None:
     if advice:
         raise UsageError(f"sample 0 has the shape {shape}; expected (c, h, w){advice}")
     pixels = looks_like_pixels(shape, low, high)
-    unit = len(shape) == 3 and shape[0] in (1, 3) and low >= 0 and 0.5 < high <= 1
+    unit = looks_like_shares(shape, low, high)
     if pixels or unit:
         top = 255 if pixels else 1
         raise UsageError(

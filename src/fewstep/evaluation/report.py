@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -84,23 +84,32 @@ def report(
     return finish
 
 
-def watch(protocol_for: Callable[[], Protocol]) -> Callable[[Model], dict[str, float]]:
+@dataclass(frozen=True)
+class Watch:
+    """What :func:`watch` returns.
+
+    Args:
+        protocol: makes the protocol when it is asked first.
+        metrics: the names of the numbers, before the number of network calls.
+    """
+
+    protocol: Callable[[], Protocol]
+    metrics: tuple[str, ...] = ("fd", "swd", "nn")
+
+    def __call__(self, model: Model) -> dict[str, float]:
+        """The distances by name and network calls, such as ``fd/1``."""
+        steps = TEACHER_STEPS if is_diffusion(model) else served(model)[0]
+        row = self.protocol().judge(model, steps)
+        return {f"{name}/{model.calls(steps)}": row[name] for name in self.metrics}
+
+
+def watch(protocol_for: Callable[[], Protocol]) -> Watch:
     """A function that takes the distances of one draw of samples, for the log of a training.
 
     Args:
         protocol_for: of the run, by :func:`evaluator`.
     """
-
-    @cache
-    def protocol() -> Protocol:
-        return replace(protocol_for(), draws=1)
-
-    def numbers(model: Model) -> dict[str, float]:
-        steps = TEACHER_STEPS if is_diffusion(model) else served(model)[0]
-        row = protocol().judge(model, steps)
-        return {f"{name}/{model.calls(steps)}": row[name] for name in ("fd", "swd", "nn")}
-
-    return numbers
+    return Watch(cache(lambda: replace(protocol_for(), draws=1)))
 
 
 def is_diffusion(model: Model) -> bool:

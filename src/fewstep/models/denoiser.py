@@ -8,10 +8,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from fewstep.core import Cond, UsageError, expand, null_like, same_dropout
 from fewstep.models.preconditioning import Preconditioning
 from fewstep.paths import Event, Path, Time
+from fewstep.weights import averageable
 
 
 @runtime_checkable
@@ -84,6 +86,11 @@ class Denoiser(AbstractDenoiser):
                 "(a tuple of condition names) and two_time (True if it reads s_noise), and "
                 "forward(x, c_noise, s_noise=None, cond=None)"
             )
+        if any(isinstance(p, UninitializedParameter) for p in net.parameters()):
+            raise UsageError(
+                f"{type(net).__name__} has lazy layers, whose sizes are unknown yet; call it once "
+                "on a sample before it is given here"
+            )
         self.net = net
         self.preconditioning = preconditioning
         self.path = preconditioning.path
@@ -98,14 +105,24 @@ class Denoiser(AbstractDenoiser):
 
     def raw(self, x: Event, t: Time, s: Time | None = None, cond: Cond | None = None) -> Event:
         """The network's prediction F, cast to the precision of ``x``."""
-        dtype = next((p.dtype for p in self.net.parameters()), x.dtype)
+        dtype = next((p.dtype for p in self.net.parameters() if averageable(p)), x.dtype)
         times = getattr(self.net, "time_dtype", dtype)
         _, _, c_in, c_noise = self.preconditioning.coefficients(t)
         s_noise = None
         if self.two_time:
             s_noise = self.preconditioning.end_noise(t if s is None else s).to(times)
         out = self.net((expand(c_in, x) * x).to(dtype), c_noise.to(times), s_noise, self._own(cond))
-        return self.preconditioning.prediction(out.to(x.dtype), t)
+        if not isinstance(out, Tensor):
+            raise UsageError(
+                f"{type(self.net).__name__} returned a {type(out).__name__}; expected one tensor"
+            )
+        prediction = self.preconditioning.prediction(out.to(x.dtype), t)
+        if prediction.shape != x.shape:
+            raise UsageError(
+                f"{type(self.net).__name__} returned a tensor of shape {tuple(out.shape)} for "
+                f"samples of shape {tuple(x.shape)}; expected the same shape"
+            )
+        return prediction
 
     def on(self, path: Path) -> Denoiser:
         """The same network (shared, not copied) as a denoiser on another path."""

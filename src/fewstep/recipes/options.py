@@ -104,6 +104,9 @@ class StartOptions:
     teacher: str = NONE
     """A model folder, a run folder, a bundled name or hub:OWNER/NAME[@REVISION]; none starts from
     new weights."""
+    init: str = NONE
+    """A model of the same method, network and data, whose weights the student begins with, for a
+    new training with other settings: named as the teacher is."""
     guidance: float = 1.0
     """Scale of classifier-free guidance of a teacher that is distilled; 1 is no guidance."""
     dropout: float = 0.0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 from tyro.conf import Suppress, arg
 
 from fewstep import hub
-from fewstep.bundled import check_teacher
+from fewstep.bundled import check_model
 from fewstep.errors import UsageError, nearest
 from fewstep.recipes.method import Method, MethodOptions
 from fewstep.recipes.options import (
@@ -91,13 +91,17 @@ class Recipe(Generic[Options]):
         """The recipe with other values of some options.
 
         Args:
-            options: by name; ``train`` is a :class:`TrainConfig` or a mapping of some of its
-                values. A string is read as the command line would read it.
+            options: by name, of the recipe or of the trainer: ``steps=500``. Where a method has an
+                option of the same name, ``train={"steps": 500}`` is the trainer's; ``train`` may
+                also be a :class:`TrainConfig`. A string is read as the command line would read it.
 
         Raises:
             UsageError: there is no such option, or the value is none of its values.
         """
         train = options.pop("train", {})
+        home = {f.name: group for group in GROUPS for f in fields(getattr(self, group))}
+        known = {f.name for f in fields(TrainConfig)} - {*home}
+        also = {name: options.pop(name) for name in [*options] if name in known}
         if isinstance(train, TrainConfig):
             settings = train
         elif isinstance(train, Mapping):
@@ -107,10 +111,12 @@ class Recipe(Generic[Options]):
                 f"{self.name}: train takes a TrainConfig or some of its settings by name, such as "
                 f"train={{'steps': 500}}, got {train!r}"
             )
-        home = {f.name: group for group in GROUPS for f in fields(getattr(self, group))}
+        settings = _typed(settings, also, f"{self.name}: train.")
         for name in options:
             if name not in home:
-                raise UsageError(f"{self.name} has no option {name}; {nearest(name, home)}")
+                raise UsageError(
+                    f"{self.name} has no option {name}; {nearest(name, {*home, *known})}"
+                )
         for name in ("data", "held_out"):
             _check_named(f"{self.name}: {name}", options.get(name))
         first = self
@@ -132,6 +138,8 @@ class Recipe(Generic[Options]):
                 the Hub's, or an option describes another network than the teacher's, or there are
                 to be adapters without a teacher.
         """
+        if self.start.init != NONE:
+            check_model(self.start.init, self.name, "init")
         if self.start.teacher == NONE:
             if self.start.lora is not None:
                 raise UsageError(
@@ -147,7 +155,7 @@ class Recipe(Generic[Options]):
                     f"with the network of the teacher {self.start.teacher}; leave it out, or give "
                     f"--teacher {NONE}"
                 )
-        check_teacher(self.start.teacher, self.place.trained_by(self.method))
+        check_model(self.start.teacher, self.place.trained_by(self.method))
 
     def build(self) -> Run:
         """The run: data, networks, objective, averages and report.

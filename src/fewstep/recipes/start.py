@@ -15,7 +15,7 @@ from fewstep.data.pairs import Paired, Pairs
 from fewstep.errors import UsageError
 from fewstep.evaluation.report import evaluator, report, watch
 from fewstep.frontends import Frontend
-from fewstep.model import Model, find
+from fewstep.model import Model, find, load
 from fewstep.models import (
     EDM,
     AbstractDenoiser,
@@ -40,7 +40,7 @@ from fewstep.recipes.options import NONE
 from fewstep.recipes.origins import other_data, seen_before
 from fewstep.recipes.recipe import Recipe
 from fewstep.recipes.records import upgraded
-from fewstep.teachers import guided, levels, read, teacher_of
+from fewstep.teachers import begin_with, guided, levels, read, teacher_of
 from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Run, TrainConfig
@@ -60,6 +60,7 @@ class Start:
         drop: condition dropping.
         unseen: the held-out data that the options ask for; None without any.
         pairs: noise and samples of the teacher, where the method learns from them.
+        first: the model whose weights the student begins with, if those are not the source's.
     """
 
     recipe: Recipe[MethodOptions]
@@ -70,6 +71,7 @@ class Start:
     drop: ConditionDrop | None
     unseen: Dataset | None = None
     pairs: Pairs | None = None
+    first: Model | None = None
 
     @property
     def train(self) -> TrainConfig:
@@ -119,14 +121,16 @@ class Start:
         """
         net = grown(self.source, two_time=two_time, guidance=guidance).net
         net, options = with_dropout(net, self.recipe.start.dropout), self.recipe.start
+        scalings = self._scalings(path, boundary)
+        if new is not None and self.model is None:
+            scalings = new
+        if self.first is not None:
+            begin_with(net, scalings, self.first, options.init)
         if options.lora is not None:
             old = dict(self.source.net.named_parameters())
             added = {name for name, _ in net.named_parameters() if name not in old}
             with seeded(self.train.seed):
                 learn_adapters(net, options.lora, options.lora_alpha, whole=added)
-        scalings = self._scalings(path, boundary)
-        if new is not None and self.model is None:
-            scalings = new
         return Denoiser(net, scalings)
 
     def copy(self, path: Path | None = None) -> Denoiser:
@@ -262,6 +266,8 @@ class Start:
             lines.append(f"teacher: {find(teacher)}{but}")
             seen = seen_before(teacher, options.data, options.held_out)
             lines += [seen] if seen else []
+        if self.first is not None:
+            lines.append(f"first weights: {find(self.recipe.start.init)}")
         if self.recipe.place.reports and not evaluates:
             lines.append("the run ends without a table, as it has no held-out data (--held-out)")
         return "\n".join(lines)
@@ -310,6 +316,7 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
         teacher=guided(model, source, options.guidance) if model and taught else None,
         drop=ConditionDrop(options.condition_drop, nulls) if drops else None,
         unseen=unseen,
+        first=None if options.init == NONE else load(options.init, device="cpu"),
     )
     return start.with_pairs(str(recipe.arguments().get("pairs", "")))
 

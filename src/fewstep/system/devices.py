@@ -26,7 +26,9 @@ def usable_device(name: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
+        if "device" in first and "expected one of" in first.lower():  # a list of 20 names
+            first = "it is none of cpu, cuda, cuda:1, mps, xpu or auto"
         raise UsageError(f"the device {str(name)!r} cannot be used: {first}") from error
     return device

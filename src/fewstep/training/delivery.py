@@ -10,8 +10,8 @@ from fewstep import cards
 from fewstep.adapters import adapter_of
 from fewstep.card_text import SHOWN
 from fewstep.contract import Contract
-from fewstep.core import UsageError
 from fewstep.data import spec_of
+from fewstep.errors import UsageError, nearest
 from fewstep.model import Model
 from fewstep.models import Denoiser, adapted_layers, merged
 from fewstep.system.status import log_rows
@@ -86,7 +86,7 @@ def check_evaluations(run: Run) -> None:
 
     Raises:
         UsageError: the run is to be evaluated while it trains and has no held-out data, or its
-            best model is to be kept without evaluations.
+            best model is to be kept without evaluations, or by a number that they do not have.
     """
     metric, every = run.config.keep_best, run.config.evaluate_every
     advice = "--held-out 0.1 (a share of the data) or --held-out PATH (other such data)"
@@ -96,6 +96,12 @@ def check_evaluations(run: Run) -> None:
         raise UsageError(
             f"--train.keep-best {metric} needs evaluations while the run trains; give "
             + ", and ".join(options)
+        )
+    known = getattr(run.watch, "metrics", None)
+    if metric and known and metric.split("/")[0] not in known:
+        raise UsageError(
+            f"--train.keep-best {metric} is no number of evaluations while a run trains; "
+            f"{nearest(metric, known)}"
         )
     if every and run.watch is None:
         raise UsageError(

@@ -32,7 +32,7 @@ def card(run: Run, trainer: Trainer, method: str, denoiser: AbstractDenoiser) ->
     left = run.config.steps - trainer.step
     return Card(
         title=run.recipe,
-        text=f"A {method} model trained with fewstep for {trainer.step:,} steps"
+        text=f"This {method} model was trained with fewstep for {trainer.step:,} steps"
         + (f"; {left:,} steps of its run are left." if left > 0 else "."),
         data=_data(run),
         licence=str(run.arguments.get(LICENCE, "")),

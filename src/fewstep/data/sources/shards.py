@@ -22,6 +22,9 @@ from fewstep.data.sources.archive import Member, members
 from fewstep.data.sources.base import Item, Source, bad
 
 MAX_TEXT = 2**20
+FOLDERS = 2
+"""Folders that a note names."""
+
 MAX_FILES = 64
 """Most files of one sample."""
 
@@ -50,6 +53,8 @@ class _Shards:
         self.beside: list[str] = []
         self.dotted: list[str] = []
         self.unlabelled = 0
+        self.labelled = False
+        self.folders: dict[str, None] = {}
 
     def items(self, path: Path) -> Iterator[Item]:
         try:
@@ -74,6 +79,12 @@ class _Shards:
             )
         if self.unlabelled:
             notes.append(f"the labels of {self.unlabelled} image(s) are not read")
+        if len(self.folders) > 1 and not self.labelled:
+            first, second, *_ = self.folders
+            notes.append(
+                f"the folders inside of a shard, such as {first} and {second}, are no classes; "
+                "unpack it and give the folder if they should be"
+            )
         return tuple(notes)
 
     def _sample(self, sample: Sequence[Member], path: Path) -> Iterator[Item]:
@@ -90,6 +101,9 @@ class _Shards:
             except BadFile as error:
                 yield bad(name, error)
             else:
+                self.labelled |= label is not None
+                if self.labels != "none" and len(self.folders) < FOLDERS:
+                    self.folders[PurePosixPath(one.name).parent.name or "."] = None
                 yield Item(name, where, partial(opened, content, where, one.name), label, caption)
 
     def _caption(self, sample: Sequence[Member], image: Member, where: str) -> str | None:

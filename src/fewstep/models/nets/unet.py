@@ -106,7 +106,8 @@ def check_unet(
     if len(shape) != 3 or patch < 1 or any(n % unit for n in shape[1:]):
         raise UsageError(
             f"{name}: {len(multipliers)} resolutions of patches of {patch} need an event "
-            f"(c, h, w) whose h and w are divisible by {unit}, got {tuple(shape)}"
+            f"(c, h, w) whose h and w are divisible by {unit}, got {tuple(shape)}; take another "
+            "resolution, or fewer multipliers"
         )
     if channels % 2 or not multipliers or min(multipliers) < 1:
         raise UsageError(
