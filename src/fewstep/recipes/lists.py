@@ -1,4 +1,4 @@
-"""Options that are lists of numbers: how the command line reads them, or says what it expects."""
+"""Options that are lists: how the command line reads them, or says what it expects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _read(kind: Callable[[str], Any], noun: str, example: str) -> Callable[[list
     return read
 
 
-def _numbers(kind: type, metavar: str, noun: str, example: str) -> Any:
+def _several(kind: type, metavar: str, noun: str, example: str) -> Any:
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar=metavar,
@@ -35,8 +35,11 @@ def _numbers(kind: type, metavar: str, noun: str, example: str) -> Any:
     )
 
 
-Wholes = Annotated[tuple[int, ...] | None, _numbers(int, "INT ...", "whole numbers", "16 32")]
+Wholes = Annotated[tuple[int, ...] | None, _several(int, "INT ...", "whole numbers", "16 32")]
 """Whole numbers; None leaves a default."""
 
-Reals = Annotated[tuple[float, ...], _numbers(float, "FLOAT ...", "numbers", "0.05 0.1")]
+Reals = Annotated[tuple[float, ...], _several(float, "FLOAT ...", "numbers", "0.05 0.1")]
 """Numbers."""
+
+Names = Annotated[tuple[str, ...] | None, _several(str, "NAME ...", "names", "to_q to_v")]
+"""Names; None leaves a default."""

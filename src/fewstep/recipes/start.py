@@ -123,7 +123,13 @@ class Start:
             old = dict(self.source.net.named_parameters())
             added = {name for name, _ in net.named_parameters() if name not in old}
             with seeded(self.train.seed):
-                learn_adapters(net, options.lora, options.lora_alpha, whole=added)
+                learn_adapters(
+                    net,
+                    options.lora,
+                    options.lora_alpha,
+                    targets=options.lora_targets,
+                    whole=added,
+                )
         scalings = self._scalings(path, boundary)
         if new is not None and self.model is None:
             scalings = new
