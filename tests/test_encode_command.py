@@ -18,6 +18,7 @@ from PIL import Image
 
 from captioned import tokenizer, vae, write_frontend, write_pictures
 from fewstep.cli import main
+from fewstep.cli.sample import _texts
 from fewstep.core import UsageError
 from fewstep.data import open_data
 from fewstep.data.captioned import opened
@@ -447,6 +448,39 @@ def test_a_run_on_encoded_data_takes_its_encoders_along(at, tmp_path, capsys):
     assert Encoded(tmp_path / "like").frontend.digests == model.frontend.digests
 
 
+def test_prompts_are_lines_of_a_file(tmp_path):
+    """Other separators that Unicode knows are part of a text."""
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("a cat\u2028on a mat\r\n\nb\x0bc\x85d\n".encode())
+    assert _texts((), file) == ["a cat\u2028on a mat", "b\x0bc\x85d"]
+
+
+def test_only_clips_byte_pairs_are_restricted(at, tmp_path, capsys):
+    library = pytest.importorskip("tokenizers")
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "red": 3}
+    whole = library.Tokenizer(library.models.WordLevel(words, unk_token="a"))
+    whole.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    pairs = library.Tokenizer(
+        library.models.BPE(
+            vocab={w: i for i, w in enumerate([*words, "r", "e", "d", "re"])} | {"red": 3},
+            merges=[("r", "e"), ("re", "d")],
+            unk_token="a",
+        )
+    )
+    for name, made in (("words", whole), ("pairs", pairs)):
+        made.save(str(tmp_path / f"{name}.json"))
+        given = ("--text", tmp_path / f"{name}.json", "--restrict", "--out", tmp_path / name)
+        outcome = fewstep(
+            capsys, "data", "encode", at / "pictures", "--resolution", 16, *given, "--device", "cpu"
+        )
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "--restrict keeps byte pairs of CLIP's tokenizer" in outcome.err
+        assert not (tmp_path / name).exists()
+
+
 def test_a_model_without_texts_refuses_prompts(tmp_path):
-    with pytest.raises(UsageError, match="reads no texts, got the prompt 'a cat'"):
+    for none in ([], ()):
+        with pytest.raises(UsageError, match="reads no texts, got the prompts"):
+            load("digits-cd", device="cpu").sample(1, prompts=none)
+    with pytest.raises(UsageError, match=r"reads no texts, got the prompts \['a cat'\]"):
         load("digits-cd", device="cpu").sample(1, prompts="a cat")

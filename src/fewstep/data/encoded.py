@@ -158,9 +158,11 @@ class Encoded:
         self.folder, self._kind = Path(folder), labels
         self.about = about = read_record(self.folder)
         self._shards: dict[int, dict[str, Tensor]] = {}
-        names = [name_of(shard) for shard in range(-(-about.n // about.shard_size))]
+        # As many as there are digests, whatever number of samples a damaged record states.
+        names = [name_of(shard) for shard in range(len(about.sha256))]
         missing = [name for name in names if not (self.folder / name).is_file()]
-        if not names or missing or [*about.sha256] != names:
+        whole = len(names) == -(-about.n // about.shard_size)
+        if not names or missing or [*about.sha256] != names or not whole:
             raise UsageError(f"{self.folder} is not finished; {AGAIN}")
         self.frontend = read_frontend(self.folder) or Frontend()
         if self.frontend.digests != about.frontend:
