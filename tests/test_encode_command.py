@@ -9,17 +9,22 @@ import re
 import sys
 import tarfile
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from captioned import tokenizer, vae, write_frontend, write_pictures
 from fewstep.cli import main
+from fewstep.cli.sample import _texts
 from fewstep.core import UsageError
 from fewstep.data import open_data
 from fewstep.data.captioned import opened
 from fewstep.data.encoded import Encoded
 from fewstep.encoding import encode
+from fewstep.frontends import Frontend
 from fewstep.model import load
 from survive import born, dying, ended
 from tiny import fewstep, tree
@@ -179,6 +184,118 @@ def test_other_settings_and_damage(at, tmp_path, capsys):
         Encoded(out)
 
 
+# What changes the bytes is recorded.
+
+
+def stream(kind: str, at: Path, folder: Path) -> list[str]:
+    """A table or a shard of the pictures with two captions each; the words that encode it."""
+    rows = [
+        json.loads(row) for row in (at / "pictures" / "metadata.jsonl").read_text().splitlines()
+    ]
+    images = [(at / "pictures" / row["file_name"]).read_bytes() for row in rows]
+    folder.mkdir(exist_ok=True)
+    if kind == "tar":
+        source = folder / "a.tar"
+        with tarfile.open(source, "w") as archive:
+            for i, image in enumerate(images):
+                about = json.dumps({"text": rows[i]["text"], "other": f"of {i}"})
+                for name, data in ((f"{i:02d}.png", image), (f"{i:02d}.json", about.encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    elif kind == "parquet":
+        arrow = pytest.importorskip("pyarrow")
+        source = folder / "a.parquet"
+        columns = {"image": images, "text": [row["text"] for row in rows]}
+        columns["other"] = [f"of {i}" for i in range(len(rows))]
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns), source)
+    else:
+        datasets = pytest.importorskip("datasets")
+        source = folder / "set"
+        pixels = [{"bytes": image, "path": None} for image in images]
+        texts = {"text": [row["text"] for row in rows], "other": ["of"] * len(rows)}
+        table = datasets.Dataset.from_dict({"image": pixels, **texts})
+        table = table.cast_column("image", datasets.Image())
+        other = table.select(range(len(rows) - 1, -1, -1)).flatten_indices()
+        datasets.DatasetDict({"train": table, "other": other}).save_to_disk(source)
+    return ["data", "encode", str(source)]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "set"])
+def test_another_reading_of_a_stream_is_another_data_set(kind, at, tmp_path, capsys):
+    where, out = str(at / "frontend"), tmp_path / "out"
+    tail = ["--codec", where, "--text", where, "--resolution", "16", "--shard-size", "5"]
+    words = [*stream(kind, at, tmp_path / "source"), *tail, "--device", "cpu", "--out", str(out)]
+    assert fewstep(capsys, *words, "--captions", "text").code == 0
+    before = tree(out)
+    assert fewstep(capsys, *words, "--captions", "text").out.startswith("made 0 shard(s), kept 3")
+    changed = {"captions": ("--captions", "other"), "background": ("--background", "black")}
+    if kind == "set":
+        changed["split"] = ("--split", "other")
+    for name, more in changed.items():
+        last = () if name == "captions" else ("--captions", "text")
+        outcome = fewstep(capsys, *words, *last, *more)
+        assert (outcome.code, outcome.out) == (2, ""), name
+        first = "origin" if name == "split" else name
+        assert f"encoded data with other settings:\n  {first}: was" in outcome.err
+    # Shards that are missing are not made of what lies there now.
+    (out / "encoded-00001.safetensors").unlink()
+    assert fewstep(capsys, *words, "--captions", "other").code == 2
+    assert fewstep(capsys, *words, "--captions", "text").out.startswith("made 1 shard(s), kept 2")
+    assert tree(out) == before
+
+
+def test_a_source_that_was_replaced(at, tmp_path, capsys):
+    """A shard, and pictures in a folder, of the same names and sizes."""
+    where, out = str(at / "frontend"), tmp_path / "out"
+    tail = ["--codec", where, "--resolution", "16", "--device", "cpu"]
+    words = [*stream("tar", at, tmp_path / "source"), *tail]
+    assert fewstep(capsys, *words, "--out", out).code == 0
+    shard = tmp_path / "source" / "a.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"a red", b"a new"))
+    outcome = fewstep(capsys, *words, "--out", out)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "holds encoded data with other settings:\n  origin: was" in outcome.err
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "a.bmp")
+    words = ["data", "encode", str(folder), *tail, "--out", str(tmp_path / "of-folder")]
+    assert fewstep(capsys, *words).code == 0
+    Image.fromarray(255 - pixels).save(folder / "a.bmp")
+    outcome = fewstep(capsys, *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "other settings:\n  origin: was" in outcome.err
+    Image.fromarray(pixels).save(folder / "a.bmp")
+    outcome = fewstep(capsys, *words, "--background", "black")
+    assert "other settings:\n  background: was '#ffffff', now '#000000'" in outcome.err
+    assert fewstep(capsys, *words, "--background", "#ffffff").code == 0
+
+
+def test_a_scale_that_was_measured_stays(at, tmp_path, capsys):
+    """In batches of another size the sums are rounded otherwise, and the codec may be damaged."""
+    out = tmp_path / "out"
+    assert fewstep(capsys, *words(at, out, "--normalise")).code == 0
+    before = tree(out)
+    (out / "encoded-00001.safetensors").unlink()
+    (out / "codec" / "codec.json").write_text("{")
+    (out / "codec" / "codec.safetensors").unlink()
+    (out / "text" / "tokenizer.json").write_bytes(b"")
+    with mock.patch("fewstep.encoding.normalised", side_effect=AssertionError("measured again")):
+        outcome = fewstep(capsys, *words(at, out, "--normalise", "--batch", 5))
+    assert outcome.out.startswith("made 1 shard(s), kept 2"), outcome.err
+    for name, content in tree(out).items():
+        assert content == before[name] or name in {"encoded.json", "encoded-00001.safetensors"}
+    x = Encoded(out, verify=True).batch(range(12)).x0
+    assert torch.allclose(x.std((0, 2, 3)), torch.full((4,), 0.5), atol=1e-3)
+    # Another codec has another scale, and is refused.
+    (tmp_path / "other").mkdir()
+    Frontend(vae(1)).write(tmp_path / "other")
+    outcome = fewstep(capsys, *words(at, out, "--normalise", "--codec", tmp_path / "other"))
+    assert outcome.code == 2
+    assert "other settings:\n  frontend: was" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -331,6 +448,39 @@ def test_a_run_on_encoded_data_takes_its_encoders_along(at, tmp_path, capsys):
     assert Encoded(tmp_path / "like").frontend.digests == model.frontend.digests
 
 
+def test_prompts_are_lines_of_a_file(tmp_path):
+    """Other separators that Unicode knows are part of a text."""
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("a cat\u2028on a mat\r\n\nb\x0bc\x85d\n".encode())
+    assert _texts((), file) == ["a cat\u2028on a mat", "b\x0bc\x85d"]
+
+
+def test_only_clips_byte_pairs_are_restricted(at, tmp_path, capsys):
+    library = pytest.importorskip("tokenizers")
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "red": 3}
+    whole = library.Tokenizer(library.models.WordLevel(words, unk_token="a"))
+    whole.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    pairs = library.Tokenizer(
+        library.models.BPE(
+            vocab={w: i for i, w in enumerate([*words, "r", "e", "d", "re"])} | {"red": 3},
+            merges=[("r", "e"), ("re", "d")],
+            unk_token="a",
+        )
+    )
+    for name, made in (("words", whole), ("pairs", pairs)):
+        made.save(str(tmp_path / f"{name}.json"))
+        given = ("--text", tmp_path / f"{name}.json", "--restrict", "--out", tmp_path / name)
+        outcome = fewstep(
+            capsys, "data", "encode", at / "pictures", "--resolution", 16, *given, "--device", "cpu"
+        )
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "--restrict keeps byte pairs of CLIP's tokenizer" in outcome.err
+        assert not (tmp_path / name).exists()
+
+
 def test_a_model_without_texts_refuses_prompts(tmp_path):
-    with pytest.raises(UsageError, match="reads no texts, got the prompt 'a cat'"):
+    for none in ([], ()):
+        with pytest.raises(UsageError, match="reads no texts, got the prompts"):
+            load("digits-cd", device="cpu").sample(1, prompts=none)
+    with pytest.raises(UsageError, match=r"reads no texts, got the prompts \['a cat'\]"):
         load("digits-cd", device="cpu").sample(1, prompts="a cat")

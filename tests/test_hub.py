@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import fewstep as library
+import tiny_pipelines
 from captioned import tokenizer, vae
 from fewstep import UsageError, hub, recipe
 from fewstep.card_text import Card, front_matter
@@ -324,6 +325,40 @@ def test_one_of_several_checkpoints_is_named(
     done = fewstep(capsys, "import", name, "--out", out, *options())
     assert done.code == 0, done.err
     assert not any("two.pt" in one for one in server.requests)
+
+
+def test_a_pipeline_is_imported(server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its tokenizers' files are downloaded, and nothing that is not read."""
+    tiny_pipelines.library()
+    folder = tiny_pipelines.saved(tiny_pipelines.sd(), tmp_path / "pipeline")
+    files = {
+        one.relative_to(folder).as_posix(): one.read_bytes()
+        for one in folder.rglob("*")
+        if one.is_file()
+    }
+    merges = json.loads(files["tokenizer/tokenizer.json"])["model"]
+    # As pipelines of earlier years have it.
+    files["tokenizer/vocab.json"] = json.dumps(merges["vocab"]).encode()
+    pairs = "".join(f"{a} {b}\n" for a, b in merges["merges"])
+    files["tokenizer/merges.txt"] = f"#version: 0.2\n{pairs}".encode()
+    del files["tokenizer/tokenizer.json"]
+    unused = {
+        "whole.safetensors": b"x",
+        "unet/diffusion_pytorch_model.fp16.safetensors": b"x",
+        "safety_checker/model.safetensors": b"x",
+    }
+    server.repository("other/pipeline", files | unused)
+    done = fewstep(capsys, "import", "hub:other/pipeline", "--out", tmp_path / "model")
+    assert done.code == 0, done.err
+    local = fewstep(capsys, "import", folder, "--out", tmp_path / "same")
+    assert local.code == 0, local.err
+    x, y = (
+        library.load(tmp_path / name, device="cpu").sample(1, prompts="a cat", steps=1)
+        for name in ("model", "same")
+    )
+    assert torch.allclose(x, y, atol=1e-5)
+    for name in unused:
+        assert not any(name in one for one in server.requests), name
 
 
 def empty(server: Hub) -> None:

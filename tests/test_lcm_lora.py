@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tiny_pipelines
+from fewstep import import_checkpoint
+from fewstep.core import Batch, Rng
+from fewstep.importing import ImportOptions
 from fewstep.model import load
-from fewstep.models import LCM_TARGETS
+from fewstep.models import LCM_TARGETS, Denoiser, Guided, LatentBoundary, grown
+from fewstep.models.nets.stock import FLUX_GUIDANCE
+from fewstep.objectives.lcm import LatentConsistency
+from fewstep.objectives.shared.discrete import TeacherStep
+from fewstep.paths import DiscreteVariancePreserving
+from fewstep.steps import ddim
+from fewstep.times import Uniform, strided
 from test_prepared_training import CAPTIONS, PIXELS, SHORT, run
 from tiny_pipelines import library, saved
 
@@ -103,3 +113,44 @@ def test_an_adapter_of_another_pipeline_is_refused(tmp_path, capsys):
     assert run("merge", "digits-edm", tmp_path / "l", "--out", tmp_path / "no") == 2
     assert "is an adapter of another model" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_flux_is_given_a_scale_only_where_the_student_embeds_it(embedded, tmp_path):
+    """FLUX.1-dev can read a scale; the LoRA script's student is given none, nor is the teacher."""
+    library()
+    folder = saved(tiny_pipelines.flux(), tmp_path / "pipeline")
+    model = import_checkpoint(folder, ImportOptions(resolution=PIXELS)).model
+    table = DiscreteVariancePreserving()
+    grid = strided(10, table.steps)
+    path = replace(table, t_min=0.0, t_max=float(grid[0]))
+    teacher = model.denoiser.on(path)
+    inner = grown(teacher, guidance=embedded)
+    student = Denoiser(inner.net, LatentBoundary(inner=inner.preconditioning, path=path))
+    objective = LatentConsistency(
+        student,
+        TeacherStep(Guided(teacher, model.contract.data.nulls), ddim),
+        grid=grid,
+        guidance=Uniform(6.0, 16.0),
+    )
+    read: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
+
+    def watch(name: str, denoiser: Denoiser) -> None:
+        def hook(module, args, kwargs):
+            read[name].append(kwargs["guidance"])
+
+        denoiser.net.net.register_forward_pre_hook(hook, with_kwargs=True)
+
+    watch("student", student)
+    watch("teacher", teacher)
+    cond = model.conditions([0, 1], prompts=["a cat", "a dog"])
+    batch = Batch(torch.randn(2, *model.contract.data.shape), cond)
+    draws = objective.draw(batch, 0, Rng(0, 0, "student"))
+    assert objective.loss(batch, draws).total().isfinite()
+    assert draws.guidance is not None
+    assert len(read["student"]) == 2
+    for scale in read["student"]:
+        own = draws.guidance.tolist() if embedded else [FLUX_GUIDANCE] * 2
+        assert scale.tolist() == pytest.approx(own)
+    for scale in read["teacher"]:
+        assert scale.tolist() == [FLUX_GUIDANCE] * 4

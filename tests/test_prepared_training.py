@@ -160,6 +160,32 @@ def test_what_is_refused(places, tmp_path, capsys, more, says):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "more", "says"),
+    [
+        ("cd", ["--width", "8"], "--width describes a new network"),
+        ("cd", ["--middle", "nan"], "--middle must be finite"),
+        ("cd", ["--lora-targets", "to_q"], "give their rank with --lora"),
+        ("cd", ["--json"], "--json prints the settings of a --dry-run"),
+        ("kd", [], "learns from pairs of noise"),
+        ("tcm", [], "starts from a model of"),
+        ("cd", ["--guidance", "nan"], "--guidance must be finite"),
+        ("cd", ["--train.batch", "0"], "batch"),
+    ],
+)
+def test_options_are_checked_before_anything_is_encoded(
+    places, tmp_path, capsys, monkeypatch, method, more, says
+):
+    def encode(*_, **__):
+        raise AssertionError("encoded before the options were checked")
+
+    monkeypatch.setattr("fewstep.encoding.encode", encode)
+    words = [*command(places, tmp_path / "run", *more)]
+    words[1] = method
+    assert run(*words) == 2
+    assert says in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_images_without_captions(places, tmp_path, capsys):
     assert run(*command(places, tmp_path / "run", images="bare")) == 2
     assert "has no captions" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from fewstep.data.encoded import (
     RECORD,
     About,
     Encoded,
+    Scaling,
     Stored,
     name_of,
     read_record,
@@ -136,9 +137,14 @@ def _begin(
 ) -> _Work:
     """Begin encoded data in a folder, or go on with it; one process at a time comes here."""
     shape = pictures.spec.shape if codec is None else codec.shape_of(pictures.spec.shape)
+    before = read_record(out) if (out / RECORD).exists() else None
     if codec is not None:
         codec = codec.to(device)
-        codec = _normalised(codec, pictures, batch, device) if normalise else codec
+        if normalise and before is not None and before.scaling:
+            # Measured again, in batches of another size or elsewhere, it would differ a little.
+            codec = Codec(codec.net, before.scaling.shift, before.scaling.scale)
+        elif normalise:
+            codec = _normalised(codec, pictures, batch, device)
     if isinstance(text, Movable):
         text.to(device)
     frontend = Frontend(codec, text)
@@ -147,18 +153,29 @@ def _begin(
     about = About(
         source=pictures.name,
         origin=pictures.origin,
+        reading=dict(pictures.reading),
         spec=make_spec(shape, (-1.0, 1.0) if codec is None else None, conditions),
         frontend=frontend.digests,
         stored=stored,
         shard_size=shard_size,
+        scaling=Scaling(**codec.scaling) if codec is not None and normalise else None,
     )
-    if (out / RECORD).exists():
-        before = read_record(out)
+    if before is not None:
         compare_settings(before.settings(), about.settings(), out, "encoded data")
+        _mend(out, frontend)
     else:
         frontend.write(out)
         write_json(out / RECORD, about.model_dump(mode="json"))
     return _Work(out, pictures, frontend, about, batch, torch.device(device))
+
+
+def _mend(out: Path, frontend: Frontend) -> None:
+    """Write the files of codec and reader again that are not as they were, or missing."""
+    for name, content in frontend.files.items():
+        path = out / name
+        if not path.is_file() or path.read_bytes() != content:
+            with whole_file(path) as fresh:
+                fresh.write_bytes(content)
 
 
 def _normalised(codec: Codec, pictures: Pictures, batch: int, device: torch.device | str) -> Codec:

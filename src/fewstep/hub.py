@@ -29,6 +29,13 @@ FILES = (
 WEIGHTS = (".safetensors", ".pt", ".pkl")
 """Endings of the checkpoints that ``fewstep import`` downloads, beside descriptions in JSON."""
 
+NETWORKS = ("unet/config.json", "transformer/config.json")
+"""Of a repository that holds a pipeline of diffusers, one is there."""
+
+PIPELINE = ("model_index.json", "*/*.json", "*/merges.txt", "*/spiece.model", "*/*.safetensors")
+UNUSED = ("*.fp16.*", "*.non_ema*", "safety_checker/*", "image_encoder/*")
+"""Files of a pipeline that are downloaded, and those of them that are not."""
+
 LOGIN = "log in with hf auth login, or set HF_TOKEN"
 
 _NAME = re.compile(
@@ -105,7 +112,8 @@ def checkpoint(name: str) -> Path:
 
     Args:
         name: ``hub:OWNER/NAME[@REVISION]``, of which safetensors, JSON, .pt and .pkl are
-            downloaded, or ``hub:OWNER/NAME/FILE[@REVISION]``.
+            downloaded (of a pipeline the parts that are read), or
+            ``hub:OWNER/NAME/FILE[@REVISION]``.
 
     Raises:
         UsageError: it holds no or several checkpoints, or cannot be had.
@@ -114,14 +122,19 @@ def checkpoint(name: str) -> Path:
     if place.file:
         with _explained(place):
             return Path(hub.hf_hub_download(filename=place.file, **_of(place)))
+    wanted, unused = [f"*{suffix}" for suffix in (*WEIGHTS, ".json")], None
     with _explained(place):
         if not hub.constants.HF_HUB_OFFLINE:
             info = hub.HfApi(library_name="fewstep").model_info(
                 place.repository, revision=place.revision
             )
-            _one_of(place, [one.rfilename for one in info.siblings or ()])
-        kinds = [f"*{suffix}" for suffix in (*WEIGHTS, ".json")]
-        folder = Path(hub.snapshot_download(allow_patterns=kinds, **_of(place)))
+            files = [one.rfilename for one in info.siblings or ()]
+            _one_of(place, files)
+            if {*NETWORKS} & {*files}:
+                wanted, unused = [*PIPELINE], [*UNUSED]
+        folder = Path(
+            hub.snapshot_download(allow_patterns=wanted, ignore_patterns=unused, **_of(place))
+        )
     there = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     return folder / _one_of(place, there)
 

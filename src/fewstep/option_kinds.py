@@ -73,7 +73,7 @@ def _read(kind: Callable[[str], Any], noun: str, example: str) -> Callable[[list
     return read
 
 
-def _numbers(kind: type, metavar: str, noun: str, example: str) -> Any:
+def _several(kind: type, metavar: str, noun: str, example: str) -> Any:
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar=metavar,
@@ -85,10 +85,15 @@ def _numbers(kind: type, metavar: str, noun: str, example: str) -> Any:
 
 Wholes = Annotated[
     tuple[int, ...] | None,
-    _numbers(int, "INT ...", "whole numbers", "16 32"),
+    _several(int, "INT ...", "whole numbers", "16 32"),
     optional(),
 ]
 """Whole numbers; None leaves a default."""
 
-Reals = Annotated[tuple[float, ...], _numbers(float, "FLOAT ...", "numbers", "0.05 0.1")]
+Reals = Annotated[tuple[float, ...], _several(float, "FLOAT ...", "numbers", "0.05 0.1")]
 """Numbers."""
+
+Names = Annotated[
+    tuple[str, ...] | None, _several(str, "NAME ...", "names", "to_q to_v"), optional()
+]
+"""Names; None leaves a default."""

@@ -221,9 +221,15 @@ def read_prompts(
     if texts is None or (prompts is None and not _are_texts(texts)):
         return given
     if reader is None:
-        raise UsageError(f"this model reads no texts, got the prompt {texts[0]!r}; leave it out")
+        raise UsageError(
+            f"this model reads no texts, got the prompts {texts!r:.60}; leave them out"
+        )
     if not _are_texts(texts) or len(texts) not in {1, n}:
-        raise UsageError(f"expected one prompt, or {n} with one for each sample, got {len(texts)}")
+        raise UsageError(
+            f"expected one prompt, or {n} with one for each sample, got {len(texts)} prompt(s)"
+            if _are_texts(texts)
+            else f"expected one prompt, or {n} with one for each sample, got {texts!r:.60}"
+        )
     if cut := reader.cut(texts):
         warnings.warn(
             f"the prompt {texts[cut[0]][:60]!r} has more than {reader.length} tokens; its end is "

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny_pipelines
 from fewstep import ImportOptions, UsageError, import_checkpoint, load
+from fewstep.importing.formats.pipelines import _shift
 from fewstep.models import Flow, NoisePrediction, VPrediction
 from tiny_pipelines import SCHEDULE, SIZE, WORDS, library, saved
 
@@ -225,6 +226,63 @@ def test_what_cannot_be_imported(pipelines, tmp_path, spoil, says):
     spoil(folder)
     with pytest.raises(UsageError, match=says):
         import_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"base_image_seq_len": 256, "max_image_seq_len": 256}, "are both 256"),
+        ({"max_shift": 1e5, "base_image_seq_len": 15}, "leaves none apart"),
+        ({"base_shift": 1e-3, "time_shift_type": "linear"}, "leaves none apart"),
+        ({"max_shift": "1"}, "the scheduler's max_shift is '1'"),
+    ],
+)
+def test_shifts_that_cannot_be_computed(settings, says):
+    usual = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    with pytest.raises(UsageError, match=says):
+        _shift({**usual, **settings}, (4, SIZE, SIZE))
+
+
+def test_t5_alone_hides_its_padding_from_a_unet(tmp_path):
+    """The answers are those of the stock U-Net given the mask, and padding changes nothing."""
+    pipeline = tiny_pipelines.sd(cross_attention_dim=16)
+    folder = saved(pipeline, tmp_path / "p")
+    for part, name in (
+        (tiny_pipelines.t5(16), "text_encoder"),
+        (tiny_pipelines.t5_tokenizer(), "tokenizer"),
+    ):
+        remove(folder / name)
+        part.save_pretrained(folder / name)
+    model = import_checkpoint(folder).model
+    model.save(tmp_path / "model", card="")
+    model = load(tmp_path / "model", device="cpu")
+    assert model.denoiser.cond_keys == ("text", "text_mask")
+    cond = encoded(pipeline, model, PROMPTS)
+    x = torch.randn(2, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    t = torch.full((2,), 500.0)
+    there = int(cond["text_mask"].sum(1).max())
+    assert 0 < there < cond["text"].shape[1]
+    short = {key: value[:, :there] for key, value in cond.items()}
+    noisy = {**cond, "text": torch.where(cond["text_mask"][..., None], cond["text"], 7.0)}
+    with torch.no_grad():
+        want = pipeline.unet(
+            x,
+            t,
+            encoder_hidden_states=cond["text"],
+            encoder_attention_mask=cond["text_mask"],
+        ).sample
+        got, padded, none = (
+            model.denoiser.raw(x, t.double(), None, each) for each in (cond, noisy, short)
+        )
+        seen = model.denoiser.raw(
+            x, t.double(), None, {**cond, "text_mask": torch.ones_like(cond["text_mask"])}
+        )
+    assert torch.allclose(got, want, atol=1e-5)
+    assert torch.allclose(got, padded, atol=1e-5)
+    assert torch.allclose(got, none, atol=1e-5)
+    assert not torch.allclose(got, seen, atol=1e-4)
+    x = model.sample(1, prompts="a cat", times=[999.0], steps=1, guidance=3.0)
+    assert bool(x.isfinite().all())
 
 
 def test_parts_that_do_not_belong_together(tmp_path):

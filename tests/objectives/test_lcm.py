@@ -321,7 +321,7 @@ def test_draws_are_intervals_and_scales():
 
 
 @pytest.mark.parametrize("embedded", [True, False])
-def test_teacher_and_student_are_told_the_scale(embedded):
+def test_the_teacher_and_a_student_that_embeds_it_are_given_the_scale(embedded):
     student = Watched(GuidedConsistency() if embedded else Classes())
     teacher = Watched(Classes())
     step = TeacherStep(Guided(teacher, NULL), ddim)
@@ -338,7 +338,7 @@ def test_teacher_and_student_are_told_the_scale(embedded):
     assert online_at.equal(d.t)
     for each in (own, also):
         assert each["label"].tolist() == [2, 1, 0]
-        assert each["guidance"].equal(scales)
+        assert each["guidance"].equal(scales) if embedded else "guidance" not in each
 
 
 def test_a_network_without_a_scale_does_not_see_it():

@@ -260,11 +260,25 @@ def test_the_command_line_trains_with_adapters(teacher, capsys, tmp_path):
         ({"lora": 2, "lora_alpha": 0.0}, "--lora-alpha must be above 0"),
         ({"lora": 2, "lora_alpha": float("nan")}, "--lora-alpha must be above 0"),
         ({"lora": 2, "lora_alpha": float("inf")}, "--lora-alpha must be finite"),
+        ({"lora_targets": ("up",)}, "--lora-targets is of adapters; give their rank with --lora"),
+        ({"lora": 2, "lora_targets": ()}, "names ends of the names of layers"),
+        ({"lora": 2, "lora_targets": ("",)}, "names ends of the names of layers"),
+        ({"lora": 2, "lora_targets": ("to_q",)}, "no convolution that ends in to_q"),
     ],
 )
 def test_options_of_adapters_that_make_no_sense(own, says, teacher):
     with pytest.raises(UsageError, match=says):
         built("cd", teacher, **own)
+
+
+def test_layers_are_chosen_by_an_option(teacher, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["train", "digits-cd", "--teacher", teacher, "--lora", 2, "--train.steps", 2]
+    done = fewstep(capsys, *words, "--lora-targets", "up", "0.down", "--out", out)
+    assert done.code == 0, done.err
+    changed = {*read_adapter(out).layers}
+    assert changed == {"blocks.0.up", "blocks.0.down"}
+    assert rebuild(out).start.lora_targets == ("up", "0.down")
 
 
 def test_adapters_without_a_teacher_are_refused():

@@ -37,6 +37,8 @@ PEFT, KOHYA = "base_model.model.", "lora_unet_"
 
 _KEYS = re.compile(r"(.+)\.(?:lora_([AB])(?:\.default)?\.weight|(alpha))")
 _KOHYA_KEYS = re.compile(r"lora_unet_(.+)\.(?:lora_(down|up)\.weight|(alpha))")
+LARGEST = 1e6
+"""Ranks and alphas are smaller."""
 _SDXL = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
 """Layers whose names diffusers does not find again in kohya's, and the older names that it does."""
 _PLAIN = re.compile(r"[\w.]+")
@@ -114,7 +116,7 @@ def from_diffusers(
         try:
             entries = json.loads(header[METADATA])
             config = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise UsageError(f"{source}: the header's {METADATA} is damaged: {error}") from error
     return _from_letters(tensors, prefix, config or None, source)
 
@@ -123,10 +125,11 @@ def from_kohya(tensors: Mapping[str, Tensor], source: str) -> Adapter:
     """Read kohya's dialect; where a layer has no alpha, it is the rank."""
     parts = _grouped(tensors, _KOHYA_KEYS, source)
     aliases = {name.replace(".", "_"): flattened(name) for name in _SDXL}
-    layers = {
-        aliases.get(name, name): _factors(f"{source}: {name}", part, "down", "up", _alpha(part))
-        for name, part in parts.items()
-    }
+    layers: dict[str, Factors] = {}
+    for name, part in parts.items():
+        where = f"{source}: {name}"
+        own = aliases.get(name, name)
+        layers[own] = _factors(where, part, "down", "up", _alpha(part, where))
     return Adapter(layers, source, flat=True)
 
 
@@ -173,8 +176,9 @@ def _from_letters(tensors: Mapping[str, Tensor], prefix: str, config: Any, sourc
     own = {key.removeprefix(prefix): value for key, value in tensors.items()}
     layers: dict[str, Factors] = {}
     for name, part in _grouped(own, _KEYS, source).items():
-        alpha = _alpha(part) if config is None else _configured(config, name, part, source)
-        layers[name] = _factors(f"{source}: {name}", part, "A", "B", alpha)
+        where = f"{source}: {name}"
+        alpha = _alpha(part, where) if config is None else _configured(config, name, part, source)
+        layers[name] = _factors(where, part, "A", "B", alpha)
     return Adapter(layers, source)
 
 
@@ -183,7 +187,7 @@ def _configured(config: Mapping[str, Any], name: str, part: Any, source: str) ->
     for option in ("use_dora", "fan_in_fan_out", "lora_bias"):
         if config.get(option):
             raise UsageError(f"{source}: adapters with {option} cannot be added to weights here")
-    rank = len(part["A"]) if "A" in part and part["A"].ndim else 1
+    rank = len(part["A"]) if "A" in part and part["A"].ndim else 0
     said = _pattern(config.get("rank_pattern"), name, config.get("r"), source)
     alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha"), source)
     if said != rank:
@@ -196,6 +200,8 @@ def _configured(config: Mapping[str, Any], name: str, part: Any, source: str) ->
 
 def _pattern(patterns: Any, name: str, usual: Any, source: str) -> float:
     """The entry of a layer as peft finds it: the first whose name is the end of the layer's."""
+    if not isinstance(patterns or {}, dict):
+        raise UsageError(f"{source}: the patterns {patterns!r:.60} are no dictionary")
     for key, value in (patterns or {}).items():
         whole, plain = key.startswith("^"), key.lstrip("^").replace("\\.", ".")
         if not _PLAIN.fullmatch(plain):
@@ -203,7 +209,7 @@ def _pattern(patterns: Any, name: str, usual: Any, source: str) -> float:
         if name == plain or (not whole and name.endswith(f".{plain}")):
             usual = value
             break
-    if isinstance(usual, bool) or not isinstance(usual, int | float):
+    if isinstance(usual, bool) or not isinstance(usual, int | float) or not abs(usual) < LARGEST:
         raise UsageError(f"{source}: the configuration has no rank or alpha for {name}")
     return float(usual)
 
@@ -229,10 +235,13 @@ def _grouped(
     return found
 
 
-def _alpha(part: Mapping[str, Tensor]) -> float | None:
-    if "alpha" not in part or part["alpha"].numel() != 1:
+def _alpha(part: Mapping[str, Tensor], where: str) -> float | None:
+    if "alpha" not in part:
         return None
-    return float(part["alpha"])
+    alpha = part["alpha"]
+    if alpha.numel() != 1 or alpha.is_complex():
+        raise UsageError(f"{where}: its alpha is no number, but of shape {tuple(alpha.shape)}")
+    return float(alpha)
 
 
 def _factors(
@@ -241,8 +250,7 @@ def _factors(
     if down not in part or up not in part:
         raise UsageError(f"{where} has no {down if down not in part else up} beside {[*part]}")
     try:
-        return Factors(
-            part[down], part[up], float(len(part[down])) if alpha is None else float(alpha)
-        )
+        rank = len(part[down]) if part[down].ndim else 0
+        return Factors(part[down], part[up], float(rank) if alpha is None else float(alpha))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error

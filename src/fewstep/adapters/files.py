@@ -156,14 +156,14 @@ def _config(file: Path) -> Any:
         raise UsageError(
             f"{file} is missing, and nothing else says the scale of an adapter in peft's dialect"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is damaged: {error}") from error
 
 
 def _model(header: Mapping[str, str], said: str) -> dict[str, Any]:
     try:
         model = json.loads(header.get(MODEL, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{said}: the header's {MODEL} is damaged: {error}") from error
     if not isinstance(model, dict):
         raise UsageError(f"{said}: the header's {MODEL} is damaged: it is no dictionary")

@@ -71,10 +71,34 @@ def prepared(
             "--dry-run imports no pipeline and encodes nothing: leave it out, or use fewstep "
             "import and fewstep data encode first, and give --teacher"
         )
+    data = replace(options, data=str(out / DATA), resolution=None, background=None)
+    made = replace(first, data=data, start=replace(first.start, teacher=str(out / TEACHER)))
+    _check(made)
     if not dry:
         _prepare(settings, out)
-    data = replace(options, data=str(out / DATA), resolution=None, background=None)
-    return replace(first, data=data, start=replace(first.start, teacher=str(out / TEACHER)))
+    return made
+
+
+def _check(made: Recipe[MethodOptions]) -> None:
+    """Refuse before hours of encoding what would be refused after it."""
+    made.check_options()
+    method = made.method
+    if method.after is not None:
+        raise UsageError(
+            f"{made.name} starts from a model of {method.after}, and a pipeline is a diffusion "
+            f"model; train {method.after} with --model first, and give its run as --teacher"
+        )
+    if method.diffusion:
+        raise UsageError(
+            f"{made.name} distils no teacher; import the pipeline with fewstep import, encode the "
+            "data with fewstep data encode, and choose a method that distils"
+        )
+    if made.options.needs_pairs() and not made.arguments().get("pairs"):
+        raise UsageError(
+            f"{made.name} learns from pairs of noise and the teacher's samples: import the "
+            "pipeline with fewstep import, make pairs with fewstep data pairs, encode the data "
+            "with fewstep data encode, and give --teacher, --data and --pairs"
+        )
 
 
 def _before(out: Path) -> dict[str, Any] | None:

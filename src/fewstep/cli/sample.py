@@ -139,7 +139,7 @@ def _texts(prompt: Sequence[str], file: Path | None) -> list[str]:
     if prompt:
         raise UsageError("--prompt and --prompts say the same; give one of them")
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the prompts {file} cannot be read: {error}") from error
     texts = [line for line in lines if line]

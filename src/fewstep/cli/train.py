@@ -67,6 +67,8 @@ def train_recipe(args: list[str]) -> None:
     )
     if chosen.captions is not None and chosen.model is None:
         raise UsageError("--captions belongs to --model; encoded data holds its captions")
+    if chosen.json and not chosen.dry_run:
+        raise UsageError("--json prints the settings of a --dry-run; give both, or leave it out")
     if chosen.model is not None:
         from fewstep.cli.prepared import prepared
 
@@ -77,8 +79,6 @@ def train_recipe(args: list[str]) -> None:
     chosen.recipe.check()
     from fewstep.training.train import dry, train
 
-    if chosen.json and not chosen.dry_run:
-        raise UsageError("--json prints the settings of a --dry-run; give both, or leave it out")
     begun = chosen.recipe if chosen.fresh else as_begun(chosen.recipe, chosen.out)
     if chosen.dry_run:
         print(dry(begun.build(), chosen.out, as_json=chosen.json))

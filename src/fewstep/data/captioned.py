@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -17,12 +17,12 @@ from fewstep.contract import DataSpec
 from fewstep.core import UsageError
 from fewstep.data.captions import captions_of, has_captions
 from fewstep.data.catalogue import training_data
-from fewstep.data.fingerprint import fingerprint
+from fewstep.data.fingerprint import content_digest
 from fewstep.data.formats import background_of
 from fewstep.data.images import ImageFolder
 from fewstep.data.prepared import printable
 from fewstep.data.reading import decoder
-from fewstep.data.sources import needs_preparing, open_source
+from fewstep.data.sources import digest_of, has_splits, needs_preparing, open_source
 from fewstep.data.specs import make_spec, spec_of
 
 if TYPE_CHECKING:
@@ -49,15 +49,21 @@ class Pictures(Protocol):
 
     Attributes:
         name: of the source, not its place.
-        origin: a digest of its samples, or nothing.
+        origin: a digest of its content.
+        reading: what was chosen of it, by option: captions, split, background.
         spec: of an image; its conditions are the label, or none.
         captioned: whether samples have captions.
     """
 
     name: str
-    origin: str
+    reading: Mapping[str, str]
     spec: DataSpec
     captioned: bool
+
+    @property
+    def origin(self) -> str:
+        """See above; the whole source is read for it."""
+        ...
 
     @property
     def total(self) -> int | None:
@@ -104,10 +110,11 @@ def opened(
             raise UsageError(f"to read the images of {given[0]} give their --resolution")
         return _Stream(given, resolution, captions if captioned else "none", background, split)
     data = training_data(given[0], resolution=resolution, labels=labels, background=background)
+    behind = _colour(background) if isinstance(data, ImageFolder) else {}
     if len(spec_of(data).shape) != 3:
         raise UsageError(f"{given[0]} has samples of shape {data.shape}, which are no images")
     if not captioned:
-        return _Whole(given[0], data, None)
+        return _Whole(given[0], data, None, behind)
     if not isinstance(data, ImageFolder):
         raise UsageError(
             f"{given[0]} has no captions; give a folder or zip of images, shards or a table"
@@ -117,20 +124,29 @@ def opened(
             f"{given[0]} has no captions: neither a text file beside each image nor a table "
             "metadata.jsonl; name a table with --captions FILE"
         )
-    return _Whole(given[0], data, captions_of(data.members, data.names, captions))
+    return _Whole(given[0], data, captions_of(data.members, data.names, captions), behind)
+
+
+def _colour(background: str | None) -> dict[str, str]:
+    return {"background": "#" + bytes(background_of(background or "white")).hex()}
 
 
 class _Whole:
     """A data set that can be read in any order."""
 
-    def __init__(self, name: str, data: Dataset, captions: list[str] | None) -> None:
-        self.data, self.captions = data, captions
+    def __init__(
+        self, name: str, data: Dataset, captions: list[str] | None, reading: Mapping[str, str]
+    ) -> None:
+        self.data, self.captions, self.reading = data, captions, reading
         self.name = printable(Path(name).resolve().name if Path(name).exists() else name)
-        digest = hashlib.sha256(repr(sorted(fingerprint(data).items())).encode())
-        for caption in captions or ():
+        self.spec, self.captioned = spec_of(data), captions is not None
+
+    @property
+    def origin(self) -> str:
+        digest = hashlib.sha256(content_digest(self.data).encode())
+        for caption in self.captions or ():
             digest.update(caption.encode() + b"\0")
-        self.origin, self.spec = digest.hexdigest(), spec_of(data)
-        self.captioned = captions is not None
+        return digest.hexdigest()
 
     @property
     def total(self) -> int:
@@ -163,12 +179,21 @@ class _Stream:
         split: str,
     ) -> None:
         column = "auto" if captions is None else captions
+        self._given, self._split = given, split
         self._open = lambda: open_source(given, "none", split, None, column)
+        self._open()  # what cannot be read is said before anything is made
         names = [Path(one).resolve().name for one in given]
         self.name = printable(names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}")
         self.captioned = column != "none"
-        self.origin, self.spec = "", make_spec((3, resolution, resolution), (-1.0, 1.0), {})
+        self.spec = make_spec((3, resolution, resolution), (-1.0, 1.0), {})
+        splits = {"split": split} if has_splits(given[0]) else {}
+        texts = {"captions": column} if self.captioned else {}
+        self.reading: Mapping[str, str] = {**texts, **splits, **_colour(background)}
         self._decode = decoder(3, resolution, "center", background_of(background or "white"))
+
+    @property
+    def origin(self) -> str:
+        return digest_of(self._given, self._split)
 
     @property
     def total(self) -> int | None:

@@ -39,13 +39,23 @@ Stored = Literal["float32", "float16", "bfloat16"]
 """How latents and embeddings are stored."""
 
 
+class Scaling(BaseModel):
+    """The shift and the scale of a codec, one number for each channel of its latents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shift: list[float]
+    scale: list[float]
+
+
 class About(BaseModel):
     """How data was encoded.
 
     Args:
         format: of the folder.
         source: the name, not the place, of what was encoded.
-        origin: a digest of the samples of the source, where it has one.
+        origin: a digest of the content of the source.
+        reading: what was chosen of it, such as the column of captions, as options say it.
         spec: of a sample, as training reads it.
         frontend: sha256 of ``codec/`` and of ``text/``.
         stored: numbers of latents and of embeddings.
@@ -54,6 +64,7 @@ class About(BaseModel):
         mean: of each channel of the latents, once all are there.
         std: likewise.
         cut: texts of which the end was cut off.
+        scaling: the shift and the scale of the codec, where they were measured on the images.
         sha256: of each shard by name, once all are there.
     """
 
@@ -62,6 +73,7 @@ class About(BaseModel):
     format: Literal[1] = 1
     source: str
     origin: str = ""
+    reading: dict[str, str] = Field(default_factory=dict)
     spec: DataSpec
     frontend: dict[str, str]
     stored: Stored
@@ -69,12 +81,14 @@ class About(BaseModel):
     n: int = Field(default=0, ge=0)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    cut: int = 0
+    cut: int = Field(default=0, ge=0)
+    scaling: Scaling | None = None
     sha256: dict[str, str] = Field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """All but the outcome, as JSON has it."""
-        return self.model_dump(mode="json", exclude={"n", "mean", "std", "cut", "sha256"})
+        """All that the bytes of shards depend on, as JSON has it."""
+        outcome = {"n", "mean", "std", "cut", "scaling", "sha256", "reading"}
+        return {**self.model_dump(mode="json", exclude=outcome), **self.reading}
 
     def stamp(self, shard: int) -> str:
         """What shard ``shard`` of these settings is known by."""
@@ -144,9 +158,11 @@ class Encoded:
         self.folder, self._kind = Path(folder), labels
         self.about = about = read_record(self.folder)
         self._shards: dict[int, dict[str, Tensor]] = {}
-        names = [name_of(shard) for shard in range(-(-about.n // about.shard_size))]
+        # As many as there are digests, whatever number of samples a damaged record states.
+        names = [name_of(shard) for shard in range(len(about.sha256))]
         missing = [name for name in names if not (self.folder / name).is_file()]
-        if not names or missing or [*about.sha256] != names:
+        whole = len(names) == -(-about.n // about.shard_size)
+        if not names or missing or [*about.sha256] != names or not whole:
             raise UsageError(f"{self.folder} is not finished; {AGAIN}")
         self.frontend = read_frontend(self.folder) or Frontend()
         if self.frontend.digests != about.frontend:

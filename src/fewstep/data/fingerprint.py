@@ -80,6 +80,23 @@ def fingerprint(data: Any) -> Fingerprint:
     return prints
 
 
+def content_digest(data: Any) -> str:
+    """The sha256 of all that a data set holds; images are read whole, unlike for a fingerprint.
+
+    Args:
+        data: any data set.
+    """
+    digest = hashlib.sha256(json.dumps(fingerprint(data), sort_keys=True).encode())
+    if isinstance(data, ImageFolder):
+        for name in data.names:
+            digest.update(hashlib.sha256(data.members.read(name)).digest())
+    elif isinstance(data, Arrays | Stored):
+        for array in data.arrays().values():
+            for start in range(0, len(array), ROWS):
+                digest.update(np.ascontiguousarray(array[start : start + ROWS]).data)
+    return digest.hexdigest()
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     """In what two fingerprints differ, a sentence each; none means that the data is the same.
 

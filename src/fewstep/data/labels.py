@@ -241,7 +241,7 @@ def _folder_notes(
     above = PurePosixPath(names[0]).parts[:depth]
     beside = [n for n in members.names if PurePosixPath(n).parts[:depth] == above]
     held = {_class_of(name, depth) for name in beside if not is_hidden(name)}
-    without = sorted(held - {None, *classes}, key=str)
+    without = sorted(name for name in held if name is not None and name not in classes)
     if without:
         notes.append(f"the folder(s) {shortened(without)} hold no image that is read: no classes")
     inside = {

@@ -18,8 +18,11 @@ from fewstep.conditions import Condition
 from fewstep.errors import UsageError
 from fewstep.frontends.families import FAMILIES, FORMULAS, LENGTHS, PROJECTED, Texts
 from fewstep.frontends.stock import read_config
-from fewstep.frontends.towers import Tower, read_tower
+from fewstep.frontends.towers import Tower, files_of, read_tower
 from fewstep.system.files import sha256
+
+MOST = 2**16
+"""Tokens, and the width of one."""
 
 BATCH = 16
 """Texts that are encoded at a time."""
@@ -169,15 +172,26 @@ def read_encoders(folder: Path, about: Mapping[str, Any]) -> Encoders:
         given = {name: about[name] for name in ("family", "length", "width", "zeros")}
         texts = TypeAdapter(Texts).validate_json(json.dumps(given))
         conditions = TypeAdapter(dict[str, Condition]).validate_python(about["conditions"])
-        digests = dict(about["sha256"])
+        digests = {str(name): str(value) for name, value in dict(about["sha256"]).items()}
+        if not (0 < texts.length <= MOST and 0 <= texts.width <= MOST) or (
+            not {"text"} <= conditions.keys() <= {"text", "pooled"}
+        ):
+            raise ValueError("a size or a condition that no encoder has")
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise UsageError(f"{folder / 'text.json'} is damaged ({error})") from error
-    if any(name not in {"text_encoder", "text_encoder_2", "text_encoder_3"} for name in names):
-        raise UsageError(f"{folder / 'text.json'} names the encoders {names}")
-    for name, digest in digests.items():
-        path = folder / name
-        if not path.is_file() or sha256(path.read_bytes()) != digest:
-            raise UsageError(f"{path} is missing or not the file that was written")
+    known = {"text_encoder", "text_encoder_2", "text_encoder_3"}
+    if len({*names} & known) < max(1, len(names)):
+        raise UsageError(f"{folder / 'text.json'} names the encoders {names!r:.200}")
+    # The names are the reader's own, so that no file's name leads to another folder.
+    files = [file for name in names for file in files_of(name) if (folder / file).is_file()]
+    strange = [*({*digests} ^ {*files})]
+    if strange:
+        raise UsageError(
+            f"{folder / 'text.json'} and the files beside it do not agree on {strange[0]!r:.200}"
+        )
+    for name in files:
+        if sha256((folder / name).read_bytes()) != digests[name]:
+            raise UsageError(f"{folder / name} is not the file that was written")
     towers = [
         read_tower(folder / name, folder / name.replace("text_encoder", "tokenizer"), name)
         for name in names
@@ -192,7 +206,7 @@ def _width(pipeline: Path) -> int:
     if not (pipeline / "transformer" / "config.json").is_file():
         raise UsageError(f"{pipeline} has neither T5 nor the network, which says how wide T5's are")
     width = read_config(pipeline / "transformer").get("joint_attention_dim")
-    if type(width) is not int or not 0 < width <= 2**16:
+    if type(width) is not int or not 0 < width <= MOST:
         raise UsageError(f"{pipeline}: the network's joint_attention_dim is {width!r:.60}")
     return width
 

@@ -24,6 +24,9 @@ from fewstep.weights import load_weights, separate
 CODEC, TEXT = "codec", "text"
 """Names of the two folders."""
 
+LONGEST = 2**16
+"""Tokens of the longest text, and the largest size of an autoencoder."""
+
 ABOUT, WEIGHTS = "codec.json", "codec.safetensors"
 
 
@@ -53,7 +56,10 @@ KINDS: dict[str, Callable[..., Any]] = {"taesd": TAESD, "vae": VAE, "diffusers":
 def _tokens(folder: Path, about: Mapping[str, Any]) -> TextReader:
     from fewstep.frontends.tokens import from_file
 
-    return from_file(folder / "tokenizer.json", int(about["length"]))
+    length = about.get("length")
+    if type(length) is not int or not 0 < length <= LONGEST:
+        raise UsageError(f"{folder / 'text.json'} has the length {length!r:.60} of texts")
+    return from_file(folder / "tokenizer.json", length)
 
 
 def _encoders(folder: Path, about: Mapping[str, Any]) -> TextReader:
@@ -169,14 +175,26 @@ def read_codec(folder: Path) -> Codec:
     except (OSError, ValidationError) as error:
         raise UsageError(f"{folder} holds no readable codec: {error}") from error
     if about.format != 1 or about.kind not in KINDS:
-        raise UsageError(f"{folder / ABOUT} is of an unknown format or kind {about.kind!r}")
+        raise UsageError(f"{folder / ABOUT} is of an unknown format or kind {about.kind!r:.60}")
+    wrong = [n for n, value in about.options.items() if not _sized(value)]
+    if wrong:
+        raise UsageError(f"{folder / ABOUT} has the {wrong[0]} {about.options[wrong[0]]!r:.60}")
     try:
         with torch.device("meta"):
             net = KINDS[about.kind](**about.options)
-    except TypeError as error:
-        raise UsageError(f"{folder / ABOUT} has unknown options: {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:  # modules raise all kinds
+        raise UsageError(f"{folder / ABOUT} describes no autoencoder: {error}") from error
     load_weights(net, weights, folder, about.sha256)
     return Codec(net, about.shift, about.scale)
+
+
+def _sized(value: Any) -> bool:
+    """Whether the numbers in an option are sizes that a network can have."""
+    if isinstance(value, dict | list):
+        return all(_sized(one) for one in (value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, int) or abs(value) <= LONGEST
 
 
 def read_text(folder: Path) -> TextReader:
@@ -188,7 +206,7 @@ def read_text(folder: Path) -> TextReader:
     try:
         about = json.loads((folder / "text.json").read_text(encoding="utf-8"))
         make = READERS[about["kind"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder} holds no readable reader of texts ({error!r})") from error
     return make(folder, about)
 

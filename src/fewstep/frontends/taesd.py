@@ -79,6 +79,8 @@ class TAESD(nn.Module):
 
     def __init__(self, channels: int = 4, normalised: bool = False) -> None:
         super().__init__()
+        if channels < 1:
+            raise UsageError(f"an autoencoder needs 1 channel or more of latents, got {channels}")
         self.channels = channels
         self.options = {"channels": channels, "normalised": normalised}
         down: list[nn.Module] = [_conv(3, WIDTH), _Block()]

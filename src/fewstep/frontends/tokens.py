@@ -163,8 +163,14 @@ def restricted(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenizer:
     Args:
         tokenizer: of byte pairs.
         texts: from which the vocabulary is taken.
+
+    Raises:
+        UsageError: the tokenizer is none of byte pairs as CLIP's is.
     """
     state: Mapping[str, Any] = json.loads(tokenizer.tokenizer.to_str())
+    kind = state["model"].get("type")
+    if kind != "BPE":
+        raise UsageError(f"--restrict keeps byte pairs of CLIP's tokenizer, got one of kind {kind}")
     merges = [tuple(pair) for pair in state["model"]["merges"]]
     made_by = {a + b: (a, b) for a, b in reversed(merges)}
     used: set[tuple[str, str]] = set()
@@ -176,7 +182,17 @@ def restricted(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenizer:
         if pair is not None and pair not in used:
             used.add(pair)
             waiting |= {*pair}
-    return Tokenizer(clip([pair for pair in merges if pair in used]), tokenizer.length)
+    fewer = Tokenizer(clip([pair for pair in merges if pair in used]), tokenizer.length)
+    own, its = (
+        [[one.tokenizer.id_to_token(i) for i in ids] for ids in one._ids(texts)]
+        for one in (tokenizer, fewer)
+    )
+    if own != its:
+        raise UsageError(
+            "--restrict keeps byte pairs of CLIP's tokenizer, and this one splits texts otherwise; "
+            "leave it out"
+        )
+    return fewer
 
 
 def _byte_letters() -> list[str]:

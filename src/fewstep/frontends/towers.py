@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ TOKENIZER_FILES = (
     "merges.txt",
     "spiece.model",
 )
+
+_NAMES_FILES = re.compile(r"_files?$|^(vocab|merges|init_inputs|chat_template_path)$")
+"""Entries of a tokenizer's configuration that can name files."""
 
 POSITIONS = "position_ids"
 """A buffer of CLIP, 0 to n - 1, which older files store and newer ones leave out."""
@@ -123,6 +127,13 @@ class Tower:
         }
 
 
+def files_of(name: str) -> list[str]:
+    """The paths of all files that an encoder and its tokenizer may have in a ``text/`` folder."""
+    tokenizer = name.replace("text_encoder", "tokenizer")
+    own = [f"{name}/config.json", f"{name}/model.safetensors"]
+    return [*own, *(f"{tokenizer}/{file}" for file in TOKENIZER_FILES)]
+
+
 def read_tower(encoder: Path, tokenizer: Path, name: str) -> Tower:
     """A text encoder of its folders.
 
@@ -161,11 +172,40 @@ def read_tower(encoder: Path, tokenizer: Path, name: str) -> Tower:
             f"{tokenizer} holds no tokenizer; expected {' or '.join(TOKENIZER_FILES[:1])}, or "
             "vocab.json and merges.txt"
         )
+    _check_tokenizer(tokenizer)
     try:
         reader = of_tokenizer.from_pretrained(str(tokenizer), local_files_only=True)
     except Exception as error:  # it raises all kinds
         raise UsageError(f"{tokenizer} cannot be read as a tokenizer: {error}") from error
     return Tower(name, architecture, config, model, reader, files)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a configuration by which the library would open files that are not in the folder.
+
+    Files of known names are found without it. What it may say of ``special_tokens_map_file`` is the
+    place where somebody's tokenizer once lay, and nobody opens it.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} must hold a mapping in JSON, got {type(config).__name__}")
+    if config.get("auto_map"):
+        raise UsageError(f"{path} names code (auto_map), which is not executed here; remove it")
+    for name, value in config.items():
+        if name == "special_tokens_map_file" or not _NAMES_FILES.search(name):
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and one.removeprefix("./") not in TOKENIZER_FILES:
+                raise UsageError(
+                    f"{path} names the file {one!r:.200} as its {name}; only the tokenizer's own "
+                    f"files in its folder are read: {', '.join(TOKENIZER_FILES)}"
+                )
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from fewstep.errors import UsageError
 
+MOST = 16
+"""Stages, and blocks in each: 16 halvings make one pixel of 65,536."""
+
 
 class _Residual(nn.Module):
     """Two convolutions, of which the second adds nothing at first.
@@ -57,6 +60,11 @@ class VAE(nn.Module):
             raise UsageError(
                 f"an autoencoder needs positive sizes, got width {width}, {channels} channels, "
                 f"{stages} stage(s), {blocks} block(s)"
+            )
+        if stages > MOST or blocks > MOST:
+            raise UsageError(
+                f"an autoencoder has at most {MOST} stages and {MOST} blocks in each, got {stages} "
+                f"and {blocks}"
             )
         self.image_channels, self.channels, self.factor = image_channels, channels, 2**stages
         self.options = {

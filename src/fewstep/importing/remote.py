@@ -11,10 +11,6 @@ from fewstep.frontends.stock import package
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
-WANTED = ("model_index.json", "*/*.json", "*/merges.txt", "*/spiece.model", "*/*.safetensors")
-UNWANTED = ("*.fp16.*", "*.non_ema*", "safety_checker/*", "image_encoder/*")
-"""Files of a pipeline that are downloaded, and those of them that are not."""
-
 
 def pipeline_folder(name: str) -> Path:
     """The folder of a pipeline; one that is not on this disk is downloaded into the Hub's cache.
@@ -37,7 +33,10 @@ def pipeline_folder(name: str) -> Path:
     library = package("huggingface_hub", f"downloading {name}")
     try:
         folder = library.snapshot_download(
-            repository, revision=revision, allow_patterns=[*WANTED], ignore_patterns=[*UNWANTED]
+            repository,
+            revision=revision,
+            allow_patterns=[*hub.PIPELINE],
+            ignore_patterns=[*hub.UNUSED],
         )
     except Exception as error:  # it raises all kinds
         raise UsageError(

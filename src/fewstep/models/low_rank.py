@@ -143,21 +143,26 @@ def adapt(
 
 
 def learn_adapters(
-    network: nn.Module, rank: int, alpha: float | None = None, *, whole: Collection[str] = ()
+    network: nn.Module,
+    rank: int,
+    alpha: float | None = None,
+    *,
+    targets: Sequence[str] | None = None,
+    whole: Collection[str] = (),
 ) -> None:
     """Freeze a network and put adapters on it, in place, so that little of it learns.
 
     Args:
-        network: all of its linear maps and convolutions are adapted, or those that its
-            ``lora_targets`` name.
+        network: whose weights are frozen.
         rank: of the adapters.
         alpha: see :func:`adapt`.
+        targets: see :func:`adapt`; by default the ``lora_targets`` of the network, if it has any.
         whole: names of parameters that learn as a whole, because they are new. Their layers get no
             adapters.
     """
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in whole)
-    targets = getattr(network, "lora_targets", None)
+    targets = getattr(network, "lora_targets", None) if targets is None else targets
     adapt(network, rank, alpha, targets=targets, but={name.rpartition(".")[0] for name in whole})
     network.__dict__[_WHOLE] = tuple(whole)
 

@@ -12,7 +12,9 @@ its code write the guided answer as $D_{cond} + w (D_{cond} - D_{null})$, so the
 w in [5, 15] is g in [6, 16]. The first interval ends on the table's first entry, where f is the
 identity: see :class:`fewstep.models.LatentBoundary` for its scalings.
 
-The student reads g as ``cond["guidance"]``; one that does not (LCM-LoRA) learns the mean over g.
+The student reads g as ``cond["guidance"]``; one that does not have to (LCM-LoRA) learns the mean
+over g and is never given it, as the official LoRA script passes no embedding. FLUX.1-dev's network
+then reads its usual scale, in training as in sampling.
 The target is an average of the student, or the student itself.
 
 Official code: for teachers that predict v, the script hands v to its DDIM step in the place of the
@@ -139,12 +141,16 @@ class LatentConsistency(Objective):
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Average the distance between the student's answer and its target over the batch."""
         cond = dict(conditions(batch.cond, self.drop, draws.dropped))
+        batch = taught = Batch(batch.x0, cond, batch.mask, batch.aux)
         if draws.guidance is not None:
-            cond["guidance"] = draws.guidance.to(batch.x0.dtype)
-        batch = Batch(batch.x0, cond, batch.mask, batch.aux)
+            scaled = {**cond, "guidance": draws.guidance.to(batch.x0.dtype)}
+            taught = Batch(batch.x0, scaled, batch.mask, batch.aux)
+        # A network may read a scale if it is given, as FLUX.1-dev's; it learns the mean without it.
+        own = taught if self.embedded else batch
         target = self.student if self.target is None else self.target
         each = consistency_loss(
-            self.student, target, self.step, batch, *draws[:3], self.weight, self.distance
+            *(self.student, target, self.step, own, *draws[:3], self.weight, self.distance),
+            taught=taught,
         )
         return Loss({"consistency": each.mean()})
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from fewstep.errors import UsageError
-from fewstep.option_kinds import Real, Reals, Whole, Wholes, optional
+from fewstep.option_kinds import Names, Real, Reals, Whole, Wholes, optional
 
 NONE = "none"
 """The name that stands for no teacher: training starts from new weights."""
@@ -116,6 +116,9 @@ class StartOptions:
     default all weights learn."""
     lora_alpha: Real = None
     """The adapters' answers are multiplied by this over their rank; by default it is the rank."""
+    lora_targets: Names = None
+    """Ends of the names of the layers that have adapters, such as to_q to_v; by default all linear
+    maps and convolutions, and in networks of diffusers those that are usual there."""
     condition_drop: float = 0.1
     """Share of the samples that the model sees without conditions, so that it can be guided; 0 for
     observations that are always there."""
@@ -136,8 +139,14 @@ class StartOptions:
             )
         if self.lora_alpha is not None and not self.lora_alpha > 0:
             raise UsageError(f"--lora-alpha must be above 0, got {self.lora_alpha}")
-        if self.lora_alpha is not None and self.lora is None:
-            raise UsageError("--lora-alpha is of adapters; give their rank with --lora")
+        for name, value in (("alpha", self.lora_alpha), ("targets", self.lora_targets)):
+            if value is not None and self.lora is None:
+                raise UsageError(f"--lora-{name} is of adapters; give their rank with --lora")
+        if self.lora_targets is not None and not all(self.lora_targets or ("",)):
+            raise UsageError(
+                "--lora-targets names ends of the names of layers, such as to_q to_v; leave it out "
+                "for the usual ones"
+            )
         if not self.log_time_scale > 0:
             raise UsageError(f"--log-time-scale must be above 0, got {self.log_time_scale}")
 

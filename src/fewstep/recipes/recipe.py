@@ -131,15 +131,34 @@ class Recipe(Generic[Options]):
         return replace(self, train=settings, **changed)
 
     def check(self) -> None:
-        """Refuse a teacher that does not exist, or sizes beside it; this imports no torch.
+        """Refuse what :meth:`check_options` does, and a teacher that does not exist.
+
+        This imports no torch.
 
         Raises:
             UsageError: neither a folder nor a bundled model has its name, or the name is none of
-                the Hub's, or an option describes another network than the teacher's, or there are
-                to be adapters without a teacher.
+                the Hub's, or the options contradict each other.
         """
+        self.check_options()
         if self.start.init != NONE:
             check_model(self.start.init, self.name, "init")
+        if self.start.teacher != NONE:
+            check_model(self.start.teacher, self.place.trained_by(self.method))
+
+    def check_options(self) -> None:
+        """Refuse options that contradict each other whatever the data and the teacher are.
+
+        This imports no torch.
+
+        Raises:
+            UsageError: an option describes another network than the teacher's, or there are to be
+                adapters without a teacher, or a number is not finite.
+        """
+        for name, value in self.arguments().items():
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    option = name.replace("_", "-")
+                    raise UsageError(f"--{option} must be finite, got {value}")
         if self.start.teacher == NONE:
             if self.start.lora is not None:
                 raise UsageError(
@@ -155,7 +174,6 @@ class Recipe(Generic[Options]):
                     f"with the network of the teacher {self.start.teacher}; leave it out, or give "
                     f"--teacher {NONE}"
                 )
-        check_model(self.start.teacher, self.place.trained_by(self.method))
 
     def build(self) -> Run:
         """The run: data, networks, objective, averages and report.
@@ -166,11 +184,6 @@ class Recipe(Generic[Options]):
         self.check()
         from fewstep.recipes.start import begin
 
-        for name, value in self.arguments().items():
-            for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, float) and not math.isfinite(number):
-                    option = name.replace("_", "-")
-                    raise UsageError(f"--{option} must be finite, got {value}")
         pinned, commits = self._pinned()
         complete = replace(pinned, train=self.options.trainer(self.train))
         start = begin(complete)

@@ -130,7 +130,13 @@ class Start:
             old = dict(self.source.net.named_parameters())
             added = {name for name, _ in net.named_parameters() if name not in old}
             with seeded(self.train.seed):
-                learn_adapters(net, options.lora, options.lora_alpha, whole=added)
+                learn_adapters(
+                    net,
+                    options.lora,
+                    options.lora_alpha,
+                    targets=options.lora_targets,
+                    whole=added,
+                )
         return Denoiser(net, scalings)
 
     def copy(self, path: Path | None = None) -> Denoiser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ from fewstep.data.sources.arrays import idx, npz
 from fewstep.data.sources.base import Item, Source
 from fewstep.data.sources.folders import folder
 from fewstep.data.sources.shards import tar
-from fewstep.data.sources.tables import disk, hub, parquet
+from fewstep.data.sources.tables import disk, hub, hub_digest, parquet
 
-__all__ = ["HUB", "Item", "Source", "needs_preparing", "open_source"]
+__all__ = ["HUB", "Item", "Source", "digest_of", "has_splits", "needs_preparing", "open_source"]
 
 HUB = "hf:"
 """Prefix of a data set's name on the Hugging Face Hub."""
@@ -79,6 +80,34 @@ def needs_preparing(path: str) -> bool:
         return True
     place = Path(path)
     return bool(_shards([place])) or _is_datasets(place) or _is_idx(place)
+
+
+def has_splits(path: str) -> bool:
+    """Whether this is a source of which a split is read: a Hugging Face data set."""
+    return path.startswith(HUB) or _is_datasets(Path(path))
+
+
+def digest_of(given: Sequence[str], split: str) -> str:
+    """The sha256 of the files of a source that needs preparing, in their order.
+
+    Args:
+        given: see :func:`open_source`.
+        split: of a Hugging Face data set.
+    """
+    if given[0].startswith(HUB):
+        return hub_digest(_hub_name(given[0]), split)
+    paths = [Path(one) for one in given]
+    top = paths[0]
+    if _is_datasets(top):
+        top = top / split if (top / "dataset_dict.json").is_file() else top
+        files = sorted(file for file in top.rglob("*") if file.is_file())
+    else:
+        files = _shards(paths) or paths
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _hub_name(given: str) -> str:

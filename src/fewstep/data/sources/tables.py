@@ -80,12 +80,25 @@ def hub(name: str, labels: str, split: str, captions: str = "none") -> Source:
     Raises:
         UsageError: the extra is not installed, or the data set cannot be loaded.
     """
+    datasets, rows = _loaded(name, split)
+    return _of_datasets(datasets, rows, name, f"hf:{name}", labels, captions)
+
+
+def hub_digest(name: str, split: str) -> str:
+    """What the library knows a split of a data set of the Hub by: its files, and how it reads them.
+
+    Raises:
+        UsageError: the extra is not installed, or the data set cannot be loaded.
+    """
+    return str(_loaded(name, split)[1]._fingerprint)
+
+
+def _loaded(name: str, split: str) -> tuple[Any, Any]:
     datasets = _require("datasets", f"hf:{name} is a Hugging Face data set", "datasets")
     try:
-        rows = datasets.load_dataset(name, split=split)
+        return datasets, datasets.load_dataset(name, split=split)
     except Exception as error:  # no network, no such set or split, a broken cache
         raise UsageError(f"hf:{name} cannot be loaded ({str(error)[:300]})") from error
-    return _of_datasets(datasets, rows, name, f"hf:{name}", labels, captions)
 
 
 def _of_datasets(

@@ -35,6 +35,9 @@ FLOW = "FlowMatchEulerDiscreteScheduler"
 LATENTS = {FLUX: 128}
 """Height of latents where a configuration does not say: 1024 pixels, the pipeline's default."""
 
+LOWEST, HIGHEST = -10.0, 10.0
+"""Exponents of the factor by which times are shifted; those of Flux are 0.5 to 1.15."""
+
 PLACES = ("unet", "transformer")
 """Folders in which pipelines have their network."""
 
@@ -66,6 +69,8 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
         "architecture": architecture,
         "config": {k: v for k, v in config.items() if not k.startswith("_")},
         "factor": codec.factor,
+        # The pipelines hide no padding of CLIP's tokens; T5 alone says which of its are there.
+        **({"masked": True} if text.texts.family == "t5" and architecture == UNET else {}),
     }
     weights = read_weights(folder)
     targets = {name: Target(f"net.{name}") for name in weights.tensors}
@@ -156,8 +161,15 @@ def _shift(config: Mapping[str, Any], shape: tuple[int, ...]) -> float:
     tokens = shape[1] * shape[2] / 4
     low, high = number("base_image_seq_len", 256), number("max_image_seq_len", 4096)
     base, most = number("base_shift", 0.5), number("max_shift", 1.15)
+    if low == high:
+        raise UsageError(f"the scheduler's base_image_seq_len and max_image_seq_len are both {low}")
     mu = base + (tokens - low) * (most - base) / (high - low)
-    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    linear = config.get("time_shift_type") == "linear"
+    if not LOWEST < mu < HIGHEST or (linear and mu <= 0):
+        raise UsageError(
+            f"the scheduler shifts times by {mu:g} for {tokens:g} tokens, which leaves none apart"
+        )
+    return mu if linear else math.exp(mu)
 
 
 def _shape(network: StockNetwork, codec: Codec, options: ImportOptions) -> tuple[int, int, int]:
@@ -182,7 +194,7 @@ def _check(network: StockNetwork, codec: Codec, text: Encoders, root: Path) -> N
             f"reads {codec.channels}; the two do not belong together"
         )
     own, made = network.net.config, text.conditions
-    unread = {*network.cond_keys} - {*made}
+    unread = {*network.cond_keys} - {key for n, one in made.items() for key in one.null(n)}
     if unread:
         raise UsageError(
             f"{root}: the network reads {', '.join(sorted(unread))}, which the text encoders of "

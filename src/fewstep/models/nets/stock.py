@@ -71,6 +71,8 @@ class StockNetwork(nn.Module):
         factor: how many pixels a latent is along each side.
         guidance: the network must be given a guidance scale. A U-Net without an input for it has
             one that adds nothing at first.
+        masked: a U-Net reads ``text_mask``, bool ``(b, length)``, and attends to the tokens that
+            are there.
 
     Raises:
         UsageError: the class is another, diffusers is not installed or cannot build it, or the
@@ -85,9 +87,12 @@ class StockNetwork(nn.Module):
         config: Mapping[str, Any],
         factor: int = 8,
         guidance: bool = False,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         arguments = plain(config)
+        if masked and architecture != UNET:
+            raise UsageError(f"a {architecture} reads no mask of its tokens; U-Nets do")
         new = guidance and architecture == UNET and not arguments.get("time_cond_proj_dim")
         if new:
             arguments["time_cond_proj_dim"] = GUIDANCE_WIDTH
@@ -101,6 +106,8 @@ class StockNetwork(nn.Module):
             "factor": factor,
             "guidance": guidance,
         }
+        if masked:
+            self.options["masked"] = True
         self._check()
         own = self.net.config
         sized = architecture == UNET and own.addition_embed_type == "text_time"
@@ -111,6 +118,7 @@ class StockNetwork(nn.Module):
                 "have one"
             )
         self.cond_keys = ("text", *(["pooled"] if sized or architecture != UNET else []))
+        self.cond_keys += ("text_mask",) if masked else ()
         self.cond_keys += ("guidance",) if guidance else ()
         optional = {"time_ids": sized, "guidance": bool(reads) and not guidance}
         self.optional_keys = tuple(key for key, is_read in optional.items() if is_read)
@@ -161,6 +169,7 @@ class StockNetwork(nn.Module):
             x,
             time,
             encoder_hidden_states=cond["text"],
+            encoder_attention_mask=cond.get("text_mask"),
             timestep_cond=scale,
             added_cond_kwargs=added,
             return_dict=False,

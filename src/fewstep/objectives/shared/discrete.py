@@ -128,11 +128,16 @@ def consistency_loss(
     noise: Event,
     weight: PairWeight,
     distance: Distance,
+    *,
+    taught: Batch | None = None,
 ) -> Tensor:
-    """Compute w(t, r) d(f(x_t, t), sg f-(x_r, r)), ``(b,)``, with one dropout mask for both."""
+    """Compute w(t, r) d(f(x_t, t), sg f-(x_r, r)), ``(b,)``, with one dropout mask for both.
+
+    ``taught`` is the batch with the conditions of ``step``, where these are not the student's.
+    """
     x_t = student.path.perturb(batch.x0, noise, t)
     with torch.no_grad():
-        x_r = step(x_t, batch, noise, t, r)
+        x_r = step(x_t, batch if taught is None else taught, noise, t, r)
     s = torch.full_like(t, student.path.t_min)
     # The target first: afterwards, memory holds what the student's backward pass needs.
     with torch.no_grad(), same_dropout(x_t):
