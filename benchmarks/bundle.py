@@ -1,6 +1,7 @@
 """Put a run's model among those that ship with the package, its weights in half precision.
 
 python benchmarks/bundle.py runs/digits-edm digits-edm
+python benchmarks/bundle.py runs/fashion-mnist-edm-small fashion-edm
 
 With the name of a bundled model for the run, its card is written anew.
 """
@@ -14,26 +15,43 @@ import torch
 
 import fewstep
 from fewstep import cards
+from fewstep.bundled import BUNDLED
 from fewstep.evaluation import named_protocol
 from fewstep.evaluation.report import usual_steps
 from fewstep.training.described import SPEED, note
 
 ASSETS = Path(fewstep.__file__).parent / "assets"
+DATA = {
+    "digits": (
+        "digits of 8 x 8 pixels",
+        "`digits` (Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, UCI, CC BY "
+        "4.0): 1,200 training images",
+        "the digits are under CC BY 4.0",
+        2000,
+    ),
+    "fashion-mnist": (
+        "clothes of 28 x 28 pixels",
+        "`fashion-mnist` (Xiao, Rasul and Vollgraf 2017, Zalando, MIT): 60,000 training images",
+        "Fashion-MNIST is under the MIT licence",
+        1000,
+    ),
+}
+"""Of each data set: what the samples are, its source, its licence, and samples to judge by."""
 
 
 def main(run: str, name: str) -> None:
-    model = fewstep.load(run, device="cpu")
+    model, recipe = fewstep.load(run, device="cpu"), fewstep.recipe(BUNDLED[name])
+    what, source, licence, n = DATA[recipe.data.data]
     model.card = cards.Card(
         title=name,
-        text="A model of digits of 8 x 8 pixels that ships with fewstep, trained by "
-        f"`fewstep train {name}`. Its weights are stored in half precision.",
-        data="`digits` (Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, UCI, "
-        "CC BY 4.0): 1,200 training images",
-        licence="Apache-2.0, as the package; the digits are under CC BY 4.0.",
+        text=f"A model of {what} that ships with fewstep, trained by `fewstep train "
+        f"{recipe.name}`. Its weights are stored in half precision.",
+        data=source,
+        licence=f"Apache-2.0, as the package; {licence}.",
     )
     folder = model.save(ASSETS / name, dtype=torch.float16, samples=0)
     model = fewstep.load(folder, device="cpu")
-    protocol = named_protocol("digits", None, model.contract.data, 2000)
+    protocol = named_protocol(recipe.data.data, None, model.contract.data, n)
     rows = {}
     for steps in usual_steps(model):
         calls = model.calls(steps)

@@ -7,7 +7,13 @@ from pathlib import Path
 from fewstep import hub
 from fewstep.errors import UsageError
 
-BUNDLED = ("digits-cd", "digits-edm")
+BUNDLED = {
+    "digits-cd": "digits-cd",
+    "digits-edm": "digits-edm",
+    "fashion-cd": "fashion-mnist-cd-small",
+    "fashion-edm": "fashion-mnist-edm-small",
+}
+"""The bundled models, and the recipes that trained them."""
 
 
 def check_model(name: str, trained_by: str, option: str = "teacher") -> None:

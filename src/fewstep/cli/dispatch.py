@@ -61,8 +61,8 @@ fewstep: generative models that need one to four network calls
   fewstep data encode SOURCE --out DIR ...      images and captions into latents and numbers
   fewstep data pairs MODEL -n N --out DIR       noise and what a diffusion model makes of it
 
-MODEL is a model folder, a run folder, a bundled name (digits-cd, digits-edm), or a model on the
-Hugging Face Hub: hub:OWNER/NAME or hub:OWNER/NAME@REVISION.
+MODEL is a model folder, a run folder, a bundled name (digits-cd, digits-edm, fashion-cd,
+fashion-edm), or a model on the Hugging Face Hub: hub:OWNER/NAME or hub:OWNER/NAME@REVISION.
 Every verb explains itself with --help. --debug shows the traceback of an error.
 """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fewstep import hub
+from fewstep.bundled import BUNDLED
 from fewstep.errors import UsageError, in_words
 from fewstep.recipes.method import MethodOptions
 from fewstep.recipes.options import NONE, DataOptions, NetworkOptions
@@ -103,8 +104,8 @@ def own_data(model: str) -> DataOptions:
         UsageError: there is no such model, it is of no run, or its run.json is damaged.
     """
     run = run_of(model)
-    if run is None and model in NAMES and not Path(model).exists():
-        return NAMES[model][0].data
+    if run is None and model in BUNDLED and not Path(model).exists():
+        return NAMES[BUNDLED[model]][0].data
     if run is None:
         raise UsageError(f"{model} is of no run; say with --data what the model learned from")
     try:
