@@ -308,6 +308,17 @@ def test_a_run_on_encoded_data_takes_its_encoders_along(at, tmp_path, capsys):
     outcome = fewstep(capsys, "train", "cd", *given, "--out", student)
     assert outcome.code == 0, outcome.err
     assert load(student, device="cpu").frontend.digests == model.frontend.digests
+    # The codec and the reader of texts are on the disk once.
+    kept = out / "checkpoints/000000004/model"
+    shared = [p for p in (out / "model").glob("[ct]*/*") if p.is_file()]
+    assert len(shared) == len(model.frontend.files)
+    assert all(p.samefile(kept / p.relative_to(out / "model")) for p in shared)
+    lora = tmp_path / "lora"
+    outcome = fewstep(capsys, "train", "cd", *given, "--lora", 1, "--out", lora)
+    assert outcome.code == 0, outcome.err
+    assert not (lora / "checkpoints/000000004/model/codec").exists()
+    x = load(lora, device="cpu").sample(1, prompts="blue", steps=1)
+    assert torch.equal(x, load(lora, step=4, device="cpu").sample(1, prompts="blue", steps=1))
     outcome = fewstep(capsys, "evaluate", student, "--device", "cpu", "--steps", 1)
     assert outcome.code == 0, outcome.err
     assert "fd" in outcome.out

@@ -167,6 +167,21 @@ def learned_whole(network: nn.Module) -> tuple[str, ...]:
     return network.__dict__.get(_WHOLE, ())
 
 
+def base_names(module: nn.Module) -> set[str]:
+    """Names of the frozen weights in a module's networks of which adapters alone learn."""
+    names: set[str] = set()
+    for place, network in module.named_modules(remove_duplicate=False):
+        if _WHOLE in network.__dict__:
+            learned = set(learned_whole(network))
+            for name, layer in adapted_layers(network).items():
+                learned |= {
+                    f"{name}.adapter.{part}" for part, _ in layer.adapter.named_parameters()
+                }
+            every = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+            names |= {f"{place}.{name}" if place else name for name in every - learned}
+    return names
+
+
 def adapted_layers(module: nn.Module) -> dict[str, Adapted]:
     """The adapted layers of a module by name."""
     return {name: m for name, m in module.named_modules() if isinstance(m, Adapted)}

@@ -95,9 +95,11 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
     sharded = size > 1 and config.parallel == "fsdp"
     share = size if sharded else 1
     held = {} if trainer.device.type != "cpu" else {"process and libraries": resident()}
-    weights = {n: _bytes(m.state_dict().values()) for n, m in objective.named_children()}
+    # Copies share what is frozen under adapters, until it is sharded.
+    seen: set[int] = set()
+    weights = {n: _bytes(m.state_dict().values(), seen) for n, m in objective.named_children()}
     averages = _bytes(
-        t for copy in trainer.averages.copies.values() for t in copy.state_dict().values()
+        (t for copy in trainer.averages.copies.values() for t in copy.state_dict().values()), seen
     )
     if held:
         held["process and libraries"] -= sum(weights.values()) + averages
@@ -235,6 +237,9 @@ def _tensors(batch: Batch) -> int:
     return _bytes([batch.x0, *batch.cond.values(), *mask, *batch.aux.values()])
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
-    return sum({s.data_ptr(): s.nbytes() for s in storages([*tensors])}.values())
+def _bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> int:
+    """Bytes of the tensors' storages, each counted once, without those ``seen`` before."""
+    seen = set() if seen is None else seen
+    fresh = {s.data_ptr(): s.nbytes() for s in storages([*tensors]) if s.data_ptr() not in seen}
+    seen |= {*fresh} - {0}
+    return sum(fresh.values())

@@ -40,6 +40,7 @@ from fewstep.training.delivery import (
 from fewstep.training.drawing import Pictures, stopping
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
+from fewstep.training.kept import Kept
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
 from fewstep.training.snapshots import snapshot
 from fewstep.training.space import shortage
@@ -167,7 +168,7 @@ def _open(
 
 def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
     config, world, health = run.config, trainer.world, Health()
-    best = Best(run, folder, trainer.step)
+    best, kept = Best(run, folder, trainer.step), Kept(run, folder)
     with ExitStack() as stack:
         logger = stack.enter_context(Logger(folder, trainer.step, run)) if world.first else None
         caught = stack.enter_context(_signals())
@@ -202,7 +203,7 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
             # A signal during the pictures or the evaluation leaves them out; resuming makes them.
             signum = world.largest(caught[0] if caught else 0)
             if signum or due(config.save_every):
-                saved = _save(run, trainer, folder)
+                saved = _save(run, trainer, folder, kept)
                 # A signal may have come since, and after the last step nobody would ask again.
                 signum = world.largest(caught[0] if caught else 0) if last else signum
                 if signum:
@@ -253,14 +254,14 @@ def _evaluate(
             if (problem := best.unknown(numbers)) is not None:
                 _say(problem)
             if best.improved(numbers):
-                model.save(folder.best, samples=0)
+                model.save(folder.best, samples=0, like=folder.model)
                 _say(
                     f"step {trainer.step}: the best {best.metric} so far; its model: {folder.best}"
                 )
     trainer.objective.student.train(training)
 
 
-def _save(run: Run, trainer: Trainer, folder: RunFolder) -> Path:
+def _save(run: Run, trainer: Trainer, folder: RunFolder, kept: Kept) -> Path:
     """Write a checkpoint with its model, and the same model as the run's."""
     config, training = run.config, trainer.objective.student.training
     model = model_of(run, trainer, main_average(trainer))
@@ -271,10 +272,10 @@ def _save(run: Run, trainer: Trainer, folder: RunFolder) -> Path:
         config.keep,
         trainer.world,
         config.keep_every,
-        lambda place: model.save(place / "model", samples=0),
+        lambda place: kept.save(model, place / "model"),
     )
     if trainer.world.first:
-        save_model(folder, model)
+        save_model(folder, model, saved / "model")
     trainer.objective.student.train(training)
     return saved
 
@@ -285,7 +286,7 @@ def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:
     for name in [*trainer.averages.copies][1:]:
         model = model_of(run, trainer, name)
         if first_process:
-            model.save(folder.averages / name, samples=0)
+            model.save(folder.averages / name, samples=0, like=folder.model)
     model = own_model(run, trainer)
     if first_process:
         save_model(folder, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ from torch import Tensor, nn
 from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.models import AbstractDenoiser, Network
+from fewstep.models.low_rank import base_names
 from fewstep.objectives.base import Objective, Phase
-from fewstep.objectives.shared.copies import frozen_copy
 from fewstep.system.processes import ALONE, World
 from fewstep.training.averages import Averages, Rule
 from fewstep.training.check import check
-from fewstep.training.checkpoints import State, fingerprint, load_into, once
+from fewstep.training.checkpoints import (
+    State,
+    digest_of,
+    fingerprint,
+    learned_in,
+    load_into,
+    once,
+)
 from fewstep.training.config import FRESH, Augment, TrainConfig
 from fewstep.training.derivative import derivative_for
 from fewstep.training.distribution import (
@@ -79,6 +87,9 @@ class Trainer:
         self.averages = Averages(objective.student, averages)
         # Frozen modules never change, so what is read before sharding stays true.
         self.fingerprints = {n: fingerprint(objective.get_submodule(n)) for n in objective.frozen}
+        self.base = base_names(objective)
+        under = {n: p for n, p in objective.named_parameters() if n in self.base}
+        self.base_digest = digest_of(under) if under else None
         self.step = 0
         self.stage, self.stage_start = objective.stage(0), 0
         self.skipped = 0
@@ -115,7 +126,7 @@ class Trainer:
             return Alone()
         if self.config.parallel == "ddp":
             return Replicated(self.objective.phases(), self.trained)
-        self.unsharded = frozen_copy(self.objective.student).cpu()
+        self.unsharded = deepcopy(self.objective.student).cpu().requires_grad_(False)
         modules = [self.objective, *self.averages.copies.values()]
         return Sharded(modules, self.device, self.world.size)
 
@@ -275,9 +286,11 @@ class Trainer:
     def state(self) -> State:
         """Everything that a resumed run needs and cannot derive."""
         frozen = tuple(f"{name}." for name in self.objective.frozen)
-        tensors = {f"objective.{k}": v.detach() for k, v in once(self.objective, frozen).items()}
+        learned = {k: v for k, v in once(self.objective, frozen).items() if k not in self.base}
+        tensors = {f"objective.{k}": v.detach() for k, v in learned.items()}
         for name, copy in self.averages.copies.items():
-            tensors |= {f"average.{name}.{k}": v.detach() for k, v in once(copy).items()}
+            own = learned_in(copy)
+            tensors |= {f"average.{name}.{k}": v.detach() for k, v in own.items()}
         for name, optimizer in self.optimizers.items():
             for i, entry in optimizer.state_dict()["state"].items():
                 tensors |= {
@@ -293,6 +306,7 @@ class Trainer:
             "norms": {name: spikes.norms for name, spikes in self.spikes.items()},
             "latest": {name: float(value) for name, value in self.latest.items()},
             "frozen": self.fingerprints,
+            **({"base": self.base_digest} if self.base_digest else {}),
         }
 
     def load(self, state: State, source: Path) -> None:
@@ -308,10 +322,15 @@ class Trainer:
                     f"{source} was trained with another {name} than this run's; give the same "
                     f"teacher, or start anew with {FRESH}"
                 )
+        if values.get("base", self.base_digest) != self.base_digest:
+            raise UsageError(
+                f"{source} holds adapters for other frozen weights than this run's; give the same "
+                f"teacher, or start anew with {FRESH}"
+            )
         frozen = tuple(f"{name}." for name in self.objective.frozen)
-        load_into(self.objective, tensors, "objective.", source, but=frozen)
+        load_into(self.objective, tensors, "objective.", source, but=frozen, base=self.base)
         for name, copy in self.averages.copies.items():
-            load_into(copy, tensors, f"average.{name}.", source)
+            load_into(copy, tensors, f"average.{name}.", source, base=base_names(copy))
         self.step = values["step"]
         self.stage, self.stage_start = values["stage"], values["stage_start"]
         self.skipped, self.failed = values["skipped"], dict(values["failed"])
