@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewstep.training.checkpoints import learned_in, once
 from fewstep.training.config import Run
+from fewstep.training.optimizers import state_size
 from fewstep.training.posthoc import PowerFunction
 from fewstep.training.trainer import Trainer
 
@@ -45,8 +46,7 @@ def space(run: Run, trainer: Trainer) -> Space:
     model = _bytes(once(objective.student).values())
     copies = [*trainer.averages.copies.values()]
     averages = sum(_bytes(learned_in(copy).values()) for copy in copies)
-    # Two moments of each parameter that is trained.
-    moments = sum(2 * _bytes(parameters) for parameters in trainer.trained.values())
+    moments = sum(state_size(parameters, config) for parameters in trainer.trained.values())
     saves = -(-config.steps // config.save_every)
     kept = min(config.keep, saves) + 1
     if config.keep_every:

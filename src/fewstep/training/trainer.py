@@ -41,7 +41,7 @@ from fewstep.training.faults import Unsound, unsound
 from fewstep.training.feed import Feed
 from fewstep.training.guards import LossScale, Spikes
 from fewstep.training.offload import Offload
-from fewstep.training.optimizers import load_optimizer, optimizer_of
+from fewstep.training.optimizers import load_optimizer, optimizer_of, state_of
 from fewstep.training.trained import chosen_in, trained_by, training
 
 PATIENCE = 10
@@ -99,7 +99,8 @@ class Trainer:
         self.spikes = {p.name: Spikes(config.spike) for p in objective.phases()}
         self.feed: Feed | None = None
         self.latest: dict[str, Tensor | float] = {}
-        self.before = [p.requires_grad for p in objective.parameters()]
+        every = objective.named_parameters(remove_duplicate=False)
+        self.before = {name: p.requires_grad for name, p in every}
         chosen = {p.name: chosen_in(p.module) for p in objective.phases()}
         objective.train()
         for name in objective.frozen:
@@ -267,8 +268,8 @@ class Trainer:
             self.offload.end()
         for unit in self.again:
             del unit.forward
-        for parameter, learns in zip(self.objective.parameters(), self.before, strict=True):
-            parameter.requires_grad_(learns)
+        for name, parameter in self.objective.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(self.before[name])
             parameter.grad = None
 
     def _have_averages(self) -> None:
@@ -292,7 +293,7 @@ class Trainer:
             own = learned_in(copy)
             tensors |= {f"average.{name}.{k}": v.detach() for k, v in own.items()}
         for name, optimizer in self.optimizers.items():
-            for i, entry in optimizer.state_dict()["state"].items():
+            for i, entry in state_of(optimizer).items():
                 tensors |= {
                     f"optimizer.{name}.{i}.{k}": torch.as_tensor(v) for k, v in entry.items()
                 }
