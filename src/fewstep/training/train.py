@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,6 +41,7 @@ from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
 from fewstep.training.kept import Kept
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
+from fewstep.training.needs import is_large, needs, on_the_cpu
 from fewstep.training.snapshots import snapshot
 from fewstep.training.space import shortage
 from fewstep.training.trainer import Trainer
@@ -72,6 +72,10 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
             check_derivative(run.objective, run.data)
         if fresh and world.first and (aside := folder.move_aside()):
             _say(f"moved the old run to {aside}")
+        begun = world.agreed(checkpoints.newest(folder.checkpoints)) is not None and not fresh
+        if world.first and not begun and is_large(run, device):
+            with on_the_cpu(run) as planned:
+                _say(needs(run, planned, device, world.size))
         # What a recipe builds here nobody can train again.
         again = first.begin(run.objective) if given else False
         trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)
@@ -117,11 +121,10 @@ def dry(run: Run, out: str | Path = "runs", *, as_json: bool = False) -> str:
     check_conditions(run.objective, run.data)
     world = World(size=int(os.environ.get("WORLD_SIZE") or 1))
     check(run.objective, run.data, run.config, world)
-    config = replace(run.config, compile=False)
-    trainer = Trainer(run.objective, run.data, config, run.averages, device)
-    if as_json:
-        return json.dumps(describe(run, device, trainer.fingerprints)["run"], indent=2)
-    return plan(run, trainer, Path(out))
+    with on_the_cpu(run) as trainer:
+        if as_json:
+            return json.dumps(describe(run, device, trainer.fingerprints)["run"], indent=2)
+        return plan(run, trainer, Path(out), device)
 
 
 @contextmanager
