@@ -278,7 +278,9 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
     spec, model, trained_by = spec_of(data), None, recipe.place.trained_by(method)
     frontend = getattr(data, "frontend", None)
     if options.teacher != NONE:
-        model = teacher_of(spec, options.teacher, trained_by, method.after)
+        kind = "renoise" if method.tunes else "ode"
+        after = None if method.tunes else method.after
+        model = teacher_of(spec, options.teacher, trained_by, after, kind)
         (frontend or Frontend()).check(model.frontend, recipe.data.data, options.teacher)
         source = read(model, options.teacher)
         _check_scalings(recipe, source)
