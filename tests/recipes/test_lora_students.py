@@ -173,6 +173,33 @@ def test_a_run_that_stopped_ends_as_one_that_did_not(teacher, tmp_path):
     assert one[1]["base"] == other[1]["base"]
 
 
+@pytest.mark.parametrize("name", ["cd", "pcm", "dmd2", "lcm"])
+def test_a_student_uses_its_teachers_weights(name, teacher):
+    """Weights that no training changes are in memory once."""
+    run = built(name, teacher, lora=2)
+    (frozen,) = run.objective.frozen
+    theirs = {id(p) for p in run.objective.get_submodule(frozen).parameters()}
+    student = run.objective.student
+    own = {id(p): n for n, p in student.named_parameters() if ".adapter." not in n}
+    assert own.keys() == theirs
+    flat = [p for n, p in student.named_parameters() if ".adapter." in n]
+    assert len(flat) == 2 * len(adapted_layers(student))
+
+
+def test_a_teacher_whose_weights_a_student_uses_stays_on_the_device(teacher):
+    run = built("cd", teacher, lora=2, train={"offload": True})
+    made = Trainer(run.objective, run.data, run.config, run.averages, CPU)
+    assert made.offload is not None
+    assert made.offload.frozen == []
+    plain = built("cd", teacher, lora=2)
+    other = Trainer(plain.objective, plain.data, plain.config, plain.averages, CPU)
+    for _ in range(2):
+        made.advance()
+        other.advance()
+    one, two = made.state()[0], other.state()[0]
+    assert all(one[key].equal(two[key]) for key in one)
+
+
 def saved_by(run: Run, folder: Path, steps: int = 2) -> tuple[Trainer, Path]:
     made = Trainer(run.objective, run.data, run.config, run.averages, CPU)
     for _ in range(steps):

@@ -182,6 +182,31 @@ def base_names(module: nn.Module) -> set[str]:
     return names
 
 
+def share_base(module: nn.Module, frozen: nn.Module) -> int:
+    """Let networks of which adapters alone learn use the equal weights of a frozen module.
+
+    Args:
+        module: holds these networks, such as a student.
+        frozen: whose weights never change, such as the student's teacher.
+
+    Returns:
+        How many parameters are shared now.
+    """
+    donors = [dict(part.named_parameters()) for part in frozen.modules()]
+    count = 0
+    for network in [m for m in module.modules() if _WHOLE in m.__dict__]:
+        own = {name: network.get_parameter(name) for name in base_names(network)}
+        plain = {name: name.replace(".layer.", ".") for name in own}
+        # The part of the frozen module that has all of these names is the same network.
+        donor = next((d for d in donors if d.keys() >= {*plain.values()}), {})
+        for name, bare in plain.items():
+            if bare in donor and torch.equal(own[name], donor[bare]):
+                place, _, last = name.rpartition(".")
+                setattr(network.get_submodule(place), last, donor[bare])
+                count += 1
+    return count
+
+
 def adapted_layers(module: nn.Module) -> dict[str, Adapted]:
     """The adapted layers of a module by name."""
     return {name: m for name, m in module.named_modules() if isinstance(m, Adapted)}

@@ -28,7 +28,7 @@ from fewstep.models import (
     grown,
 )
 from fewstep.models.fresh import fresh_network, seeded, with_dropout
-from fewstep.models.low_rank import learn_adapters
+from fewstep.models.low_rank import learn_adapters, share_base
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.models.preconditioning import Preconditioning
 from fewstep.objectives.base import Objective
@@ -227,6 +227,8 @@ class Start:
 
     def run(self, recipe: Recipe[MethodOptions], objective: Objective) -> Run:
         """The run of an objective."""
+        for name in objective.frozen:
+            share_base(objective, objective.get_submodule(name))
         data, reports = self.data, recipe.place.reports
         train = data.data if isinstance(data, Paired) else data
         evaluate = evaluator(train, recipe.data.data, self.unseen)
@@ -247,7 +249,7 @@ class Start:
             augment=augmentation(recipe, spec_of(data)),
             sampling_times=self.sampling_times(objective.student.path) if free else {},
             teacher=self.model,
-            frontend=getattr(data, "frontend", None),
+            frontend=getattr(train, "frontend", None),
             network_arguments=[f.name for f in fields(recipe.network)],
             upgrade=upgraded,
         )

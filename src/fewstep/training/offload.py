@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fewstep.models import LowRank
+from fewstep.models.low_rank import base_names
 from fewstep.objectives.base import Objective
 from fewstep.training.averages import Averages
 from fewstep.training.distribution import networks
@@ -43,6 +44,10 @@ class Offload:
         }
         adapted = {
             id(p) for m in objective.modules() if isinstance(m, LowRank) for p in m.net.parameters()
+        }
+        base = base_names(objective)
+        adapted |= {
+            id(p) for n, p in objective.named_parameters(remove_duplicate=False) if n in base
         }
         frozen = networks(objective.get_submodule(name) for name in objective.frozen)
         self.frozen = [net for net in frozen if adapted.isdisjoint(map(id, net.parameters()))]
