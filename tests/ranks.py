@@ -25,6 +25,7 @@ from fewstep.models import (
     FeatureDiscriminator,
     Judge,
 )
+from fewstep.models.low_rank import learn_adapters
 from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.base import Loss, Objective, Phase
 from fewstep.objectives.consistency import Consistency, Fixed, SameNoise
@@ -147,10 +148,12 @@ def objective(name: str) -> tuple[Objective, Arrays]:
     if name in JUDGED:
         return judged(name), pictures()
     student = unet(2)
+    if name == "adapters":  # which copies of the student share nothing of, where there are shards
+        learn_adapters(student.net, 2)
     return Consistency(student, SameNoise(student.path), schedule=Fixed(6, 0.9)), pictures()
 
 
-NAMES = ("critic", "split", "consistency", "progressive", "f-distill")
+NAMES = ("critic", "split", "consistency", "progressive", "f-distill", "adapters")
 JUDGED = ("dmd2", "ladd", "sida")
 
 

@@ -23,6 +23,7 @@ from fewstep.core import UsageError
 from fewstep.data import open_data
 from fewstep.data.captioned import opened
 from fewstep.data.encoded import Encoded
+from fewstep.data.pairs import Pairs
 from fewstep.encoding import encode
 from fewstep.frontends import Frontend
 from fewstep.model import load
@@ -425,6 +426,27 @@ def test_a_run_on_encoded_data_takes_its_encoders_along(at, tmp_path, capsys):
     outcome = fewstep(capsys, "train", "cd", *given, "--out", student)
     assert outcome.code == 0, outcome.err
     assert load(student, device="cpu").frontend.digests == model.frontend.digests
+    # The codec and the reader of texts are on the disk once.
+    kept = out / "checkpoints/000000004/model"
+    shared = [p for p in (out / "model").glob("[ct]*/*") if p.is_file()]
+    assert len(shared) == len(model.frontend.files)
+    assert all(p.samefile(kept / p.relative_to(out / "model")) for p in shared)
+    lora = tmp_path / "lora"
+    outcome = fewstep(capsys, "train", "cd", *given, "--lora", 1, "--out", lora)
+    assert outcome.code == 0, outcome.err
+    assert not (lora / "checkpoints/000000004/model/codec").exists()
+    x = load(lora, device="cpu").sample(1, prompts="blue", steps=1)
+    assert torch.equal(x, load(lora, step=4, device="cpu").sample(1, prompts="blue", steps=1))
+    # Other pictures are encoded by the student's own codec and texts, once, and it goes on.
+    tuned = tmp_path / "tuned"
+    given = (*("--data", at / "pictures", "--model", student), *train, "--out", tuned)
+    for _ in range(2):
+        outcome = fewstep(capsys, "train", "tune", *given, "--lora", 1)
+        assert outcome.code == 0, outcome.err
+    assert "is finished at step 4" in outcome.err
+    assert Encoded(tuned / "data").frontend.digests == model.frontend.digests
+    assert not (tuned / "teacher").exists()
+    assert load(tuned, device="cpu").sample(1, prompts="blue", steps=1).shape == (1, 3, 16, 16)
     outcome = fewstep(capsys, "evaluate", student, "--device", "cpu", "--steps", 1)
     assert outcome.code == 0, outcome.err
     assert "fd" in outcome.out
@@ -484,3 +506,45 @@ def test_a_model_without_texts_refuses_prompts(tmp_path):
             load("digits-cd", device="cpu").sample(1, prompts=none)
     with pytest.raises(UsageError, match=r"reads no texts, got the prompts \['a cat'\]"):
         load("digits-cd", device="cpu").sample(1, prompts="a cat")
+
+
+def test_pairs_of_a_model_of_texts_draw_captions(at, tmp_path, capsys):
+    """Pairs of the empty text alone would teach DMD's student no others."""
+    data, teacher = tmp_path / "data", tmp_path / "teacher"
+    main(words(at, data))
+    small = ("--network", "dit", "--width", 16, "--depth", 1, "--heads", 2, "--patch", 2)
+    short = ("--train.steps", 2, "--train.batch", 4, "--train.sample-every", 0)
+    given = ("--data", data, *small, *short, "--train.precision", "fp32", "--out", teacher)
+    assert fewstep(capsys, "train", "edm", *given).code == 0
+    made = ("data", "pairs", teacher, "-n", 6, "--steps", 2, "--device", "cpu")
+    outcome = fewstep(capsys, *made, "--out", tmp_path / "none")
+    assert outcome.code == 2
+    assert "pairs of the empty text alone teach a student no others" in outcome.err
+    assert not (tmp_path / "none").exists()
+    for name in ("pairs", "again"):
+        outcome = fewstep(capsys, *made, "--data", data, "--out", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+    pairs, encoded = Pairs(tmp_path / "pairs"), Encoded(data)
+    assert Pairs(tmp_path / "again").about == pairs.about
+    of = pairs.batch(range(6))
+    texts = encoded.batch(range(len(encoded))).cond["text"]
+    rows = [int((texts == one).all(1).nonzero()[0]) for one in of.cond["text"]]
+    assert len({*rows}) > 1
+    # A pair is the sample of its caption.
+    model = load(teacher, device="cpu")
+    own = {key: value[:1] for key, value in of.cond.items()}
+    x = model.sample(1, cond=own, steps=2, latents=True)
+    torch.testing.assert_close(x, of.x0[:1], atol=1e-5, rtol=1e-5)
+    outcome = fewstep(
+        capsys, *made, "--data", data, "--cond", "text=red", "--out", tmp_path / "both"
+    )
+    assert outcome.code == 2
+    assert "leave --cond and --label out" in outcome.err
+    student = (*("--teacher", teacher, "--pairs", tmp_path / "pairs", "--regression", 0.25), *short)
+    for method in ("dmd", "kd"):
+        given = student if method == "dmd" else (*student[:4], *short)
+        outcome = fewstep(
+            *(capsys, "train", method, "--data", data, *given, "--out", tmp_path / method)
+        )
+        assert outcome.code == 0, outcome.err
+        assert load(tmp_path / method, device="cpu").sample(1, prompts="blue").isfinite().all()

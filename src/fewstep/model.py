@@ -240,6 +240,7 @@ class Model:
         card: Card | str | None = None,
         dtype: torch.dtype | None = None,
         samples: int = SHOWN,
+        like: Path | None = None,
     ) -> Path:
         """Write ``model.safetensors``, ``config.json`` and a card; whole or not at all.
 
@@ -250,6 +251,8 @@ class Model:
             dtype: of the stored weights, e.g. ``torch.float16``; buffers keep theirs.
             samples: number of samples in the card's picture, where samples are images; 0 draws
                 none.
+            like: a folder of a model with the same codec and texts: their files are then shared
+                with it by hard links, where the file system has such.
 
         Raises:
             UsageError: the folder holds something else than an earlier model.
@@ -257,9 +260,8 @@ class Model:
         facts = card if isinstance(card, Card) else self.card
         check_replaceable(Path(path), model_files.NAMES, model_files.CONFIG)
         with whole_folder(Path(path)) as folder:
-            model_files.write(
-                folder, self.denoiser, self.contract, facts, dtype, self.frontend, self.adapter
-            )
+            parts = self.frontend, self.adapter, like
+            model_files.write(folder, self.denoiser, self.contract, facts, dtype, *parts)
             if isinstance(card, str):
                 (folder / cards.README).write_text(card, encoding="utf-8")
             else:

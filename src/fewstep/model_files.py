@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -15,17 +16,17 @@ from safetensors.torch import save as dump_tensors
 from torch import nn
 
 from fewstep import hub
-from fewstep.adapters import Adapter, read_adapter, write_adapter
-from fewstep.adapters.files import adapter_in
+from fewstep.adapters import Adapter, add, read_adapter, write_adapter
+from fewstep.adapters.files import WEIGHTS, adapter_in
 from fewstep.bundled import BUNDLED
 from fewstep.card_text import Card, read_card
 from fewstep.contract import Contract
 from fewstep.errors import UsageError, in_words, nearest
 from fewstep.frontends import Frontend, read_frontend
-from fewstep.models import AbstractDenoiser
+from fewstep.models import AbstractDenoiser, Denoiser
 from fewstep.models.spec import build_denoiser, denoiser_spec
 from fewstep.system.files import sha256
-from fewstep.weights import load_weights, separate, tied
+from fewstep.weights import assign_weights, load_weights, separate, tied
 
 FORMAT = 2
 """Format of the config.json that is written; format 1 can be read too."""
@@ -58,6 +59,7 @@ def write(
     dtype: torch.dtype | None = None,
     frontend: Frontend | None = None,
     adapter: Adapter | None = None,
+    like: Path | None = None,
 ) -> None:
     """Write ``model.safetensors``, ``config.json``, and what else there is in folders of its own.
 
@@ -69,6 +71,8 @@ def write(
         dtype: of the stored weights; buffers keep theirs.
         frontend: the model's codec and reader of texts, if it has any.
         adapter: what was learned, where the weights contain it.
+        like: a model folder whose files of ``codec/`` and ``text/`` become hard links here, where
+            they are the same and the file system has such links.
     """
     whole = denoiser.state_dict()
     ties = tied(whole)
@@ -80,7 +84,10 @@ def write(
     (folder / "model.safetensors").write_bytes(weights)
     further: dict[str, Any] = {"tied": ties, "card": card.as_json()}
     if frontend:
-        frontend.write(folder)
+        for name, content in frontend.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if like is None or not _linked(like / name, folder / name, content):
+                (folder / name).write_bytes(content)
         further["frontend"] = frontend.digests
     config = config_of(denoiser, contract, weights)
     config |= {name: value for name, value in further.items() if value}
@@ -88,6 +95,83 @@ def write(
     if adapter is not None:
         about = {name: value for name, value in config.items() if name not in _OF_A_FILE}
         write_adapter(replace(adapter, model=about), folder / "adapter")
+
+
+def _linked(there: Path, here: Path, content: bytes) -> bool:
+    """Whether ``here`` has become a link to the file ``there``, which holds this content."""
+    with suppress(OSError):
+        if there.stat().st_size == len(content) and there.read_bytes() == content:
+            here.hardlink_to(there)
+            return True
+    return False
+
+
+def write_adapted(
+    folder: Path,
+    denoiser: AbstractDenoiser,
+    contract: Contract,
+    card: Card,
+    frontend: Frontend,
+    adapter: Adapter,
+    base: Mapping[str, str],
+) -> None:
+    """Write ``config.json`` and ``adapter/`` alone, of a model that is another one and an adapter.
+
+    Args:
+        folder: of the model, which is there.
+        denoiser: of the model, whose weights are not written.
+        contract: of the model.
+        card: what is kept for later cards.
+        frontend: the other model's, which is not written.
+        adapter: what is added to the other model's weights.
+        base: the other model: ``place``, its path (a relative one begins at ``folder``) or name,
+            and ``sha256``, that of its weights.
+    """
+    about = {"denoiser": denoiser_spec(denoiser), **contract.model_dump(mode="json")}
+    weights = write_adapter(replace(adapter, model=about), folder / "adapter").read_bytes()
+    config = config_of(denoiser, contract, weights) | {"base": {**base}, "card": card.as_json()}
+    config |= {"frontend": frontend.digests} if frontend else {}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _base(folder: Path, config: Mapping[str, Any]) -> Path | None:
+    """The folder of the model to which a folder's adapter belongs; None where there is none.
+
+    Raises:
+        UsageError: it is not there, or is another one by now.
+    """
+    if "base" not in config:
+        return None
+    try:
+        place, digest = str(config["base"]["place"]), config["base"]["sha256"]
+        beside = folder / place
+        base = find(beside if beside.exists() else place)
+        same = json.loads((base / CONFIG).read_text(encoding="utf-8"))["sha256"] == digest
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        raise UsageError(
+            f"{folder} holds adapters to another model, which is not there: {in_words(error)}"
+        ) from error
+    if not same:
+        raise UsageError(
+            f"{folder} holds adapters to the model {place}, which has other weights by now"
+        )
+    return base
+
+
+def _adapted(
+    folder: Path, config: Mapping[str, Any], base: Path, network: nn.Module | None
+) -> AbstractDenoiser:
+    """The denoiser of a folder that :func:`write_adapted` wrote."""
+    other, adapter = read(base, network)[0], adapter_of(folder)
+    if adapter is None or not isinstance(other, Denoiser):
+        raise UsageError(f"{folder} holds no adapter to the model {base}")
+    if sha256((folder / "adapter" / WEIGHTS).read_bytes()) != config.get("sha256"):
+        raise UsageError(f"{folder}: the adapter does not match its sha256; the file is damaged")
+    weights = Denoiser(add(other.net, [adapter]), other.preconditioning).state_dict()
+    with torch.device("meta" if network is None else "cpu"):
+        denoiser = build_denoiser(config.get("denoiser"), network)
+    assign_weights(denoiser, weights, folder)
+    return denoiser
 
 
 def adapter_of(folder: Path) -> Adapter | None:
@@ -108,7 +192,8 @@ def read(folder: Path, network: nn.Module | None = None) -> tuple[AbstractDenois
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = (folder / "model.safetensors").read_bytes()
+        adapted = isinstance(config, dict) and "base" in config
+        weights = b"" if adapted else (folder / "model.safetensors").read_bytes()
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} holds no readable model: {in_words(error)}") from error
     if not isinstance(config, dict) or config.get("format") not in READABLE:
@@ -121,6 +206,9 @@ def read(folder: Path, network: nn.Module | None = None) -> tuple[AbstractDenois
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise UsageError(f"{folder}/config.json: " + "; ".join(lines)) from error
     card = read_card(config.get("card"), folder / "config.json")
+    base = _base(folder, config)
+    if base is not None:
+        return _adapted(folder, config, base, network), contract, card
     # Custom networks come built; the library's own are built without memory until shapes agree.
     with torch.device("meta" if network is None else "cpu"):
         denoiser = build_denoiser(config.get("denoiser"), network)
@@ -135,7 +223,7 @@ def frontend_of(folder: Path) -> Frontend | None:
         UsageError: they are damaged, missing, or not those of the model.
     """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    frontend = read_frontend(folder)
+    frontend = read_frontend(_base(folder, config) or folder)
     if (frontend.digests if frontend is not None else {}) != config.get("frontend", {}):
         raise UsageError(
             f"{folder} holds another codec or reader of texts than its model was trained with"

@@ -9,15 +9,17 @@ folder and the locks in it, and the last to finish completes ``pairs.json``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.core import Cond, UsageError, widest
+from fewstep.data.encoded import Encoded
 from fewstep.data.pairs import OTHER, RECORD, About, Pairs, name_of, opened, packed, read_record
 from fewstep.data.shards import compare_settings, file_digest, held
 from fewstep.model import Model, SampleNoise
@@ -28,6 +30,9 @@ from fewstep.system.bars import bar
 from fewstep.system.files import LOCK, TEMPORARY, whole_file, write_json
 from fewstep.system.processes import ALONE, World
 from fewstep.training.checkpoints import fingerprint
+
+Conditions = Callable[[range], dict[str, Tensor]]
+"""Conditions of pairs by their numbers, on the CPU."""
 
 
 class Outcome(NamedTuple):
@@ -48,6 +53,7 @@ def make(
     guidance: float | None = None,
     label: int | None = None,
     cond: Mapping[str, Any] | None = None,
+    drawn: Encoded | None = None,
     seed: int = 0,
     shard_size: int = 1024,
     batch: int = 256,
@@ -68,6 +74,8 @@ def make(
         guidance: scale of classifier-free guidance; 1 is none.
         label: of all pairs; by default the index modulo the number of labels.
         cond: other conditions by name, one row for all pairs or ``n`` rows.
+        drawn: encoded data, from whose samples each pair draws one and takes its conditions, such
+            as its caption.
         seed: pair i is a function of (seed, i).
         shard_size: pairs in a file.
         batch: pairs at a time; changes nothing but memory, speed and the rounding of sums.
@@ -99,9 +107,9 @@ def make(
         )
     if data.masked:
         raise UsageError("pairs are of one shape, and this model's samples differ in length")
-    conditions = model.conditions(range(n), cond, label=label)
+    conditions = _conditions(model, n, label, cond, drawn, seed)
     others = {name: one for name, one in data.conditions.items() if name != "label"}
-    denoiser = model.guided(guidance, conditions)
+    denoiser = model.guided(guidance, conditions(range(1)))
     about = About(
         teacher=fingerprint(model.denoiser),
         path=str(path),
@@ -119,7 +127,7 @@ def make(
         range=data.range,
         path_times=tuple(grid[len(grid) * j // (paths + 1)] for j in range(1, paths + 1)),
         conditions=others,
-        given=_digest(data.convert(cond, n)) if cond else "",
+        given=drawn.fingerprint if drawn else _digest(data.convert(cond, n)) if cond else "",
     )
     out.mkdir(parents=True, exist_ok=True)
     with _opened(out, about) as handle:
@@ -128,6 +136,41 @@ def make(
         with held(handle, 0, str(out / RECORD)):
             done = _complete(out, about)
     return Outcome(made, kept, Pairs(out) if done else None)
+
+
+def _conditions(
+    model: Model,
+    n: int,
+    label: int | None,
+    cond: Mapping[str, Any] | None,
+    drawn: Encoded | None,
+    seed: int,
+) -> Conditions:
+    """The conditions of pairs by their numbers.
+
+    Raises:
+        UsageError: they are not those of the model, or a model of texts is given none.
+    """
+    data = model.contract.data
+    if drawn is None:
+        if model.frontend.text is not None and not cond:
+            raise UsageError(
+                "this model reads texts, and pairs of the empty text alone teach a student no "
+                "others; give --data ENCODED, the data whose captions the pairs draw, or --cond"
+            )
+        every = model.conditions(range(n), cond, label=label)
+        return lambda indices: {k: v[indices.start : indices.stop] for k, v in every.items()}
+    if cond or label is not None:
+        raise UsageError(
+            "the pairs draw their conditions from --data; leave --cond and --label out"
+        )
+    if not data.agrees(drawn.spec):
+        raise UsageError(
+            f"the model generates {data.summary()}, the data {drawn.folder} has "
+            f"{drawn.spec.summary()}; encode it with the model's own (fewstep data encode --like)"
+        )
+    rows = np.random.default_rng([seed, len(drawn)]).integers(len(drawn), size=n)
+    return lambda indices: dict(drawn.batch(rows[indices.start : indices.stop]).cond)
 
 
 @contextmanager
@@ -212,7 +255,7 @@ class _Teacher:
         denoiser: AbstractDenoiser,
         grid: list[float],
         about: About,
-        conditions: dict[str, Tensor],
+        conditions: Conditions,
     ) -> None:
         self.model, self.about, self.conditions = model, about, conditions
         self.times = torch.tensor(grid, dtype=torch.float64)
@@ -224,7 +267,7 @@ class _Teacher:
     def __call__(self, indices: range) -> dict[str, Tensor]:
         about, device = self.about, self.model.device
         noise = SampleNoise([(about.seed, i) for i in indices], about.shape)(0)
-        cond = {k: v[indices.start : indices.stop] for k, v in self.conditions.items()}
+        cond = self.conditions(indices)
         there = {key: value.to(device) for key, value in cond.items()}
         x = noise.to(device, widest(device)) * about.start[1]
         x = SOLVERS[about.solver](self.denoiser, x, self.times, there)

@@ -22,8 +22,17 @@ LARGEST_ERROR = 1e4
 """Factor from a network's error to its answer's above which a reading says nothing."""
 
 
-def teacher_of(spec: DataSpec, name: str, trained_by: str, method: str | None = None) -> Model:
+def teacher_of(
+    spec: DataSpec, name: str, trained_by: str, method: str | None = None, kind: str = "ode"
+) -> Model:
     """A diffusion model, or one of a ``method``, of the same kind of data, on the CPU.
+
+    Args:
+        spec: of the data.
+        name: of the model.
+        trained_by: a recipe of such models, for messages.
+        method: that made it, where one method alone will do.
+        kind: how it is sampled, where any method will do: ``ode``, or ``renoise``.
 
     Raises:
         UsageError: there is none of that name, or it is a model of another kind or of other data.
@@ -41,11 +50,11 @@ def teacher_of(spec: DataSpec, name: str, trained_by: str, method: str | None = 
             f"{name} is a {model.contract.method} model; this starts from one of {method}, "
             f"e.g. of: fewstep train {trained_by}"
         )
-    if method is None and model.contract.sampling.kind != "ode":
-        raise UsageError(
-            f"{name} is a {model.contract.method} model; a teacher is a diffusion model, "
-            "e.g. of the recipe edm"
-        )
+    if method is None and model.contract.sampling.kind != kind:
+        wanted = "a teacher is a diffusion model, e.g. of the recipe edm"
+        if kind != "ode":
+            wanted = f"tuning goes on with a consistency model, e.g. of the recipe {trained_by}"
+        raise UsageError(f"{name} is a {model.contract.method} model; {wanted}")
     return model
 
 

@@ -102,8 +102,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "drifting": {"group": 4},
     "shortcut": {"every": 4},
 }
-OTHERS = {"ladd", "f-distill", "imm", "kd"}
-"""Judges read features of the network, IMM's kernel its c_out; KD learns from pairs of the teacher.
+OTHERS = {"ladd", "f-distill", "imm", "kd", "tune"}
+"""Judges read features of the network, IMM's kernel its c_out; KD learns from pairs of the teacher,
+and tuning goes on with a student.
 
 None of these is a function of the teacher's answers alone.
 """

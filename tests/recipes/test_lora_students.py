@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,149 @@ def test_a_run_resumes_bit_for_bit(teacher, tmp_path):
     assert fingerprint(merged(second.student(name))) == fingerprint(whole.denoiser)
     rebuilt = train(replace(rebuild(tmp_path / "whole").build(), finish=None), tmp_path / "rebuilt")
     assert fingerprint(rebuilt.denoiser) == fingerprint(whole.denoiser)
+
+
+def test_a_run_that_stopped_ends_as_one_that_did_not(teacher, tmp_path):
+    own: dict[str, Any] = {"lora": 2, "target": 0.9, "rates": (0.5, 0.9)}
+    train(built("cd", teacher, updates=6, **own), tmp_path / "whole")
+    train(built("cd", teacher, updates=3, **own), tmp_path / "parts")
+    train(built("cd", teacher, updates=6, **own), tmp_path / "parts")
+    one, other = (
+        checkpoints.read(tmp_path / name / "checkpoints/000000006") for name in ("whole", "parts")
+    )
+    assert one[0].keys() == other[0].keys()
+    assert all(one[0][key].equal(other[0][key]) for key in one[0])
+    assert one[1]["base"] == other[1]["base"]
+
+
+@pytest.mark.parametrize("name", ["cd", "pcm", "dmd2", "lcm"])
+def test_a_student_uses_its_teachers_weights(name, teacher):
+    """Weights that no training changes are in memory once."""
+    run = built(name, teacher, lora=2)
+    (frozen,) = run.objective.frozen
+    theirs = {id(p) for p in run.objective.get_submodule(frozen).parameters()}
+    student = run.objective.student
+    own = {id(p): n for n, p in student.named_parameters() if ".adapter." not in n}
+    assert own.keys() == theirs
+    flat = [p for n, p in student.named_parameters() if ".adapter." in n]
+    assert len(flat) == 2 * len(adapted_layers(student))
+
+
+def test_a_teacher_whose_weights_a_student_uses_stays_on_the_device(teacher):
+    run = built("cd", teacher, lora=2, train={"offload": True})
+    made = Trainer(run.objective, run.data, run.config, run.averages, CPU)
+    assert made.offload is not None
+    assert made.offload.frozen == []
+    plain = built("cd", teacher, lora=2)
+    other = Trainer(plain.objective, plain.data, plain.config, plain.averages, CPU)
+    for _ in range(2):
+        made.advance()
+        other.advance()
+    one, two = made.state()[0], other.state()[0]
+    assert all(one[key].equal(two[key]) for key in one)
+
+
+def saved_by(run: Run, folder: Path, steps: int = 2) -> tuple[Trainer, Path]:
+    made = Trainer(run.objective, run.data, run.config, run.averages, CPU)
+    for _ in range(steps):
+        made.advance()
+    return made, checkpoints.save(folder, made.step, made.state(), keep=1)
+
+
+@pytest.mark.parametrize("name", ["cd", "pcm", "meanflow"])
+def test_a_checkpoint_holds_what_learns(name, teacher, tmp_path):
+    run = built(name, teacher, lora=1, rates=(0.5, 0.9))
+    made, saved = saved_by(run, tmp_path)
+    net = run.objective.student.get_submodule("net")
+    layers = sum(1 for _ in adapted_layers(net))
+    tensors, values = checkpoints.read(saved)
+    learned = [k for k in tensors if k.startswith("objective.student.")]
+    buffers = sum(1 for _ in run.objective.student.buffers())
+    whole = len(made.trained["student"])
+    assert len(learned) == whole + buffers
+    assert whole >= 2 * layers
+    for average in made.averages.copies:
+        own = [k for k in tensors if k.startswith(f"average.{average}.")]
+        assert len(own) == len(learned)
+    assert len(values["base"]) == 64
+    # The copies hold no base of their own either.
+    places = {p.data_ptr() for p in run.objective.student.parameters()}
+    for copy in made.averages.copies.values():
+        apart = [p for p in copy.parameters() if p.data_ptr() not in places]
+        assert len(apart) == whole
+
+
+def test_a_checkpoint_of_whole_weights_resumes(teacher, tmp_path):
+    own: dict[str, Any] = {"lora": 2, "target": 0.9}
+    first, saved = saved_by(built("cd", teacher, **own), tmp_path / "new")
+    tensors, values = checkpoints.read(saved)
+    old = dict(tensors)
+    for name, value in checkpoints.once(first.objective.student).items():
+        old[f"objective.student.{name}"] = value.detach()
+        old[f"objective.target.{name}"] = first.objective.target.state_dict()[name]  # pyright: ignore
+        for average, copy in first.averages.copies.items():
+            old[f"average.{average}.{name}"] = copy.state_dict()[name]
+    assert len(old) > len(tensors)
+    del values["base"]
+    second, third = (
+        Trainer(run.objective, run.data, run.config, run.averages, CPU)
+        for run in (built("cd", teacher, **own), built("cd", teacher, **own))
+    )
+    second.load((old, values), saved)
+    for each in (first, second):
+        each.advance()
+    one, other = first.state()[0], second.state()[0]
+    assert all(one[key].equal(other[key]) for key in one)
+    name = next(n for n in third.base if n.startswith("student."))
+    old[f"objective.{name}"] = old[f"objective.{name}"] + 1
+    with pytest.raises(UsageError, match="other frozen weights under its adapters"):
+        third.load((old, values), saved)
+
+
+def test_adapters_of_another_teacher_do_not_resume(teacher, tmp_path):
+    _, saved = saved_by(built("ct", teacher, lora=2), tmp_path)
+    state = checkpoints.read(saved)
+    other = built("ct", teacher, lora=2)
+    with torch.no_grad():
+        next(iter(adapted_layers(other.objective.student).values())).layer.weight.add_(1)
+    changed = Trainer(other.objective, other.data, other.config, other.averages, CPU)
+    with pytest.raises(UsageError, match="adapters for other frozen weights than this run's"):
+        changed.load(state, saved)
+
+
+def test_the_model_of_a_checkpoint_is_its_adapter_and_the_name_of_the_teacher(teacher, tmp_path):
+    place = tmp_path / "run"
+    place.mkdir()
+    shutil.copytree(teacher / "model", place / "teacher")
+    own: dict[str, Any] = {"lora": 1, "train": {"save_every": 1}}
+    model = train(built("cd", place / "teacher", **own), place)
+    kept = place / "checkpoints/000000003/model"
+    files = {str(f.relative_to(kept)) for f in kept.rglob("*") if f.is_file()}
+    adapter = {f"adapter/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
+    assert files == {"config.json"} | adapter
+    place.rename(tmp_path / "moved")
+    read = library.load(tmp_path / "moved", step=3, device="cpu")
+    assert fingerprint(read.denoiser) == fingerprint(model.denoiser)
+    assert read.contract == model.contract
+    assert read.adapter is not None
+    assert fingerprint(library.load(tmp_path / "moved", step=2, device="cpu").denoiser) != (
+        fingerprint(read.denoiser)
+    )
+    assert (tmp_path / "moved/model/model.safetensors").exists()
+    kept = tmp_path / "moved/checkpoints/000000003/model"
+    file = kept / "adapter/adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UsageError, match="does not match its sha256"):
+        library.load(kept, device="cpu")
+    file.write_bytes(whole)
+    config = tmp_path / "moved/teacher/config.json"
+    config.write_text(config.read_text().replace('"sha256": "', '"sha256": "0'))
+    with pytest.raises(UsageError, match="which has other weights by now"):
+        library.load(kept, device="cpu")
+    shutil.rmtree(tmp_path / "moved/teacher")
+    with pytest.raises(UsageError, match="adapters to another model, which is not there"):
+        library.load(kept, device="cpu")
 
 
 def test_merging_the_teacher_and_the_adapter_is_the_model(teacher, student, capsys, tmp_path):

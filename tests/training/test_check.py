@@ -67,6 +67,7 @@ def test_these_train_together(capabilities, given, world):
             TWO,
             "compiled networks and shards",
         ),
+        (Capabilities(), {"parallel": "fsdp", "optimizer": "adam8bit"}, TWO, "averages of 8 bits"),
         (Capabilities(), {"parallel": "fsdp", "offload": True}, TWO, "leave out --train.offload"),
         (Capabilities(), {"compile": True, "offload": True}, ALONE, "leave out --train.offload"),
     ],

@@ -23,6 +23,7 @@ def pairs(
     guidance: Real = None,
     label: Text = None,
     cond: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    data: Path | None = None,
     seed: int = 0,
     shard_size: int = 1024,
     batch: int = 256,
@@ -47,6 +48,8 @@ def pairs(
         cond: a condition of all pairs, NAME=VALUE; repeat it for several. VALUE is a class's name
             or number, numbers with commas between them, or a .npy or .npz file with one row or one
             a pair.
+        data: encoded data (fewstep data encode): each pair draws a sample of it and takes its
+            conditions, such as its caption.
         seed: pair i is a function of (seed, i), as sample i is.
         shard_size: the number of pairs in a file.
         batch: the number of pairs that are made at a time.
@@ -56,6 +59,7 @@ def pairs(
         device: where to run, such as cpu or cuda; by default an accelerator if there is one.
     """
     check_solver(solver)
+    from fewstep.data.encoded import Encoded
     from fewstep.model import find, load
     from fewstep.pairs import make
     from fewstep.system.devices import usable_device
@@ -69,7 +73,7 @@ def pairs(
     model = load(folder, device=place)
     print(f"model: {folder}", file=sys.stderr)
     given = model.contract.data.parse(cond, label)
-    made, kept, data = make(
+    made, kept, done = make(
         model,
         out,
         n,
@@ -78,6 +82,7 @@ def pairs(
         guidance=guidance,
         label=given.pop("label", None),
         cond=given,
+        drawn=Encoded(data) if data is not None else None,
         seed=seed,
         shard_size=shard_size,
         batch=batch,
@@ -85,8 +90,8 @@ def pairs(
         world=world,
     )
     counts = f"made {made} shard(s), kept {kept}"
-    if data is None:
+    if done is None:
         print(f"{counts}; process {world.rank} of {world.size} is done, others are not")
     else:
-        shape = "x".join(map(str, data.shape))
-        print(f"{counts}; wrote {len(data):,} pair(s) of {shape} to {out}")
+        shape = "x".join(map(str, done.shape))
+        print(f"{counts}; wrote {len(done):,} pair(s) of {shape} to {out}")

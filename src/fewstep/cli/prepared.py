@@ -27,12 +27,14 @@ def prepared(
 ) -> Recipe[MethodOptions]:
     """The recipe with the pipeline as its teacher and the encoded images as its data.
 
-    The pipeline is imported into ``out/teacher`` and the images with their captions are encoded
-    into ``out/data``, by the first process that comes; what is there already is kept.
+    The pipeline is imported into ``out/teacher`` (a model of the library stays where it is) and the
+    images with their captions are encoded into ``out/data``, by the first process that comes; what
+    is there already is kept.
 
     Args:
         first: whose ``--data`` names images.
-        model: the folder of a pipeline of diffusers, or its name on the Hugging Face Hub.
+        model: the folder of a pipeline of diffusers, or its name on the Hugging Face Hub; or a
+            model of the library, whose data stay as they are where it has no codec and no texts.
         captions: see ``fewstep data encode --captions``.
         out: the run folder.
         dry: make nothing.
@@ -49,6 +51,14 @@ def prepared(
     if not first.data.data:
         raise UsageError(f"{first.name} --model {model} needs --data: images with captions")
     options = first.data
+    own = _own(model)
+    if own is not None:
+        given = replace(first, start=replace(first.start, teacher=model))
+        ready = (Path(first.data.data) / "encoded.json").exists()
+        if ready or not any((own / part).is_dir() for part in ("codec", "text")):
+            if captions is not None:
+                raise UsageError(f"{model} reads no captions of {first.data.data}; leave them out")
+            return given
     settings = {
         "model": model,
         "data": options.data,
@@ -71,17 +81,19 @@ def prepared(
             "--dry-run imports no pipeline and encodes nothing: leave it out, or use fewstep "
             "import and fewstep data encode first, and give --teacher"
         )
+    teacher = model if own is not None else str(out / TEACHER)
     data = replace(options, data=str(out / DATA), resolution=None, background=None)
-    made = replace(first, data=data, start=replace(first.start, teacher=str(out / TEACHER)))
-    _check(made)
+    made = replace(first, data=data, start=replace(first.start, teacher=teacher))
+    made.check_options()
+    if own is None:
+        _check(made)
     if not dry:
-        _prepare(settings, out)
+        _prepare(settings, out, imports=own is None)
     return made
 
 
 def _check(made: Recipe[MethodOptions]) -> None:
-    """Refuse before hours of encoding what would be refused after it."""
-    made.check_options()
+    """Refuse before hours of encoding what a pipeline as the teacher would be refused for after."""
     method = made.method
     if method.after is not None:
         raise UsageError(
@@ -115,7 +127,19 @@ def _before(out: Path) -> dict[str, Any] | None:
     return record
 
 
-def _prepare(settings: dict[str, Any], out: Path) -> None:
+def _own(model: str) -> Path | None:
+    """The folder of a model of this library; None where the name is that of a pipeline."""
+    from fewstep.model import find
+
+    try:
+        folder = find(model)
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (UsageError, OSError, ValueError):
+        return None
+    return folder if isinstance(about, dict) and "denoiser" in about else None
+
+
+def _prepare(settings: dict[str, Any], out: Path, imports: bool) -> None:
     from fewstep.data.captioned import opened
     from fewstep.data.shards import held
     from fewstep.encoding import encode
@@ -130,7 +154,9 @@ def _prepare(settings: dict[str, Any], out: Path) -> None:
     own = {LOCK, HOLD, RECORD, f"{TEMPORARY}{RECORD}"}
     if not names <= own and RECORD not in names:
         raise UsageError(f"{out} is not empty and was not prepared; choose another --out")
-    if (teacher / "config.json").exists():
+    if not imports:
+        model = load(settings["model"], device="cpu")
+    elif (teacher / "config.json").exists():
         model = load(teacher, device="cpu")
     else:
         options = ImportOptions(resolution=settings["resolution"])
@@ -139,7 +165,7 @@ def _prepare(settings: dict[str, Any], out: Path) -> None:
     resolution = model.shape[1]
     pictures = opened(
         settings["data"],
-        captioned=True,
+        captioned=model.frontend.text is not None,
         resolution=resolution,
         captions=settings["captions"],
         labels=False,  # the conditions of a pipeline are texts; folders are no classes of it

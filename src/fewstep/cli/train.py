@@ -28,7 +28,7 @@ class Training(Generic[Chosen]):
     model: Text = None
     """A pipeline of diffusers (its folder, or OWNER/NAME on the Hugging Face Hub) that becomes the
     teacher. It is imported into OUT/teacher, and the images of --data are encoded with their
-    captions into OUT/data, once."""
+    captions into OUT/data, once. A model of the library can be given too, and stays where it is."""
     captions: Text = None
     """With --model: a table of captions (.jsonl, .json, .csv, .parquet) with file_name and text in
     each row; by default a text file beside each image, or metadata.jsonl."""

@@ -267,7 +267,7 @@ class Paired:
         pairs: of events of the same shape.
 
     Raises:
-        UsageError: their shapes differ.
+        UsageError: their shapes differ, or the pairs have conditions that the data has not.
     """
 
     def __init__(self, data: Dataset, pairs: Pairs) -> None:
@@ -276,10 +276,12 @@ class Paired:
                 f"the pairs in {pairs.folder} have shape {tuple(pairs.shape)}, the data "
                 f"{tuple(data.shape)}; make pairs of a model of this data"
             )
-        if pairs.about.conditions:
+        own = spec_of(data).conditions
+        other = [k for k, one in pairs.about.conditions.items() if own.get(k) != one]
+        if other:
             raise UsageError(
-                f"the pairs in {pairs.folder} depend on {', '.join(pairs.about.conditions)}, which "
-                "other data would contradict; train on the pairs alone"
+                f"the pairs in {pairs.folder} depend on {', '.join(other)}, which other data would "
+                "contradict; train on the pairs alone"
             )
         self.data, self.pairs = data, pairs
         self.shape, self.labels, self.image = data.shape, data.labels, data.image

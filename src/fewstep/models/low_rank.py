@@ -172,6 +172,46 @@ def learned_whole(network: nn.Module) -> tuple[str, ...]:
     return network.__dict__.get(_WHOLE, ())
 
 
+def base_names(module: nn.Module) -> set[str]:
+    """Names of the frozen weights in a module's networks of which adapters alone learn."""
+    names: set[str] = set()
+    for place, network in module.named_modules(remove_duplicate=False):
+        if _WHOLE in network.__dict__:
+            learned = set(learned_whole(network))
+            for name, layer in adapted_layers(network).items():
+                learned |= {
+                    f"{name}.adapter.{part}" for part, _ in layer.adapter.named_parameters()
+                }
+            every = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+            names |= {f"{place}.{name}" if place else name for name in every - learned}
+    return names
+
+
+def share_base(module: nn.Module, frozen: nn.Module) -> int:
+    """Let networks of which adapters alone learn use the equal weights of a frozen module.
+
+    Args:
+        module: holds these networks, such as a student.
+        frozen: whose weights never change, such as the student's teacher.
+
+    Returns:
+        How many parameters are shared now.
+    """
+    donors = [dict(part.named_parameters()) for part in frozen.modules()]
+    count = 0
+    for network in [m for m in module.modules() if _WHOLE in m.__dict__]:
+        own = {name: network.get_parameter(name) for name in base_names(network)}
+        plain = {name: name.replace(".layer.", ".") for name in own}
+        # The part of the frozen module that has all of these names is the same network.
+        donor = next((d for d in donors if d.keys() >= {*plain.values()}), {})
+        for name, bare in plain.items():
+            if bare in donor and torch.equal(own[name], donor[bare]):
+                place, _, last = name.rpartition(".")
+                setattr(network.get_submodule(place), last, donor[bare])
+                count += 1
+    return count
+
+
 def adapted_layers(module: nn.Module) -> dict[str, Adapted]:
     """The adapted layers of a module by name."""
     return {name: m for name, m in module.named_modules() if isinstance(m, Adapted)}

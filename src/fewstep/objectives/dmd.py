@@ -74,7 +74,8 @@ class DMD(Objective):
         critic_times: the law of the times at which the fake trains; all of the teacher's times.
         distance: d of the pairs; LPIPS in the paper.
         regression: lambda, 0 or more; 0 needs no pairs. Otherwise ``batch.aux`` has ``pair_noise``
-            of unit variance, ``pair_x`` and, for students that read labels, ``pair_label``.
+            of unit variance, ``pair_x`` and, for students that read labels or other conditions,
+            ``pair_label`` and ``pair_cond_KEY``.
         critic_updates: updates of the fake for each of the generator, 1 or more. The paper has 1;
             more help without pairs (Yin et al. 2024b).
     """
@@ -134,16 +135,19 @@ class DMD(Objective):
 
     def regression_loss(self, batch: Batch, draws: Compared) -> Loss:
         """Compare the generator's answers to the pairs' noise with the teacher's samples."""
-        labelled = "label" in self.student.cond_keys
-        keys = ("pair_noise", "pair_x", *(("pair_label",) if labelled else ()))
+        own = ["label" if key == "label" else f"cond_{key}" for key in self.student.cond_keys]
+        keys = ("pair_noise", "pair_x", *(f"pair_{key}" for key in own))
         missing = [key for key in keys if key not in batch.aux]
         if missing:
             raise UsageError(
                 f"DMD learns from pairs, and the batch has no {', '.join(missing)}; make pairs "
                 "with `fewstep data pairs`, or leave them out with regression=0"
             )
-        noise, x, *label = (batch.aux[key] for key in keys)
-        pairs = Batch(x, {"label": label[0]} if labelled else {})
+        noise, x = batch.aux["pair_noise"], batch.aux["pair_x"]
+        named = {key.removeprefix("pair_"): value for key, value in batch.aux.items()}
+        cond = {k.removeprefix("cond_"): v for k, v in named.items() if k.startswith("cond_")}
+        cond |= {"label": named["label"]} if "label" in own else {}
+        pairs = Batch(x, cond)
         answer = self.generate(self.student, pairs, Made(noise[None], draws.made.call), pairs.cond)
         return Loss({"regression": self.regression * self.distance(answer, x, None).mean()})
 

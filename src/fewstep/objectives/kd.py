@@ -88,12 +88,14 @@ class KnowledgeDistillation(Objective):
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Average the distance of answers and samples over the batch."""
         pairs = self._pairs(batch)
-        label = {"label": pairs["pair_label"]} if "pair_label" in pairs else {}
+        named = {key.removeprefix("pair_"): value for key, value in pairs.items()}
+        own = {k.removeprefix("cond_"): v for k, v in named.items() if k.startswith("cond_")}
+        own |= {"label": named["label"]} if "label" in named else {}
         device = batch.x0.device
         times = torch.tensor(self.generate.times, dtype=widest(device), device=device)
         column = torch.tensor(self.columns, device=device)[draws.call]
         x, t = self._asked(pairs, column), times[draws.call]
-        answer = answered(self.student, x, t, {**batch.cond, **label})
+        answer = answered(self.student, x, t, {**batch.cond, **own})
         return Loss({"kd": self.distance(answer, pairs["pair_x"], None).mean()})
 
     def _asked(self, pairs: dict[str, Tensor], column: Tensor) -> Event:

@@ -73,6 +73,8 @@ class Method:
         scratch: it can start from new weights.
         after: the method whose models it starts from, where those are no diffusion models.
         diffusion: its models are diffusion models, the teachers of others.
+        tunes: it goes on with a consistency model of any method, on other data; it is no entrant of
+            comparisons.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Method:
     scratch: bool = False
     after: str | None = None
     diffusion: bool = False
+    tunes: bool = False
 
     def at(self, *keys: str) -> Setting:
         """The settings at a place with these keys; a later key's count more."""

@@ -28,7 +28,7 @@ from fewstep.models import (
     grown,
 )
 from fewstep.models.fresh import fresh_network, seeded, with_dropout
-from fewstep.models.low_rank import learn_adapters
+from fewstep.models.low_rank import learn_adapters, share_base
 from fewstep.models.nets.edm2 import Uncertainty
 from fewstep.models.preconditioning import Preconditioning
 from fewstep.objectives.base import Objective
@@ -237,6 +237,8 @@ class Start:
 
     def run(self, recipe: Recipe[MethodOptions], objective: Objective) -> Run:
         """The run of an objective."""
+        for name in objective.frozen:
+            share_base(objective, objective.get_submodule(name))
         data, reports = self.data, recipe.place.reports
         train = data.data if isinstance(data, Paired) else data
         evaluate = evaluator(train, recipe.data.data, self.unseen)
@@ -257,7 +259,7 @@ class Start:
             augment=augmentation(recipe, spec_of(data)),
             sampling_times=self.sampling_times(objective.student.path) if free else {},
             teacher=self.model,
-            frontend=getattr(data, "frontend", None),
+            frontend=getattr(train, "frontend", None),
             network_arguments=[f.name for f in fields(recipe.network)],
             upgrade=upgraded,
         )
@@ -290,7 +292,9 @@ def begin(recipe: Recipe[MethodOptions]) -> Start:
     spec, model, trained_by = spec_of(data), None, recipe.place.trained_by(method)
     frontend = getattr(data, "frontend", None)
     if options.teacher != NONE:
-        model = teacher_of(spec, options.teacher, trained_by, method.after)
+        kind = "renoise" if method.tunes else "ode"
+        after = None if method.tunes else method.after
+        model = teacher_of(spec, options.teacher, trained_by, after, kind)
         (frontend or Frontend()).check(model.frontend, recipe.data.data, options.teacher)
         source = read(model, options.teacher)
         _check_scalings(recipe, source)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewstep.core import UsageError
@@ -18,20 +19,26 @@ from fewstep.model import find
 from fewstep.system.status import unfinished
 from fewstep.training.config import Run, TrainConfig
 from fewstep.training.folder import notes
-from fewstep.training.memory import estimate, table
+from fewstep.training.needs import needs
 from fewstep.training.space import space_line
 from fewstep.training.trainer import Trainer
 
 
-def header(run: Run, trainer: Trainer) -> str:
-    """Data, parameters, the arithmetic of batches, optimiser."""
+def header(run: Run, trainer: Trainer, device: torch.device | None = None) -> str:
+    """Data, parameters, the arithmetic of batches, optimiser.
+
+    Args:
+        run: what is trained.
+        trainer: of it.
+        device: where it will be trained, if not where the trainer is.
+    """
     config, world = run.config, trainer.world
     count = sum(p.numel() for p in trainer.objective.student.parameters())
     batch = config.batch * config.accumulation
     seen = config.steps * batch
     lines = [
         f"{run.recipe}: {len(run.data):,} samples of {spec_of(run.data).summary()}; "
-        f"{count:,} parameters on {trainer.device}",
+        f"{count:,} parameters on {device or trainer.device}",
         f"{config.steps:,} steps x {config.batch} x {config.accumulation} = {seen:,} samples, "
         f"{seen / len(run.data):.1f} times each; {config.optimizer} at {config.lr:g}, "
         f"{config.schedule}; {config.precision}",
@@ -107,13 +114,11 @@ def teachers_faults(run: Run) -> list[str]:
     return faults
 
 
-def plan(run: Run, trainer: Trainer, out: Path) -> str:
+def plan(run: Run, trainer: Trainer, out: Path, device: torch.device) -> str:
     """What a dry run prints: the header, memory, disk.
 
     Started with WORLD_SIZE in the environment, memory is that of one of so many processes.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
-    parts = table(estimate(run, trainer, size), run.config.batch)
-    of = f" of each of {size} processes ({run.config.parallel})" if size > 1 else ""
-    lines = [header(run, trainer), *cautions(run, trainer, None)]
-    return "\n".join([*lines, f"memory{of}, estimated:", parts, space_line(run, trainer, out)])
+    lines = [header(run, trainer, device), *cautions(run, trainer, None)]
+    return "\n".join([*lines, needs(run, trainer, device, size), space_line(run, trainer, out)])

@@ -125,6 +125,11 @@ def _check_placement(objective: Objective, config: TrainConfig, sharded: bool) -
             "a denoiser of low-rank adapters shares its weights with another one, and shared "
             "weights cannot be sharded twice; take --train.parallel ddp, or a whole copy"
         )
+    if sharded and config.optimizer == "adam8bit":
+        raise UsageError(
+            "averages of 8 bits are of blocks of whole weights, which shards cut; take "
+            "--train.parallel ddp, or another --train.optimizer"
+        )
     if sharded and not objective.capabilities.shardable:
         raise UsageError(
             f"{type(objective).__name__} with a discriminator takes a gradient within its loss, "

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fewstep.core import UsageError, local
 from fewstep.errors import in_words
+from fewstep.models.low_rank import base_names
 from fewstep.system.files import drop, tidy, whole_folder
 from fewstep.system.processes import ALONE, World
 from fewstep.training.config import FRESH
@@ -202,6 +203,12 @@ def once(module: nn.Module, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name not in ties}
 
 
+def learned_in(student: nn.Module) -> dict[str, Tensor]:
+    """Of :func:`once`, what is not frozen under adapters."""
+    base = base_names(student)
+    return {name: value for name, value in once(student).items() if name not in base}
+
+
 @torch.no_grad()
 def load_into(
     module: nn.Module,
@@ -209,14 +216,22 @@ def load_into(
     prefix: str,
     source: Path,
     but: tuple[str, ...] = (),
+    base: Collection[str] = (),
 ) -> None:
     """Copy the tensors named ``prefix*`` into ``module``, strictly; of a shard, its rows.
 
     Names of ``module`` that begin with one of ``but`` are left as they are, and so are those of
-    tensors that have another name too.
+    tensors that have another name too. Those in ``base`` need not be there; where they are, as in
+    checkpoints of older versions, they must have the values that the module has.
     """
     names = {k.removeprefix(prefix): k for k in tensors if k.startswith(prefix)}
-    wanted = once(module, but)
+    own = dict(module.named_parameters(remove_duplicate=False))
+    for name in sorted(names.keys() & {*base} & own.keys()):
+        value = rows(tensors[names[name]], own[name])
+        if value.shape != local(own[name]).shape or not value.equal(local(own[name]).cpu()):
+            raise UsageError(f"{source} has other frozen weights under its adapters: {name}")
+    names = {name: key for name, key in names.items() if name not in base}
+    wanted = {name: value for name, value in once(module, but).items() if name not in base}
     odd = sorted({*names} ^ {*wanted})
     for name in wanted.keys() & names.keys():
         value = tensors[names[name]]
@@ -230,8 +245,13 @@ def load_into(
 
 def fingerprint(module: nn.Module) -> str:
     """sha256 of all weights and buffers by name: what is kept of a frozen module."""
+    return digest_of(module.state_dict())
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors by name."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode())
         data = value.detach().cpu().contiguous().reshape(-1)
         digest.update(data.view(torch.uint8).numpy().tobytes())

@@ -68,8 +68,9 @@ class TrainConfig:
     """Steps of the decay (inverse_sqrt: before it), counted from each stage's start; 0 for all."""
     warmup: int = 0
     """Steps of linear warm-up."""
-    optimizer: Literal["adam", "adamw", "radam"] = "adam"
-    """Optimiser; torch's fused kernel is used where there is one."""
+    optimizer: Literal["adam", "adamw", "radam", "adam8bit"] = "adam"
+    """Optimiser; torch's fused kernel is used where there is one. adam8bit is adamw whose two
+    averages have 8 bits a number (extra: adam8bit)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the optimiser's two averages, each in [0, 1)."""
     eps: float = 1e-8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from fewstep import cards
 from fewstep.adapters import adapter_of
@@ -67,9 +68,15 @@ def contract(run: Run) -> Contract:
     return run.objective.contract(spec_of(run.data)).with_times(run.sampling_times)
 
 
-def save_model(folder: RunFolder, model: Model) -> None:
-    """Write the run's model as it is at this step; the card of a run on its way has no picture."""
-    model.save(folder.model, samples=0)
+def save_model(folder: RunFolder, model: Model, like: Path | None = None) -> None:
+    """Write the run's model as it is at this step; the card of a run on its way has no picture.
+
+    Args:
+        folder: of the run.
+        model: to write.
+        like: shares its codec and texts where the run has no model yet.
+    """
+    model.save(folder.model, samples=0, like=folder.model if folder.model.exists() else like)
 
 
 def complete_card(run: Run, folder: RunFolder, model: Model) -> None:

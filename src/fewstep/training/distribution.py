@@ -118,6 +118,7 @@ class Sharded(Strategy):
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(device.type, (size,))
         self.roots: list[Any] = [*networks(modules)]
+        _separate(self.roots)
         for root in self.roots:
             for unit in units(root):
                 fully_shard(unit, mesh=mesh)
@@ -141,6 +142,19 @@ class Sharded(Strategy):
             for module in root.modules():
                 if hasattr(module, "reshard"):
                     module.reshard()
+
+
+def _separate(roots: Sequence[nn.Module]) -> None:
+    """Give each network weights of its own: what two of them share cannot be sharded twice."""
+    before: set[int] = set()
+    for root in roots:
+        own: dict[int, nn.Parameter] = {}
+        for module in root.modules():
+            for name, p in [*module.named_parameters(recurse=False)]:
+                if id(p) in before:
+                    fresh = own.setdefault(id(p), nn.Parameter(p.detach().clone(), p.requires_grad))
+                    setattr(module, name, fresh)
+        before |= {id(p) for p in root.parameters()}
 
 
 def networks(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fewstep.core import Batch, Rng
@@ -23,6 +24,7 @@ from fewstep.objectives.base import Loss, Phase
 from fewstep.system.allocations import Watched, storages
 from fewstep.training.config import Run
 from fewstep.training.distribution import networks, units
+from fewstep.training.optimizers import state_size
 from fewstep.training.trainer import Trainer, training
 
 MIB = 2**20
@@ -89,21 +91,34 @@ class Estimate:
         return sum(self.held.values()) + self.largest.total + self.kept
 
 
-def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
-    """Estimate the memory of one of ``size`` processes from a trainer on one process."""
+def estimate(
+    run: Run, trainer: Trainer, size: int = 1, device: torch.device | None = None
+) -> Estimate:
+    """Estimate the memory of one of ``size`` processes from a trainer on one process.
+
+    Args:
+        run: what is to be trained.
+        trainer: of it; its losses are computed.
+        size: number of processes.
+        device: where they will train, if not where the trainer is.
+    """
+    kind = (device or trainer.device).type
     objective, config = trainer.objective, trainer.config
     sharded = size > 1 and config.parallel == "fsdp"
     share = size if sharded else 1
-    held = {} if trainer.device.type != "cpu" else {"process and libraries": resident()}
-    weights = {n: _bytes(m.state_dict().values()) for n, m in objective.named_children()}
+    held = {} if kind != "cpu" else {"process and libraries": resident()}
+    # Copies share what is frozen under adapters, until it is sharded.
+    seen: set[int] = set()
+    weights = {n: _bytes(m.state_dict().values(), seen) for n, m in objective.named_children()}
     averages = _bytes(
-        t for copy in trainer.averages.copies.values() for t in copy.state_dict().values()
+        (t for copy in trainer.averages.copies.values() for t in copy.state_dict().values()), seen
     )
     if held:
         held["process and libraries"] -= sum(weights.values()) + averages
     own = {p.name: _bytes(trainer.trained[p.name]) for p in objective.phases()}
+    moments = {name: state_size(parameters, config) for name, parameters in trainer.trained.items()}
     held |= {f"weights: {name}": n // share for name, n in weights.items() if n}
-    held |= {"averages": averages // share, "optimiser": 2 * sum(own.values()) // share}
+    held |= {"averages": averages // share, "optimiser": sum(moments.values()) // share}
     if sharded:
         held["blocks that are whole at once"] = _gathered(objective)
     needs = objective.capabilities
@@ -127,12 +142,11 @@ def estimate(run: Run, trainer: Trainer, size: int = 1) -> Estimate:
             copies = gradients if size > 1 and not sharded and not phase.more else 0
             name = phase.name if len(phase.losses) == 1 else f"{phase.name}, loss {i + 1}"
             parts.append((name, beside + copies - (0 if stay else gradients)))
-        states = {name: 2 * size for name, size in own.items()}
-        away = 0 if trainer.offload is None else trainer.offload.waiting(phase.name, states)
+        away = 0 if trainer.offload is None else trainer.offload.waiting(phase.name, moments)
         passes += [Pass(name, gradients, beside, away) for name, beside in parts]
     if away := min((p.away for p in passes), default=0):
         passes.append(Pass("averages follow", 0, 0, away - averages))
-    return Estimate(held, passes, trainer.device.type == "cpu")
+    return Estimate(held, passes, kind == "cpu")
 
 
 def table(needs: Estimate, batch: int) -> str:
@@ -235,6 +249,9 @@ def _tensors(batch: Batch) -> int:
     return _bytes([batch.x0, *batch.cond.values(), *mask, *batch.aux.values()])
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
-    return sum({s.data_ptr(): s.nbytes() for s in storages([*tensors])}.values())
+def _bytes(tensors: Iterable[Tensor], seen: set[int] | None = None) -> int:
+    """Bytes of the tensors' storages, each counted once, without those ``seen`` before."""
+    seen = set() if seen is None else seen
+    fresh = {s.data_ptr(): s.nbytes() for s in storages([*tensors]) if s.data_ptr() not in seen}
+    seen |= {*fresh} - {0}
+    return sum(fresh.values())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fewstep.models import LowRank
+from fewstep.models.low_rank import base_names
 from fewstep.objectives.base import Objective
 from fewstep.training.averages import Averages
 from fewstep.training.distribution import networks
@@ -35,9 +36,18 @@ class Offload:
     """
 
     def __init__(self, objective: Objective, averages: Averages, device: torch.device) -> None:
-        self.device, self.averages = torch.empty(0, device=device).device, averages
+        self.device = torch.empty(0, device=device).device
+        shared = {id(t) for t in _tensors(objective)}
+        self.apart: dict[nn.Module, list[Tensor]] = {
+            copy: [t for t in _tensors(copy) if id(t) not in shared]
+            for copy in averages.copies.values()
+        }
         adapted = {
             id(p) for m in objective.modules() if isinstance(m, LowRank) for p in m.net.parameters()
+        }
+        base = base_names(objective)
+        adapted |= {
+            id(p) for n, p in objective.named_parameters(remove_duplicate=False) if n in base
         }
         frozen = networks(objective.get_submodule(name) for name in objective.frozen)
         self.frozen = [net for net in frozen if adapted.isdisjoint(map(id, net.parameters()))]
@@ -53,8 +63,8 @@ class Offload:
         for net in self.frozen:
             if net not in self.called[phase]:
                 self._leave(_tensors(net), changed=False)
-        for copy in self.averages.copies.values():
-            self._leave(_tensors(copy))
+        for tensors in self.apart.values():
+            self._leave(tensors)
         for name, optimizer in optimizers.items():
             if name != phase:
                 self._leave(_state(optimizer))
@@ -73,7 +83,7 @@ class Offload:
 
     def have(self, module: nn.Module) -> None:
         """Have an average back, until the next phase begins."""
-        self._return(_tensors(module))
+        self._return(self.apart[module])
 
     def waiting(self, phase: str, sizes: Mapping[str, int]) -> int:
         """Bytes that a phase, whose losses were computed before, has elsewhere.
@@ -82,10 +92,10 @@ class Offload:
             phase: its name.
             sizes: of the optimisers' states, by phase.
         """
-        modules = [n for n in self.frozen if n not in self.called[phase]]
-        modules += self.averages.copies.values()
+        waiting = [_tensors(net) for net in self.frozen if net not in self.called[phase]]
+        waiting += self.apart.values()
         others = sum(size for name, size in sizes.items() if name != phase)
-        return others + sum(t.nbytes for module in modules for t in _tensors(module))
+        return others + sum(t.nbytes for tensors in waiting for t in tensors)
 
     def _before(self, module: nn.Module, _: Any) -> None:
         net = self.of.get(module)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewstep.training.checkpoints import once
+from fewstep.training.checkpoints import learned_in, once
 from fewstep.training.config import Run
+from fewstep.training.optimizers import state_size
 from fewstep.training.posthoc import PowerFunction
 from fewstep.training.trainer import Trainer
 
@@ -40,12 +41,12 @@ class Space:
 def space(run: Run, trainer: Trainer) -> Space:
     """What a run will write, weights only: pictures and the log are small beside them."""
     config, objective = run.config, trainer.objective
-    learned = _bytes(once(objective, tuple(f"{n}." for n in objective.frozen)).values())
+    weights = once(objective, tuple(f"{n}." for n in objective.frozen))
+    learned = _bytes(v for name, v in weights.items() if name not in trainer.base)
     model = _bytes(once(objective.student).values())
     copies = [*trainer.averages.copies.values()]
-    averages = sum(_bytes(once(copy).values()) for copy in copies)
-    # Two moments of each parameter that is trained.
-    moments = sum(2 * _bytes(parameters) for parameters in trainer.trained.values())
+    averages = sum(_bytes(learned_in(copy).values()) for copy in copies)
+    moments = sum(state_size(parameters, config) for parameters in trainer.trained.values())
     saves = -(-config.steps // config.save_every)
     kept = min(config.keep, saves) + 1
     if config.keep_every:

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,7 +39,9 @@ from fewstep.training.delivery import (
 from fewstep.training.drawing import Pictures, stopping
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
+from fewstep.training.kept import Kept
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
+from fewstep.training.needs import is_large, needs, on_the_cpu
 from fewstep.training.snapshots import snapshot
 from fewstep.training.space import shortage
 from fewstep.training.trainer import Trainer
@@ -71,6 +72,10 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
             check_derivative(run.objective, run.data)
         if fresh and world.first and (aside := folder.move_aside()):
             _say(f"moved the old run to {aside}")
+        begun = world.agreed(checkpoints.newest(folder.checkpoints)) is not None and not fresh
+        if world.first and not begun and is_large(run, device):
+            with on_the_cpu(run) as planned:
+                _say(needs(run, planned, device, world.size))
         # What a recipe builds here nobody can train again.
         again = first.begin(run.objective) if given else False
         trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)
@@ -116,11 +121,10 @@ def dry(run: Run, out: str | Path = "runs", *, as_json: bool = False) -> str:
     check_conditions(run.objective, run.data)
     world = World(size=int(os.environ.get("WORLD_SIZE") or 1))
     check(run.objective, run.data, run.config, world)
-    config = replace(run.config, compile=False)
-    trainer = Trainer(run.objective, run.data, config, run.averages, device)
-    if as_json:
-        return json.dumps(describe(run, device, trainer.fingerprints)["run"], indent=2)
-    return plan(run, trainer, Path(out))
+    with on_the_cpu(run) as trainer:
+        if as_json:
+            return json.dumps(describe(run, device, trainer.fingerprints)["run"], indent=2)
+        return plan(run, trainer, Path(out), device)
 
 
 @contextmanager
@@ -167,7 +171,7 @@ def _open(
 
 def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
     config, world, health = run.config, trainer.world, Health()
-    best = Best(run, folder, trainer.step)
+    best, kept = Best(run, folder, trainer.step), Kept(run, folder)
     with ExitStack() as stack:
         logger = stack.enter_context(Logger(folder, trainer.step, run)) if world.first else None
         caught = stack.enter_context(_signals())
@@ -202,7 +206,7 @@ def _loop(run: Run, trainer: Trainer, folder: RunFolder) -> None:
             # A signal during the pictures or the evaluation leaves them out; resuming makes them.
             signum = world.largest(caught[0] if caught else 0)
             if signum or due(config.save_every):
-                saved = _save(run, trainer, folder)
+                saved = _save(run, trainer, folder, kept)
                 # A signal may have come since, and after the last step nobody would ask again.
                 signum = world.largest(caught[0] if caught else 0) if last else signum
                 if signum:
@@ -253,14 +257,14 @@ def _evaluate(
             if (problem := best.unknown(numbers)) is not None:
                 _say(problem)
             if best.improved(numbers):
-                model.save(folder.best, samples=0)
+                model.save(folder.best, samples=0, like=folder.model)
                 _say(
                     f"step {trainer.step}: the best {best.metric} so far; its model: {folder.best}"
                 )
     trainer.objective.student.train(training)
 
 
-def _save(run: Run, trainer: Trainer, folder: RunFolder) -> Path:
+def _save(run: Run, trainer: Trainer, folder: RunFolder, kept: Kept) -> Path:
     """Write a checkpoint with its model, and the same model as the run's."""
     config, training = run.config, trainer.objective.student.training
     model = model_of(run, trainer, main_average(trainer))
@@ -271,10 +275,10 @@ def _save(run: Run, trainer: Trainer, folder: RunFolder) -> Path:
         config.keep,
         trainer.world,
         config.keep_every,
-        lambda place: model.save(place / "model", samples=0),
+        lambda place: kept.save(model, place / "model"),
     )
     if trainer.world.first:
-        save_model(folder, model)
+        save_model(folder, model, saved / "model")
     trainer.objective.student.train(training)
     return saved
 
@@ -285,7 +289,7 @@ def _deliver(run: Run, trainer: Trainer, folder: RunFolder) -> Model:
     for name in [*trainer.averages.copies][1:]:
         model = model_of(run, trainer, name)
         if first_process:
-            model.save(folder.averages / name, samples=0)
+            model.save(folder.averages / name, samples=0, like=folder.model)
     model = own_model(run, trainer)
     if first_process:
         save_model(folder, model)

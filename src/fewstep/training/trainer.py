@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ from torch import Tensor, nn
 from fewstep.core import Batch, Rng, UsageError, entropy
 from fewstep.data import Dataset
 from fewstep.models import AbstractDenoiser, Network
+from fewstep.models.low_rank import base_names
 from fewstep.objectives.base import Objective, Phase
-from fewstep.objectives.shared.copies import frozen_copy
 from fewstep.system.processes import ALONE, World
 from fewstep.training.averages import Averages, Rule
 from fewstep.training.check import check
-from fewstep.training.checkpoints import State, fingerprint, load_into, once
+from fewstep.training.checkpoints import (
+    State,
+    digest_of,
+    fingerprint,
+    learned_in,
+    load_into,
+    once,
+)
 from fewstep.training.config import FRESH, Augment, TrainConfig
 from fewstep.training.derivative import derivative_for
 from fewstep.training.distribution import (
@@ -33,7 +41,7 @@ from fewstep.training.faults import Unsound, unsound
 from fewstep.training.feed import Feed
 from fewstep.training.guards import LossScale, Spikes
 from fewstep.training.offload import Offload
-from fewstep.training.optimizers import load_optimizer, optimizer_of
+from fewstep.training.optimizers import load_optimizer, optimizer_of, state_of
 from fewstep.training.trained import chosen_in, trained_by, training
 
 PATIENCE = 10
@@ -79,6 +87,9 @@ class Trainer:
         self.averages = Averages(objective.student, averages)
         # Frozen modules never change, so what is read before sharding stays true.
         self.fingerprints = {n: fingerprint(objective.get_submodule(n)) for n in objective.frozen}
+        self.base = base_names(objective)
+        under = {n: p for n, p in objective.named_parameters() if n in self.base}
+        self.base_digest = digest_of(under) if under else None
         self.step = 0
         self.stage, self.stage_start = objective.stage(0), 0
         self.skipped = 0
@@ -88,7 +99,8 @@ class Trainer:
         self.spikes = {p.name: Spikes(config.spike) for p in objective.phases()}
         self.feed: Feed | None = None
         self.latest: dict[str, Tensor | float] = {}
-        self.before = [p.requires_grad for p in objective.parameters()]
+        every = objective.named_parameters(remove_duplicate=False)
+        self.before = {name: p.requires_grad for name, p in every}
         chosen = {p.name: chosen_in(p.module) for p in objective.phases()}
         objective.train()
         for name in objective.frozen:
@@ -115,7 +127,7 @@ class Trainer:
             return Alone()
         if self.config.parallel == "ddp":
             return Replicated(self.objective.phases(), self.trained)
-        self.unsharded = frozen_copy(self.objective.student).cpu()
+        self.unsharded = deepcopy(self.objective.student).cpu().requires_grad_(False)
         modules = [self.objective, *self.averages.copies.values()]
         return Sharded(modules, self.device, self.world.size)
 
@@ -256,8 +268,8 @@ class Trainer:
             self.offload.end()
         for unit in self.again:
             del unit.forward
-        for parameter, learns in zip(self.objective.parameters(), self.before, strict=True):
-            parameter.requires_grad_(learns)
+        for name, parameter in self.objective.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(self.before[name])
             parameter.grad = None
 
     def _have_averages(self) -> None:
@@ -275,11 +287,13 @@ class Trainer:
     def state(self) -> State:
         """Everything that a resumed run needs and cannot derive."""
         frozen = tuple(f"{name}." for name in self.objective.frozen)
-        tensors = {f"objective.{k}": v.detach() for k, v in once(self.objective, frozen).items()}
+        learned = {k: v for k, v in once(self.objective, frozen).items() if k not in self.base}
+        tensors = {f"objective.{k}": v.detach() for k, v in learned.items()}
         for name, copy in self.averages.copies.items():
-            tensors |= {f"average.{name}.{k}": v.detach() for k, v in once(copy).items()}
+            own = learned_in(copy)
+            tensors |= {f"average.{name}.{k}": v.detach() for k, v in own.items()}
         for name, optimizer in self.optimizers.items():
-            for i, entry in optimizer.state_dict()["state"].items():
+            for i, entry in state_of(optimizer).items():
                 tensors |= {
                     f"optimizer.{name}.{i}.{k}": torch.as_tensor(v) for k, v in entry.items()
                 }
@@ -293,6 +307,7 @@ class Trainer:
             "norms": {name: spikes.norms for name, spikes in self.spikes.items()},
             "latest": {name: float(value) for name, value in self.latest.items()},
             "frozen": self.fingerprints,
+            **({"base": self.base_digest} if self.base_digest else {}),
         }
 
     def load(self, state: State, source: Path) -> None:
@@ -308,10 +323,15 @@ class Trainer:
                     f"{source} was trained with another {name} than this run's; give the same "
                     f"teacher, or start anew with {FRESH}"
                 )
+        if values.get("base", self.base_digest) != self.base_digest:
+            raise UsageError(
+                f"{source} holds adapters for other frozen weights than this run's; give the same "
+                f"teacher, or start anew with {FRESH}"
+            )
         frozen = tuple(f"{name}." for name in self.objective.frozen)
-        load_into(self.objective, tensors, "objective.", source, but=frozen)
+        load_into(self.objective, tensors, "objective.", source, but=frozen, base=self.base)
         for name, copy in self.averages.copies.items():
-            load_into(copy, tensors, f"average.{name}.", source)
+            load_into(copy, tensors, f"average.{name}.", source, base=base_names(copy))
         self.step = values["step"]
         self.stage, self.stage_start = values["stage"], values["stage_start"]
         self.skipped, self.failed = values["skipped"], dict(values["failed"])

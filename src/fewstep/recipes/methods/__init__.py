@@ -13,5 +13,7 @@ _ALL = [method for module in _MODULES for method in module.METHODS]
 METHODS: dict[str, Method] = {m.name: m for m in sorted(_ALL, key=lambda m: (m.year, m.name))}
 """All methods by name, in the order of their years."""
 
-STUDENTS: tuple[str, ...] = tuple(n for n, method in METHODS.items() if not method.diffusion)
-"""The methods whose models need few steps."""
+STUDENTS: tuple[str, ...] = tuple(
+    n for n, method in METHODS.items() if not (method.diffusion or method.tunes)
+)
+"""The methods that make models of few steps."""
