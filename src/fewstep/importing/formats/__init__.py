@@ -33,10 +33,11 @@ def formats() -> tuple[Format, ...]:
         dit,
         edm,
         edm2,
+        edm2_state,
         fastgen,
         openai,
         pipelines,
     )
 
-    modules = (edm, edm2, openai, ctm, fastgen, dit, pipelines, diffusers)
+    modules = (edm, edm2, edm2_state, openai, ctm, fastgen, dit, pipelines, diffusers)
     return tuple(module.FORMAT for module in modules)
