@@ -149,7 +149,7 @@ def test_a_training_state_does_not_say_its_heads(tmp_path):
     state = {
         k: v.tensor().float() for k, v in part_of(open_archive(path).content["ema"]).state().items()
     }
-    torch.save({"net": state, "loss_fn": {"sigma_data": 0.4}, "ema": None}, tmp_path / "state.pt")
+    torch.save({"net": state, "loss_fn": {"sigma_data": 0.4}, "ema": {}}, tmp_path / "state.pt")
     size = {"head_channels": whole.model.denoiser.net.options.get("head_channels")}
     with pytest.raises(UsageError, match="--head-channels"):
         import_checkpoint(tmp_path / "state.pt")
@@ -163,3 +163,32 @@ def test_a_training_state_does_not_say_its_heads(tmp_path):
     with torch.no_grad():
         c = [m.model.denoiser.net(x, t.log().float() / 4, None, cond) for m in (ours, whole)]
     assert torch.allclose(*c, atol=1e-5)
+
+
+def test_fastgen_s_files_on_edm2(tmp_path):
+    """Its names are EDM2's, and its gains are rows of one number."""
+    path = official("edm2_rgb_cond", tmp_path).file(".pkl")
+    whole = import_checkpoint(path).model
+    part = part_of(open_archive(path).content["ema"])
+    state = {k: v.tensor().float() for k, v in part.state().items()}
+    state = {k: v.reshape(1) if k.endswith("gain") else v for k, v in state.items()}
+    heads = {"head_channels": whole.denoiser.net.options.get("head_channels")}
+    nested = {
+        "model": {"net": {k: v + 1 for k, v in state.items()}, "ema_1": state},
+        "iteration": 1,
+    }
+    for content in (state, nested):
+        torch.save(content, tmp_path / "fastgen.pth")
+        with pytest.raises(UsageError, match=r"--as edm .* or --as consistency-plain"):
+            import_checkpoint(tmp_path / "fastgen.pth", ImportOptions(**heads))
+        model = import_checkpoint(
+            tmp_path / "fastgen.pth", ImportOptions(reading="consistency-plain", **heads)
+        ).model
+        own = model.denoiser.state_dict()
+        assert all(torch.equal(v, own[k]) for k, v in whole.denoiser.state_dict().items())
+        assert model.contract.sampling.kind == "renoise"
+    for name, reason in (("unet.emb_noise_r.weight", "two times"), (None, "fixed frequencies")):
+        other = {k: v for k, v in state.items() if name or "fourier" not in k}
+        torch.save(other | ({name: torch.zeros(2)} if name else {}), tmp_path / "fastgen.pth")
+        with pytest.raises(UsageError, match=reason):
+            import_checkpoint(tmp_path / "fastgen.pth", ImportOptions(reading="edm", **heads))

@@ -1,4 +1,8 @@
-"""Training states of EDM2: state dicts of the network and of its averages, without its options."""
+"""EDM2 networks as state dicts: training states of EDM2 and FastGen, and converted files.
+
+They have the weights of the network and of its averages by name, and no options. FastGen's
+``EDM2Precond`` has EDM2's names and numbers; only its gains are rows of one number.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,10 @@ from fewstep.importing.storages import Lazy
 FIRST = "unet.out_gain"
 SIGMA_DATA = 0.5
 """EDM2's own, where the state has no loss that says it."""
+WHOLE = "the file"
+"""The network of a file that holds one only."""
+SECOND = "unet.emb_noise_r.weight"
+FREQUENCIES = "unet.emb_fourier.freqs"
 QKV = ".attn_qkv.weight"
 DEFAULTS = (
     "the file has no options of the network; its dropout and its shares of sums are those of "
@@ -34,8 +42,10 @@ def recognise(archive: Archive) -> bool:
 def read(archive: Archive, options: ImportOptions) -> Imported:
     """The model."""
     networks = _networks(archive.content)
-    name = chosen([*networks], options, archive.source)
+    name = WHOLE if [*networks] == [WHOLE] and options.weights is None else None
+    name = name or chosen([*networks], options, archive.source)
     tensors = networks[name]
+    _check(tensors, archive, options)
     inner = {k.removeprefix("unet."): v for k, v in tensors.items() if k.startswith("unet.")}
     unet = _unet(inner, archive, options)
     loss = archive.content.get("loss_fn")
@@ -49,6 +59,22 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
     notes = (DEFAULTS, *((RAW,) if name == "net" else ()))
     latent = edm2_unet(inner, dict(unet.walk())).spec["shape"][0] == 4
     return edm2.imported(archive, whole, tensors, options, f"{name}", notes, latent=latent)
+
+
+def _check(tensors: Mapping[str, Lazy], archive: Archive, options: ImportOptions) -> None:
+    """Refuse what the library's network does not compute, and what only the user can say."""
+    if SECOND in tensors or FREQUENCIES not in tensors:
+        kind = "reads two times" if SECOND in tensors else "has sinusoids of fixed frequencies"
+        raise UsageError(
+            f"{archive.source} holds a network of FastGen's on EDM2's U-Net that {kind}; of these "
+            "networks only those of one time with random frequencies can be imported"
+        )
+    if options.reading is None and "ema" not in archive.content:
+        raise UsageError(
+            f"{archive.source} does not say how its network was trained; give --as edm (a "
+            "diffusion model, such as the teacher) or --as consistency-plain (a consistency model, "
+            "or any student that is sampled by noising and denoising)"
+        )
 
 
 def _unet(tensors: Mapping[str, Lazy], archive: Archive, options: ImportOptions) -> Part:
@@ -71,9 +97,13 @@ def _unet(tensors: Mapping[str, Lazy], archive: Archive, options: ImportOptions)
 
 
 def _networks(content: Any) -> dict[str, Mapping[str, Lazy]]:
+    if (whole := plain_state(content)) is not None:
+        return {WHOLE: whole} if FIRST in whole else {}
     if not isinstance(content, dict):
         return {}
-    states = {"net": plain_state(content.get("net"))}
+    inner = content.get("model")  # of FastGen, whose networks lie beside each other
+    states = {str(k): plain_state(v) for k, v in inner.items()} if isinstance(inner, dict) else {}
+    states |= {"net": plain_state(content.get("net"))} if "net" in content else {}
     ema = content.get("ema")
     if isinstance(ema, dict):
         stds, emas = ema.get("stds"), ema.get("emas")
@@ -84,4 +114,4 @@ def _networks(content: Any) -> dict[str, Mapping[str, Lazy]]:
     return {name: state for name, state in states.items() if state is not None and FIRST in state}
 
 
-FORMAT = Format("training states of EDM2", recognise, read)
+FORMAT = Format("EDM2 networks as state dicts", recognise, read)
