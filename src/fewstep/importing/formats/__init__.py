@@ -28,6 +28,7 @@ class Format:
 def formats() -> tuple[Format, ...]:
     """All formats, in the order in which they are tried."""
     from fewstep.importing.formats import (
+        class_pipelines,
         ctm,
         diffusers,
         dit,
@@ -39,5 +40,16 @@ def formats() -> tuple[Format, ...]:
         pipelines,
     )
 
-    modules = (edm, edm2, edm2_state, openai, ctm, fastgen, dit, pipelines, diffusers)
+    modules = (
+        edm,
+        edm2,
+        edm2_state,
+        openai,
+        ctm,
+        fastgen,
+        dit,
+        class_pipelines,
+        pipelines,
+        diffusers,
+    )
     return tuple(module.FORMAT for module in modules)
