@@ -212,6 +212,28 @@ def flux(guided: bool = True, **scheduler: Any) -> Any:
     )
 
 
+def dit(**options: Any) -> Any:
+    """As DiT is, with its thousand classes and a learned variance."""
+    module = library()
+    torch.manual_seed(6)
+    network = module.DiTTransformer2DModel(
+        **{
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "in_channels": 4,
+            "out_channels": 8,
+            "num_layers": 2,
+            "sample_size": SIZE,
+            **options,
+        }
+    )
+    return module.DiTPipeline(
+        transformer=shaken(network),
+        vae=vae(scaling_factor=0.18215),
+        scheduler=module.DDIMScheduler(beta_schedule="linear"),
+    )
+
+
 def saved(pipeline: Any, folder: Path, **options: Any) -> Path:
     pipeline.save_pretrained(folder, **options)
     return folder

@@ -1,8 +1,9 @@
 """How long a sample takes by each engine beside torch, in one run on this machine.
 
 A whole call of ``Model.sample`` in one step is timed, noise included. Ratios are medians over
-interleaved pairs. The networks are DDPM++ of 64 channels on 32 x 32 pixels, and the bundled model
-of digits.
+interleaved pairs. Beside the engines, torch itself is timed with weights in its memory format
+``channels_last``, in which a pixel's channels lie side by side. The networks are DDPM++ of 64
+channels on 32 x 32 pixels, and the bundled model of digits.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from fewstep.models import ConsistencyBoundary, Denoiser
 
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The engines that are compared, and the module that each needs."""
+CHANNELS_LAST = "channels_last"
+CONVOLUTIONS = "ddpmpp"
+"""The network that has convolutions, whose weights alone have a memory format."""
 BATCHES = (1, 64)
 
 
 def run(threads: int, pairs: int, batches: Sequence[int] = BATCHES) -> list[dict[str, Any]]:
-    """A row for each network, batch and engine.
+    """A row for each network, batch and engine, and for convolutions with channels last.
 
     Args:
         threads: of torch, and of the engines.
@@ -51,7 +55,7 @@ def run(threads: int, pairs: int, batches: Sequence[int] = BATCHES) -> list[dict
     rows = []
     with tempfile.TemporaryDirectory() as root:
         subjects = {
-            "ddpmpp": large().save(Path(root) / "ddpmpp", samples=0),
+            CONVOLUTIONS: large().save(Path(root) / "ddpmpp", samples=0),
             "digits-cd": "digits-cd",
         }
         for name, where in subjects.items():
@@ -59,6 +63,9 @@ def run(threads: int, pairs: int, batches: Sequence[int] = BATCHES) -> list[dict
             for engine in engines:
                 other = load(where, engine=engine)
                 rows += [_row(name, engine, eager, other, n, pairs) for n in batches]
+            if name == CONVOLUTIONS:
+                other = channels_last(where)
+                rows += [_row(name, CHANNELS_LAST, eager, other, n, pairs) for n in batches]
     return rows
 
 
@@ -82,6 +89,18 @@ def _row(name: str, engine: str, eager: Model, other: Model, n: int, pairs: int)
     }
 
 
+def channels_last(where: str | Path) -> Model:
+    """A model whose weights of convolutions have their channels last; its samples are the same.
+
+    Convolutions answer in the format of their weights, so that no input has to be changed.
+    """
+    model = load(where, device="cpu")
+    for weight in model.denoiser.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
 def large() -> Model:
     """A model of random weights on the network of ``fewstep bench``."""
     torch.manual_seed(0)
@@ -103,8 +122,8 @@ def main(threads: int, pairs: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'network':<10} {'batch':>5}  {'engine':<9} {'eager':>10} {'engine':>10} {'ratio':>6}")
+    print(f"{'network':<10} {'batch':>5}  {'engine':<13} {'eager':>10} {'engine':>10} {'ratio':>6}")
     for row in rows:
         times = f"{row['eager_ms']:>7.1f} ms {row['engine_ms']:>7.1f} ms {row['ratio']:>6.2f}"
-        print(f"{row['network']:<10} {row['batch']:>5}  {row['engine']:<9} {times}")
+        print(f"{row['network']:<10} {row['batch']:>5}  {row['engine']:<13} {times}")
     print(f"{threads} thread(s), medians of {pairs} pairs")

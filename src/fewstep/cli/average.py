@@ -21,10 +21,11 @@ def average(
     """Make a power-function average of any width from the snapshots of a run.
 
     Args:
-        run: the folder of a run with --train.snapshot-every and --average-widths.
+        run: the folder of a run with --train.snapshot-every and --average-widths, or a folder with
+            the snapshots of a training of EDM2, whose names end on -KIMG-STD.pkl.
         std: relative width of the average, e.g. 0.1.
         out: the model folder to write.
-        step: average up to this step's snapshot; by default the last.
+        step: average up to this step's snapshot (of EDM2, up to this KIMG); by default the last.
     """
     from fewstep.cli.values import replaced
     from fewstep.training.snapshots import reconstruct

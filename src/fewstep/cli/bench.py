@@ -12,7 +12,8 @@ def bench(*, json: bool = False, threads: int = 2, pairs: int = 15, engines: boo
         json: print everything, raw milliseconds included, as JSON.
         threads: the number of threads that torch uses.
         pairs: measurements of each side of a ratio.
-        engines: time samples by ONNX Runtime and OpenVINO beside torch instead.
+        engines: time samples by ONNX Runtime and OpenVINO beside torch instead, and by torch with
+            its memory format channels_last.
     """
     if min(threads, pairs) < 1:
         raise UsageError(f"threads and pairs must be at least 1, got {threads} and {pairs}")

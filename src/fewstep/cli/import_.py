@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -87,7 +86,7 @@ def import_(
     else:
         imported = import_checkpoint(source, options)
     before = replaced(out)
-    imported.model.save(out, card=_card(imported.report.summary(), out))
+    imported.model.save(out, card=imported.readme(out))
     print(imported.report.summary())
     if report is not None:
         also = replaced(report)
@@ -103,16 +102,5 @@ def _lines(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError(f"--class-names: {path} cannot be read: {in_words(error)}") from error
-    return tuple(line.strip() for line in text.split("\n") if line.strip())
-
-
-def _card(summary: str, out: Path) -> str:
-    from fewstep.card_text import MOVED
-
-    return (
-        "# A model imported by fewstep\n\n"
-        "Its weights come from a checkpoint of another repository, whose licence applies to it.\n\n"
-        f"```\n{summary}\n```\n\n"
-        f"```python\nimport fewstep\n\nx = fewstep.load({dumps(str(out))}).sample(16)\n```\n\n"
-        f"{MOVED}\n"
-    )
+    return tuple(line.strip() for line in text.split("
+") if line.strip())

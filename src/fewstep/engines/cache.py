@@ -11,7 +11,7 @@ import torch
 
 from fewstep.contract import Contract
 from fewstep.engines.check import evaluated, largest_error
-from fewstep.engines.graph import DenoiserGraph, examples
+from fewstep.engines.graph import DenoiserGraph, examples, free_inputs
 from fewstep.engines.onnx import OPSET, write_onnx
 from fewstep.engines.sessions import open_onnx
 from fewstep.errors import UsageError
@@ -49,7 +49,8 @@ def cached(denoiser: AbstractDenoiser, contract: Contract, folder: Path) -> Path
         )
     graph = evaluated(DenoiserGraph(denoiser))
     with whole_file(place / name) as fresh:
-        write_onnx(graph, examples(denoiser, contract, 2), fresh)
+        free = free_inputs(denoiser, contract)
+        write_onnx(graph, examples(denoiser, contract, 2), fresh, free=free)
         largest_error(denoiser, contract, open_onnx(fresh))
     return place / name
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import nn
 
 from fewstep.contract import Contract
-from fewstep.engines.graph import examples
+from fewstep.engines.graph import examples, lengths_of
 from fewstep.engines.sessions import Session
 from fewstep.errors import UsageError
 from fewstep.models import AbstractDenoiser
@@ -26,8 +28,8 @@ def largest_error(denoiser: AbstractDenoiser, contract: Contract, session: Sessi
         UsageError: it exceeds ``LARGEST_ERROR``, or an answer is not finite where torch's is.
     """
     largest = 0.0
-    for n in BATCHES:
-        inputs = examples(denoiser, contract, n)
+    for n, length in product(BATCHES, lengths_of(contract)):
+        inputs = examples(denoiser, contract, n, length)
         cond = {key: inputs[key] for key in denoiser.cond_keys}
         right = denoiser(inputs["x"], inputs["t"], inputs.get("s"), cond)
         out = torch.from_numpy(session({key: value.numpy() for key, value in inputs.items()}))

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def write_onnx(
     out: Path,
     output: str = "x0",
     notes: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
 ) -> None:
     """Write a graph with a free batch.
 
@@ -42,6 +43,7 @@ def write_onnx(
         out: the file.
         output: name of the one output.
         notes: JSON values to write into the file's metadata, by name.
+        free: inputs whose last axis is free too.
 
     Raises:
         UsageError: the extra ``onnx`` is not installed, or the network cannot be exported.
@@ -57,11 +59,12 @@ def write_onnx(
                 tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=free_batch(names),
+                dynamic_shapes=free_sizes(inputs, free, "batch", "length"),
                 input_names=names,
                 output_names=[output],
                 optimize=False,
                 verbose=False,
+                custom_translation_table={torch.ops.aten.mish.default: _mish},
             )
     except Exception as error:  # whatever the exporter raises on an unusual network
         raise UsageError(
@@ -78,6 +81,19 @@ def write_onnx(
     onnx.save(model, str(out), save_as_external_data=large, location=f"{out.name}.data")
 
 
+def _mish(x: Any) -> Any:
+    """Mish, x tanh(log(1 + e^x)), as x n / (n + 2) with n = e^x (e^x + 2), exactly.
+
+    OpenVINO has no code for its own Mish on some processors, and makes one of the softplus and tanh
+    that define it (openvino 2026.4). From x = 20 on the quotient is 1 in float32, so e^x needs no
+    larger x. The product keeps NaN.
+    """
+    op = extra("onnxscript", "onnx").opset20
+    e = op.Exp(op.Min(x, op.Constant(value_float=20.0)))
+    n = op.Mul(e, op.Add(e, op.Constant(value_float=2.0)))
+    return op.Mul(x, op.Div(n, op.Add(n, op.Constant(value_float=2.0))))
+
+
 def reason(error: BaseException) -> str:
     """The first line of what an exporter met at first, which is the cause of what it raises."""
     while error.__cause__ is not None:
@@ -86,16 +102,23 @@ def reason(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def free_batch(names: Sequence[str]) -> tuple[Any, ...]:
-    """What torch's exporters want to know of the inputs: the first axis of each is one free size.
+def free_sizes(
+    inputs: Mapping[str, Tensor], free: Collection[str], batch: Any, length: Any
+) -> tuple[Any, ...]:
+    """What torch's exporters want to know of the inputs: which axes are free, and their names.
 
     Args:
-        names: of the inputs, of which those after x and t, or after noise, are variadic arguments.
+        inputs: examples by name; those after x and t, or after noise, are variadic arguments.
+        free: inputs whose last axis is free, like the first axis of all.
+        batch: how the exporter is told of a free batch.
+        length: how it is told of a free length.
     """
-    batch = torch.export.Dim("batch", min=1)
-    named = 1 if names[0] == "noise" else 2
-    further = tuple({0: batch} for _ in names[named:])
-    return (*({0: batch} for _ in names[:named]), *([further] if further else []))
+    axes = [
+        {0: batch, **({value.ndim - 1: length} if name in free else {})}
+        for name, value in inputs.items()
+    ]
+    named = 1 if "noise" in inputs else 2
+    return (*axes[:named], *([tuple(axes[named:])] if axes[named:] else []))
 
 
 def _strip(model: Any) -> None:

@@ -48,8 +48,8 @@ class OnnxSession:
 class OpenVinoSession:
     """OpenVINO on the CPU, in float32 also where the processor has bfloat16.
 
-    A graph with a free batch runs slower, so one of fixed sizes is compiled for each batch that is
-    asked for, of which the last ``KEPT`` are kept.
+    A graph with free sizes runs slower, so one of fixed sizes is compiled for each batch and length
+    that is asked for, of which the last ``KEPT`` are kept.
 
     Args:
         file: the graph, as OpenVINO's or as ONNX.
@@ -62,12 +62,12 @@ class OpenVinoSession:
         self._core = self._vino.Core()
         self._model = self._core.read_model(str(file))
         self._names = {one.get_any_name() for one in self._model.inputs}
-        self._requests: dict[tuple[int, ...], Any] = {}
+        self._requests: dict[tuple[tuple[int, ...], ...], Any] = {}
 
     def __call__(self, inputs: Arrays) -> np.ndarray:
         """The first output."""
         read = {name: value for name, value in inputs.items() if name in self._names}
-        size = tuple(len(value) for value in read.values())
+        size = tuple(value.shape for value in read.values())
         if size not in self._requests:
             while len(self._requests) >= self.KEPT:
                 self._requests.pop(next(iter(self._requests)))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fewstep.adapters.files import NAMES as ADAPTER_FILES
 from fewstep.engines.check import LARGEST_ERROR, difference, evaluated, largest_error
-from fewstep.engines.graph import DenoiserGraph, SamplerGraph, examples
-from fewstep.engines.onnx import free_batch, reason, write_onnx
+from fewstep.engines.graph import DenoiserGraph, SamplerGraph, examples, free_inputs
+from fewstep.engines.onnx import free_sizes, reason, write_onnx
 from fewstep.engines.sessions import Session, extra, open_onnx, open_openvino
 from fewstep.errors import UsageError, nearest
 from fewstep.exporting.adapter import export_adapter
@@ -81,9 +81,11 @@ def export(
     with whole_folder(Path(out)) as folder:
         if steps is None:
             graph, inputs = DenoiserGraph(denoiser), examples(denoiser, model.contract, 2)
+            free = free_inputs(denoiser, model.contract)
         else:
             graph, inputs = _sampler(model, steps), _noise(model, steps, 2)
-        file = WRITERS[to](evaluated(graph), inputs, folder, said)
+            free = frozenset()
+        file = WRITERS[to](evaluated(graph), inputs, free, folder, said)
         session = _open(to, file)
         if steps is None:
             error = largest_error(denoiser, model.contract, session)
@@ -119,15 +121,24 @@ def _sampler_error(model: Model, steps: int, session: Session) -> float:
 
 
 def _write_onnx(
-    graph: nn.Module, inputs: dict[str, Tensor], folder: Path, said: dict[str, Any]
+    graph: nn.Module,
+    inputs: dict[str, Tensor],
+    free: frozenset[str],
+    folder: Path,
+    said: dict[str, Any],
 ) -> Path:
     file = folder / "model.onnx"
-    write_onnx(graph, inputs, file, "x0" if "x" in inputs else "samples", {"fewstep": said})
+    output = "x0" if "x" in inputs else "samples"
+    write_onnx(graph, inputs, file, output, {"fewstep": said}, free)
     return file
 
 
 def _write_openvino(
-    graph: nn.Module, inputs: dict[str, Tensor], folder: Path, said: dict[str, Any]
+    graph: nn.Module,
+    inputs: dict[str, Tensor],
+    free: frozenset[str],
+    folder: Path,
+    said: dict[str, Any],
 ) -> Path:
     """OpenVINO's own format, made of the ONNX graph, whose operators it reads as torch means them.
 
@@ -135,7 +146,7 @@ def _write_openvino(
     70,000 becomes 65,504 (openvino 2026.4).
     """
     vino = extra("openvino", "openvino")
-    source = _write_onnx(graph, inputs, folder, said)
+    source = _write_onnx(graph, inputs, free, folder, said)
     model = vino.Core().read_model(str(source))
     file = folder / "model.xml"
     vino.save_model(model, str(file), compress_to_fp16=False)
@@ -145,9 +156,15 @@ def _write_openvino(
 
 
 def _write_torch(
-    graph: nn.Module, inputs: dict[str, Tensor], folder: Path, said: dict[str, Any]
+    graph: nn.Module,
+    inputs: dict[str, Tensor],
+    free: frozenset[str],
+    folder: Path,
+    said: dict[str, Any],
 ) -> Path:
-    shapes = free_batch([*inputs])
+    # A named size may be found to be none of those that were named, so a length has no name.
+    batch = torch.export.Dim.DYNAMIC if free else torch.export.Dim("batch", min=1)
+    shapes = free_sizes(inputs, free, batch, torch.export.Dim.DYNAMIC)
     try:
         program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes)
     except Exception as error:  # whatever the exporter raises on an unusual network
@@ -157,7 +174,9 @@ def _write_torch(
     return file
 
 
-WRITERS: dict[str, Callable[[nn.Module, dict[str, Tensor], Path, dict[str, Any]], Path]] = {
+Inputs = dict[str, Tensor]
+Writer = Callable[[nn.Module, Inputs, frozenset[str], Path, dict[str, Any]], Path]
+WRITERS: dict[str, Writer] = {
     "onnx": _write_onnx,
     "openvino": _write_openvino,
     "torch": _write_torch,

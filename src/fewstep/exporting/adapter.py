@@ -11,6 +11,7 @@ from torch import nn
 from fewstep.adapters import Adapter, matched, read_adapter, write_adapter
 from fewstep.errors import UsageError
 from fewstep.exporting.card import write_notes
+from fewstep.exporting.comfyui import section
 from fewstep.exporting.unet2d import unet2d
 from fewstep.importing.architectures.unet2d_adapters import from_unet2d, to_unet2d
 from fewstep.model import Model
@@ -98,4 +99,5 @@ def _card(model: Model, adapter: Adapter, dialect: str, file: Path) -> str:
         "the model that it was trained on it makes a model of its own:\n\n"
         "```\nfewstep merge TEACHER FOLDER --out MODEL\n```\n\n"
         f"It is also loaded by {LOADED_BY[dialect]}.\n"
+        + section(network, dialect, file.name, model.contract)
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.card_text import MOVED
+from fewstep.engines.graph import LENGTHS
 from fewstep.model import Model
 from fewstep.version import __version__
 
@@ -79,13 +80,19 @@ def card(model: Model, to: str, folder: Path, file: str, said: dict[str, Any], e
     )
 
 
+def _shape(model: Model) -> str:
+    """The sizes of a sample between commas; a free one is called ``length``."""
+    return ", ".join("length" if size is None else str(size) for size in model.contract.data.shape)
+
+
 def _inputs(model: Model, said: dict[str, Any]) -> str:
-    shape = ", ".join(map(str, model.contract.data.shape))
+    shape = _shape(model)
     rows = {
         "x": f"float32 (b, {shape}): noisy data, not scaled",
         "t": "float32 (b,): its time on the model's path, which is the noise level for EDM's",
         "s": "float32 (b,): the time that the answer carries to, 0 for clean data",
         "noise": f"float32 (b, steps, {shape}): unit Gaussian noise of each step",
+        "mask": f"float32 (b, 1, {_shape(model).partition(', ')[2]}): 1 where a sample is real",
         "label": f"int64 (b,): the class from 0; {model.contract.data.labels} stands for none",
     }
     names = [*said["inputs"], *said["conditions"]]
@@ -97,13 +104,16 @@ def _inputs(model: Model, said: dict[str, Any]) -> str:
 
 def _conditions(model: Model) -> str:
     keys = model.denoiser.cond_keys
-    known = {"label": "np.arange(n) % " + str(max(model.contract.data.labels, 1))}
+    known = {
+        "label": "np.arange(n) % " + str(max(model.contract.data.labels, 1)),
+        "mask": "np.ones_like(x[:, :1], np.float32)",
+    }
     return "".join(f", {key}={known.get(key, '...')}" for key in keys)
 
 
 def _sampler_call(model: Model, said: dict[str, Any]) -> str:
     (steps,) = said["times"]
-    shape = ", ".join(map(str, model.contract.data.shape))
+    shape = _shape(model)
     return (
         f"n = 4\nnoise = np.random.default_rng(0).standard_normal((n, {steps}, {shape}))\n"
         f"samples = run(noise=noise.astype(np.float32){_conditions(model)})\n"
@@ -113,10 +123,11 @@ def _sampler_call(model: Model, said: dict[str, Any]) -> str:
 def _loop(model: Model) -> str:
     """The first call of a sample, which is the whole sample of a one-step model."""
     start = model.contract.sampling.start
-    shape = ", ".join(map(str, model.contract.data.shape))
+    shape = _shape(model)
     second = ", s=np.zeros(n, np.float32)" if model.denoiser.two_time else ""
+    free = f"length = {LENGTHS[-1]}\n" if None in model.contract.data.shape else ""
     return (
-        f"n = 4\nx = np.random.default_rng(0).standard_normal((n, {shape})) * {start.std:g}\n"
+        f"n = 4\n{free}x = np.random.default_rng(0).standard_normal((n, {shape})) * {start.std:g}\n"
         f"t = np.full(n, {start.t!r}, np.float32)\n"
         f"x0 = run(x=x.astype(np.float32), t=t{second}{_conditions(model)})\n"
     )

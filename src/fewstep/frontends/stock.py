@@ -72,13 +72,16 @@ def plain(config: Mapping[str, Any], unused: Iterable[str] = ()) -> dict[str, An
         raise UsageError(f"a configuration must hold values of JSON: {error}") from error
 
 
-def built(architecture: str, known: Iterable[str], config: Mapping[str, Any]) -> nn.Module:
+def built(
+    architecture: str, known: Iterable[str], config: Mapping[str, Any], stored: Iterable[str] = ()
+) -> nn.Module:
     """A module of diffusers, with new weights.
 
     Args:
         architecture: the name of its class.
         known: the names that are allowed.
         config: its arguments.
+        stored: buffers that the class computes, and that are stored with the weights here.
 
     Raises:
         UsageError: the class is not allowed, or does not take these arguments.
@@ -103,6 +106,10 @@ def built(architecture: str, known: Iterable[str], config: Mapping[str, Any]) ->
         raise UsageError(
             f"diffusers cannot build a {architecture} of this configuration: {error}"
         ) from error
+    for name in stored:
+        place, _, own = name.rpartition(".")
+        owner = module.get_submodule(place)
+        owner.register_buffer(own, owner.get_buffer(own), persistent=True)
     kept = {*module.state_dict()}
     lost = [name for name, _ in module.named_buffers() if name not in kept]
     if lost:

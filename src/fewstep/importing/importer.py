@@ -12,6 +12,8 @@ from fewstep.importing.formats import formats
 from fewstep.importing.options import ImportOptions
 from fewstep.importing.report import Report
 from fewstep.importing.result import Imported
+from fewstep.importing.single_files import refuse_single_file
+from fewstep.importing.snapshots import edm2_snapshots
 from fewstep.model import Model
 from fewstep.models import Switched
 
@@ -37,9 +39,15 @@ def import_checkpoint(source: str | Path, options: ImportOptions | None = None) 
         notes = (*found.report.notes, f"downloaded as {hub.at_commit(str(source), folder)}")
         return Imported(found.model, replace(found.report, notes=notes))
     archive = open_archive(Path(source))
+    refuse_single_file(archive)
     for format_ in formats():
         if format_.recognise(archive):
             return format_.read(archive, options or ImportOptions())
+    if archive.kind == "folder" and edm2_snapshots(archive.source):
+        raise UsageError(
+            f"{archive.source} holds snapshots of EDM2's averages: give one of its files, or make "
+            f"an average of any width with fewstep average {archive.source} --std WIDTH --out MODEL"
+        )
     raise UsageError(
         f"{archive.source} holds {_contents(archive)}, which is no checkpoint of a known format; "
         f"{EXPECTED}"

@@ -162,9 +162,10 @@ def checked(name: str, lazy: Lazy) -> Tensor:
     tensor = lazy.tensor()
     if not tensor.is_floating_point():
         return tensor
+    tensor = tensor.float()
     if not bool(torch.isfinite(tensor).all()):
         raise UsageError(
             f"{name} holds numbers that are not finite; the checkpoint comes from a training that "
             "diverged, or is damaged: give an earlier one"
         )
-    return tensor.float()
+    return tensor

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.core import UsageError
+from fewstep.importing.snapshots import Snapshot, average_of, edm2_snapshots
 from fewstep.model import load
 from fewstep.models import AbstractDenoiser, adapted_layers, merged
 from fewstep.system.files import whole_folder
@@ -44,10 +45,11 @@ def reconstruct(run: str | Path, std: float, out: str | Path, step: int | None =
     """Write the model whose weights are the average of relative width ``std``.
 
     Args:
-        run: the run folder.
+        run: the run folder, or a folder with the snapshots of a training of EDM2.
         std: relative width of the average.
         out: the model folder to write.
-        step: of the last snapshot to be used; by default the last there is.
+        step: of the last snapshot to be used; by default the last there is. Of EDM2 it is the
+            thousands of images in a file's name.
 
     Returns:
         How many stored averages it is made of.
@@ -57,6 +59,8 @@ def reconstruct(run: str | Path, std: float, out: str | Path, step: int | None =
             power function has.
     """
     run = Path(run)
+    if snapshots := edm2_snapshots(run):
+        return _reconstruct_edm2(snapshots, std, out, step)
     files = sorted((run / "snapshots").glob("[0-9]*/*.safetensors"))
     steps = sorted({int(file.parent.name) for file in files})
     if not files or (step is not None and step not in steps):
@@ -84,3 +88,20 @@ def reconstruct(run: str | Path, std: float, out: str | Path, step: int | None =
     text = f"{model.card.text} Its weights are the power-function average of width {std:g}."
     model.save(out, card=replace(model.card, text=text.strip()), samples=0)
     return len(files)
+
+
+def _reconstruct_edm2(
+    snapshots: list[Snapshot], std: float, out: str | Path, step: int | None
+) -> int:
+    times = sorted({each.kimg for each in snapshots})
+    if step is not None and step not in times:
+        raise UsageError(
+            f"{snapshots[0].path.parent} has no snapshots of {step} thousand images, but of "
+            f"{', '.join(map(str, times))}"
+        )
+    used = [each for each in snapshots if step is None or each.kimg <= step]
+    offsets = [each.images for each in used]
+    weights = posthoc_coefficients(offsets, [each.std for each in used], max(offsets), std)
+    imported = average_of(used, weights[:, 0].tolist())
+    imported.model.save(out, card=imported.readme(Path(out)))
+    return len(used)

@@ -28,15 +28,28 @@ class Format:
 def formats() -> tuple[Format, ...]:
     """All formats, in the order in which they are tried."""
     from fewstep.importing.formats import (
+        class_pipelines,
         ctm,
         diffusers,
         dit,
         edm,
         edm2,
+        edm2_state,
         fastgen,
         openai,
         pipelines,
     )
 
-    modules = (edm, edm2, openai, ctm, fastgen, dit, pipelines, diffusers)
+    modules = (
+        edm,
+        edm2,
+        edm2_state,
+        openai,
+        ctm,
+        fastgen,
+        dit,
+        class_pipelines,
+        pipelines,
+        diffusers,
+    )
     return tuple(module.FORMAT for module in modules)

@@ -27,7 +27,7 @@ from fewstep.importing.report import Report
 from fewstep.importing.result import Imported
 from fewstep.model import Model
 from fewstep.models import Denoiser, Flow, Preconditioning
-from fewstep.models.nets.stock import CLASSES, FLUX, UNET, StockNetwork
+from fewstep.models.nets.stock import FLUX, READERS, UNET, StockNetwork
 from fewstep.paths import Linear
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
@@ -51,7 +51,7 @@ def _place(root: Path) -> Path | None:
     for folder in (*(root / name for name in PLACES), root):
         path = folder / "config.json"
         if path.is_file():
-            return folder if read_json(path).get("_class_name") in CLASSES else None
+            return folder if read_json(path).get("_class_name") in READERS else None
     return None
 
 
@@ -59,7 +59,7 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
     """The model."""
     root, folder = archive.source, _place(archive.source)
     assert folder is not None
-    _refuse(root, options)
+    refuse_parts(root, options)
     config = read_json(folder / "config.json")
     architecture = str(config["_class_name"])
     reading, scalings, flow = _scheduled(root, architecture, options)
@@ -77,7 +77,7 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
     network = fit(Description(spec, targets), weights.tensors, weights.source, weights.size)
     assert isinstance(network, StockNetwork)
     _check(network, codec, text, root)
-    shape = _shape(network, codec, options)
+    shape = latent_shape(network, codec, options)
     data = DataSpec(shape=shape, range=None, conditions=text.conditions)
     method, kind = METHODS[reading]
     sampling = Sampling(
@@ -101,7 +101,12 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
     return Imported(model, report)
 
 
-def _refuse(root: Path, options: ImportOptions) -> None:
+def refuse_parts(root: Path, options: ImportOptions) -> None:
+    """Refuse a folder without the parts that every pipeline has.
+
+    Raises:
+        UsageError: one is missing, or the user says what the scheduler says.
+    """
     if not (root / "vae" / "config.json").is_file():
         raise UsageError(
             f"{root} has no vae/, so nothing turns its latents into images; give the folder of the "
@@ -172,7 +177,14 @@ def _shift(config: Mapping[str, Any], shape: tuple[int, ...]) -> float:
     return mu if linear else math.exp(mu)
 
 
-def _shape(network: StockNetwork, codec: Codec, options: ImportOptions) -> tuple[int, int, int]:
+def latent_shape(
+    network: StockNetwork, codec: Codec, options: ImportOptions
+) -> tuple[int, int, int]:
+    """The shape of latents: of the size that the user gives, or the network's own.
+
+    Raises:
+        UsageError: no size is known, or none of whole latents.
+    """
     size = network.options["config"].get("sample_size", LATENTS.get(network.architecture))
     sides = [size, size] if not isinstance(size, list) else size
     if options.resolution is not None:

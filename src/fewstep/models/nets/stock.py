@@ -1,4 +1,4 @@
-"""Networks of diffusers as networks of the library: those of SD 1.5, SD 2, SDXL, SD3 and Flux.
+"""Networks of diffusers as networks of the library: of SD 1.5, SD 2, SDXL, SD3, Flux and DiT.
 
 Times come in the unit of the scheduler's steps: 0 to 999 on DDPM's betas, 1000 t of a flow. (Flux's
 own class multiplies by 1000, so it is given a thousandth.) Weights and answers are those of stock
@@ -17,12 +17,20 @@ from torch import Tensor, nn
 from fewstep.core import Cond
 from fewstep.errors import UsageError
 from fewstep.frontends.stock import built, plain
-from fewstep.models.nets.blocks import latent_guidance_embedding
+from fewstep.models.nets.blocks import label_of, latent_guidance_embedding
 
 UNET, SD3, FLUX = "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"
 
-CLASSES = (UNET, SD3, FLUX)
+DIT = "DiTTransformer2DModel"
+
+READERS = (UNET, SD3, FLUX)
+"""The classes of networks that read texts."""
+
+CLASSES = (*READERS, DIT)
 """The classes of diffusers that are built; nothing else is, whatever a file says."""
+
+POSITIONS = "pos_embed.pos_embed"
+"""DiT's sinusoids of positions, which its class computes when it is made, of true numbers only."""
 
 BLOCKS = {
     UNET: (("resnet", "ResnetBlock2D"), ("transformers.transformer_2d", "Transformer2DModel")),
@@ -31,6 +39,7 @@ BLOCKS = {
         ("transformers.transformer_flux", "FluxTransformerBlock"),
         ("transformers.transformer_flux", "FluxSingleTransformerBlock"),
     ),
+    DIT: (("attention", "BasicTransformerBlock"),),
 }
 """Where the classes of each network's blocks are, below ``diffusers.models``."""
 
@@ -57,9 +66,10 @@ FLUX_GUIDANCE = 3.5
 
 
 class StockNetwork(nn.Module):
-    """A network of diffusers that reads texts.
+    """A network of diffusers that reads texts or, of DiT, a class.
 
-    It reads ``text``, tokens ``(b, length, width)``, and, except in SD 1.5 and SD 2, ``pooled``,
+    DiT reads ``label``, ``(b,)``; a variance that it has learned is left out of its answers. The
+    others read ``text``, tokens ``(b, length, width)``, and, except in SD 1.5 and SD 2, ``pooled``,
     ``(b, width)``. SDXL reads ``time_ids``, ``(b, 6)``, too: height and width of the original, top
     and left of the crop, height and width of the picture, in pixels. Where they are not given the
     picture is whole. ``guidance``, ``(b,)``, is the scale of classifier-free guidance (1 is none)
@@ -96,7 +106,8 @@ class StockNetwork(nn.Module):
         new = guidance and architecture == UNET and not arguments.get("time_cond_proj_dim")
         if new:
             arguments["time_cond_proj_dim"] = GUIDANCE_WIDTH
-        self.net: Any = built(architecture, CLASSES, arguments)
+        stored = (POSITIONS,) if architecture == DIT else ()
+        self.net: Any = built(architecture, CLASSES, arguments, stored)
         if new:
             nn.init.zeros_(self.net.time_embedding.cond_proj.weight)
         self.architecture, self.factor = architecture, factor
@@ -119,6 +130,10 @@ class StockNetwork(nn.Module):
             )
         self.cond_keys = ("text", *(["pooled"] if sized or architecture != UNET else []))
         self.cond_keys += ("text_mask",) if masked else ()
+        if architecture == DIT:
+            self.cond_keys = ("label",)
+            for block in self.net.transformer_blocks:  # labels are dropped by whoever trains
+                block.norm1.emb.class_embedder.dropout_prob = 0.0
         self.cond_keys += ("guidance",) if guidance else ()
         optional = {"time_ids": sized, "guidance": bool(reads) and not guidance}
         self.optional_keys = tuple(key for key, is_read in optional.items() if is_read)
@@ -141,7 +156,8 @@ class StockNetwork(nn.Module):
     @property
     def last_weight(self) -> Tensor:
         """The weight of the last layer, where adaptive loss weights measure gradients."""
-        return (self.net.conv_out if self.architecture == UNET else self.net.proj_out).weight
+        names = {UNET: "conv_out", DIT: "proj_out_2"}
+        return getattr(self.net, names.get(self.architecture, "proj_out")).weight
 
     @property
     def time_dtype(self) -> torch.dtype:
@@ -153,6 +169,9 @@ class StockNetwork(nn.Module):
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
     ) -> Tensor:
         """The prediction ``(b, c, h, w)`` of the network at a time in steps of the scheduler."""
+        if self.architecture == DIT:
+            out = self.net(x, timestep=c_noise, class_labels=label_of(cond), return_dict=False)[0]
+            return out[:, : self.channels]
         given = {key: value.to(x.dtype) for key, value in (cond or {}).items()}
         calls = {UNET: self._unet, SD3: self._sd3, FLUX: self._flux}
         return calls[self.architecture](x, c_noise, given)
@@ -225,6 +244,8 @@ class StockNetwork(nn.Module):
                 other.append("addition_embed_type")
             if other:
                 raise UsageError(f"the U-Net has {', '.join(other)}, which cannot be read")
+        if self.architecture == DIT and own.out_channels == 2 * own.in_channels:
+            return
         if own.out_channels not in (None, own.in_channels):
             raise UsageError(
                 f"the network reads {own.in_channels} channels and returns {own.out_channels}, as "
