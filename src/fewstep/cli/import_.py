@@ -102,5 +102,4 @@ def _lines(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError(f"--class-names: {path} cannot be read: {in_words(error)}") from error
-    return tuple(line.strip() for line in text.split("
-") if line.strip())
+    return tuple(line.strip() for line in text.split("\n") if line.strip())
