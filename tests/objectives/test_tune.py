@@ -27,11 +27,11 @@ from fewstep.paths import DiscreteVariancePreserving
 from fewstep.recipes import METHODS, STUDENTS, recipe
 from fewstep.times import LogNormal, strided
 from fewstep.training.averages import warmed
-from fewstep.training.config import Run
+from fewstep.training.config import Run, TrainConfig
 from fewstep.training.train import train
 from oracles import D, Gaussian, GaussianConsistency, Offset, four_points
 from small_nets import shaken
-from tiny import fewstep, settings, trained
+from tiny import fewstep, trained
 
 GRID = strided(50)
 PATH = replace(DiscreteVariancePreserving(), t_min=0.0, t_max=999.0)
@@ -215,16 +215,16 @@ def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.slow
 def test_tuning_keeps_the_steps_and_denoising_loses_them(tmp_path: Path):
     """A student of two modes learns moons: at one call, and at four."""
-    steps = {"steps": 2000, "batch": 256, "lr": 1e-3, "schedule": "linear", "sample_every": 0}
-    steps["log_every"] = 500
-    quick = settings(**steps)
-    train(replace(recipe("toy-edm", train=quick).build(), finish=None), tmp_path / "edm")
-    made = recipe("toy-ect", teacher=str(tmp_path / "edm"), train={**steps, "clip": 10.0})
-    train(replace(made.build(), finish=None), tmp_path / "ect")
+    steps = {"steps": 1000, "batch": 128, "lr": 1e-3, "schedule": "linear", "sample_every": 0}
+
+    def taught(name: str, out: str, **given) -> library.Model:
+        return train(replace(recipe(name, **given).build(), finish=None), tmp_path / out)
+
+    taught("toy-edm", "edm", train=steps)
+    taught("toy-ect", "ect", teacher=str(tmp_path / "edm"), train={**steps, "clip": 10.0})
     before = library.load(tmp_path / "ect", device="cpu")
     few = {**steps, "lr": 5e-4}
-    made = recipe("toy-tune", teacher=str(tmp_path / "ect"), data="moons", train=few)
-    tuned = train(replace(made.build(), finish=None), tmp_path / "tune")
+    tuned = taught("toy-tune", "tune", teacher=str(tmp_path / "ect"), data="moons", train=few)
 
     student = copy.deepcopy(before.denoiser).train().requires_grad_(True)
     assert isinstance(student, Denoiser)
@@ -234,7 +234,7 @@ def test_tuning_keeps_the_steps_and_denoising_loses_them(tmp_path: Path):
         arguments={},
         objective=plain,
         data=toy("moons"),
-        config=settings(**few),
+        config=TrainConfig(**few),
         averages={"ema": warmed(0.999)},
     )
     train(run, tmp_path / "plain")
