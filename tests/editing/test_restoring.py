@@ -61,7 +61,8 @@ def test_the_bias_of_few_calls_falls_as_published(steps, mean, variance):
 def test_a_search_of_noise_finds_the_posterior_if_it_may_run_long():
     n = 2_000
     model = gaussian_model(correlated(), (2,))
-    out = optimise(model, MISSING_SECOND, KNOWN, n=n, batch=n, steps=200, sigma=0.1)
+    asked = {"steps": 200, "sigma": 0.1, "rate": 0.1}
+    out = optimise(model, MISSING_SECOND, KNOWN, n=n, batch=n, **asked)
     assert torch.equal(out[:, 0], KNOWN[:, 0].expand(n))
     assert float(out[:, 1].mean()) == pytest.approx(0.540, abs=0.02)
     assert float(out[:, 1].var()) == pytest.approx(0.0475, rel=0.12)
