@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import fewstep as library
+from fewstep.cli.edit import VERBS as EDITS
 from fewstep.data.catalogue import CATALOGUE
 from fewstep.errors import Interrupted
 from fewstep.evaluation import Protocol, protocol_of
@@ -158,6 +159,7 @@ VERBS = (
         "data codec",
     ),
     *("data encode", "data pairs"),
+    *(f"edit {verb}" for verb in EDITS),
 )
 
 
@@ -175,7 +177,8 @@ def test_every_verb_has_its_help_tested(capsys):
     usage = [line.split() for line in fewstep(capsys, "--help").out.splitlines()]
     verbs = [words[1:] for words in usage if words[:1] == ["fewstep"]]
     shown = {" ".join(words[: 2 if words[0] == "data" else 1]) for words in verbs}
-    assert shown - {"recipes"} == {verb.removesuffix(" digits-cd") for verb in VERBS}
+    tested = {verb if verb.startswith("data") else verb.split()[0] for verb in VERBS}
+    assert shown - {"recipes"} == tested
 
 
 def test_descriptions_of_options_are_wrapped_once(capsys):

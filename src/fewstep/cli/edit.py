@@ -21,6 +21,7 @@ from fewstep.cli.edit_options import (
 )
 from fewstep.cli.values import numbers
 from fewstep.errors import UsageError
+from fewstep.option_kinds import File, Real
 
 Name = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 Photo = Annotated[Path, tyro.conf.arg(metavar="PHOTO")]
@@ -31,7 +32,7 @@ def inpaint(
     photo: Photo,
     /,
     *,
-    mask: Path | None = None,
+    mask: File = None,
     alpha: bool = False,
     by: By = "replacement",
     options: Shared = DEFAULT,
@@ -45,7 +46,7 @@ def inpaint(
         alpha: take the photo's own alpha channel for the mask: what is not opaque is missing.
         by: replacement is algorithm 4 of the consistency models paper; search looks for noise whose
             picture fits, by gradient steps.
-        options: of all verbs.
+        options: what all verbs of fewstep edit share.
     """
     if (mask is None) != alpha:
         raise UsageError("say what is missing: --mask FILE or --alpha, one of them")
@@ -70,8 +71,8 @@ def colourise(
     Args:
         model: a model of pictures in colour.
         photo: a picture of any size; of one in colour the luminance is read only.
-        by: as of fewstep edit inpaint.
-        options: of all verbs.
+        by: see fewstep edit inpaint --help.
+        options: what all verbs of fewstep edit share.
     """
 
     def work(model: Any, asked: Any) -> Any:
@@ -99,8 +100,8 @@ def upscale(
         model: of pictures.
         photo: a small picture of any size.
         factor: a whole number from 2, along each side.
-        by: as of fewstep edit inpaint.
-        options: of all verbs.
+        by: see fewstep edit inpaint --help.
+        options: what all verbs of fewstep edit share.
     """
 
     def work(model: Any, asked: Any) -> Any:
@@ -131,8 +132,8 @@ def deblur(
         width: standard deviation of the blur in pixels.
         smallest: frequencies that the blur damped to less than this share are drawn by the model;
             all others are restored exactly, and their noise grows by up to one over this share.
-        by: as of fewstep edit inpaint.
-        options: of all verbs.
+        by: see fewstep edit inpaint --help.
+        options: what all verbs of fewstep edit share.
     """
 
     def work(model: Any, asked: Any) -> Any:
@@ -176,7 +177,7 @@ def vary(model: Name, photo: Photo, /, *, sigma: float = 1.0, options: Shared = 
         photo: of any size.
         sigma: the noise level that is added and removed, where values of pixels are in [-1, 1];
             small ones change details, large ones everything.
-        options: of all verbs.
+        options: what all verbs of fewstep edit share.
     """
     refuse("vary", times=options.times)
     facts: dict[str, Any] = {"sigma": sigma}
@@ -193,7 +194,7 @@ def vary(model: Name, photo: Photo, /, *, sigma: float = 1.0, options: Shared = 
 
 
 def denoise(
-    model: Name, photo: Photo, /, *, sigma: float | None = None, options: Shared = DEFAULT
+    model: Name, photo: Photo, /, *, sigma: Real = None, options: Shared = DEFAULT
 ) -> None:
     """Remove Gaussian noise, in one network call.
 
@@ -202,7 +203,7 @@ def denoise(
         photo: of any size.
         sigma: the noise's standard deviation, where values of pixels are in [-1, 1] (1 level of
             255 is 0.0078); by default it is estimated.
-        options: of all verbs.
+        options: what all verbs of fewstep edit share.
     """
     refuse("denoise", steps=options.steps, times=options.times, eta=options.eta)
     facts: dict[str, Any] = {}

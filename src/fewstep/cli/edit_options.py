@@ -13,6 +13,7 @@ import tyro
 
 from fewstep.cli.values import numbers, replaced
 from fewstep.errors import UsageError
+from fewstep.option_kinds import Real, Text, Whole
 
 By = Literal["replacement", "search"]
 
@@ -24,28 +25,28 @@ class Options:
     out: Path = Path("edited.png")
     """The PNG of the result. Several results are numbered: edited-0.png, edited-1.png, ..."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
-    """How many results."""
+    """The number of results."""
     seed: int = 0
-    """Result i is a function of (seed, i)."""
-    steps: int | None = None
-    """Network calls, or gradient steps of a search."""
-    times: str | None = None
+    """The number from which noise is drawn; result i is a function of (seed, i)."""
+    steps: Whole = None
+    """The number of network calls, or of gradient steps of a search."""
+    times: Text = None
     """The times of the calls instead, descending, e.g. 80,24,5.8."""
-    eta: float | None = None
-    """Of a diffusion model: the share of fresh noise in each step, 0 to 1. By default 0.85
-    where something is known of the picture, and 0 of strokes and variations."""
-    label: str | None = None
-    """The class of the picture, its name or number; by default none, of a model that knows that."""
-    prompt: str | None = None
-    """A text that the picture follows, of a model that reads texts."""
+    eta: Real = None
+    """Share of fresh noise in each step of a diffusion model, 0 to 1. By default it is 0.85 where
+    something is known of the picture, and 0 for strokes and variations."""
+    label: Text = None
+    """The class of the picture, its name or number; by default none, if the model allows that."""
+    prompt: Text = None
+    """A text that the picture follows, for a model that reads texts."""
     cond: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Another condition, NAME=VALUE, as of fewstep sample; repeat it for several."""
-    guidance: float | None = None
+    """Another condition, NAME=VALUE, as in fewstep sample; repeat it for several."""
+    guidance: Real = None
     """Scale of classifier-free guidance; 1 is none."""
-    average: str | None = None
-    """Another of the run's averages than its first."""
-    device: str | None = None
-    """Where to run; an accelerator if there is one."""
+    average: Text = None
+    """Name of one of the run's averages; by default the first."""
+    device: Text = None
+    """Where to run, such as cpu or cuda; by default an accelerator if there is one."""
 
 
 Shared = tyro.conf.OmitArgPrefixes[Options]
@@ -60,7 +61,7 @@ def run_edit(
     facts: dict[str, Any],
     *,
     times_for: Callable[[Any, list[float] | None, int | None], list[float]] | None = None,
-    strip: float | None = None,
+    strip: Real = None,
 ) -> None:
     """Load the model, work, and write the results.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from fewstep.cli.values import SolverName, check_solver
-from fewstep.option_kinds import Real, Text
+from fewstep.option_kinds import File, Real, Text
 
 
 def pairs(
@@ -23,7 +23,7 @@ def pairs(
     guidance: Real = None,
     label: Text = None,
     cond: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    data: Path | None = None,
+    data: File = None,
     seed: int = 0,
     shard_size: int = 1024,
     batch: int = 256,
