@@ -54,19 +54,19 @@ def generate(
         mask = part["mask"] if contract.data.masked else None
         stream = options.noise(contract.data, pairs[own], mask, draws)
         watched = {"callback": callback, "first": first}
-        parts.append(_batch(denoiser, contract, request, stream, part, device, **watched))
+        parts.append(one_batch(denoiser, contract, request, stream, part, device, **watched))
     return torch.cat(parts)
 
 
-def _batch(
+def one_batch(
     denoiser: AbstractDenoiser,
     contract: Contract,
     request: Request,
     noise: SampleNoise,
     cond: Cond,
     device: torch.device,
-    callback: Callback | None,
-    first: int,
+    callback: Callback | None = None,
+    first: int = 0,
 ) -> Tensor:
     """The samples of one batch; ``first`` is the place of its first one among all."""
     sampling, data = contract.sampling, contract.data
