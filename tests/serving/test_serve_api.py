@@ -136,7 +136,7 @@ def test_the_api_describes_itself(client):
 def test_the_page_needs_no_other_server(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    names = ["style.css", "main.js", "sample.js"]
+    names = ["style.css", "main.js", "sample.js", "board.js"]
     texts = [page.text, *(client.get(f"/page/{name}").text for name in names)]
     assert not [text for text in texts if "http://" in text or "https://" in text]
     policy = page.headers["content-security-policy"]

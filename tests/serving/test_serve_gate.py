@@ -155,7 +155,7 @@ def bad_images() -> list[bytes]:
 
 
 def malformed() -> list[bytes]:
-    """200 bodies, none of which is a proper request."""
+    """More than 200 bodies, none of which is a proper request."""
     rng = random.Random(0)
     proper = json.dumps({"model": "digits-cd", "n": 2, "seed": 1, "label": 3, "cond": {}})
     wrong = [None, True, -1, 1.5, 10**400, "x", "\0", "../../etc/passwd", [], {}, [[[]]], "é" * 400]
@@ -168,6 +168,18 @@ def malformed() -> list[bytes]:
     bodies += [
         json.dumps({"model": "larger", "cond": {"low": encoded(content)}}).encode()
         for content in bad_images()
+    ]
+    good = encoded(file(Image.new("L", (8, 8))))
+    edit = {"model": "digits-cd", "task": "inpaint", "image": good, "mask": good}
+    bodies += [
+        json.dumps({**edit, field: encoded(content)}).encode()
+        for content in bad_images()
+        for field in ("image", "mask")
+    ]
+    bodies += [
+        json.dumps({**edit, field: value}).encode()
+        for field in ("task", "image", "mask", "factor", "width", "sigma")
+        for value in wrong[1:]
     ]
     bodies += [
         b"",
@@ -190,12 +202,13 @@ def malformed() -> list[bytes]:
     return bodies
 
 
-def test_200_malformed_requests_are_refused_in_a_sentence(client):
+def test_hundreds_of_malformed_requests_are_refused_in_a_sentence(client):
     bodies, kind = malformed(), {"content-type": "application/json"}
     assert len(bodies) >= 200
     read = 0
     for body in bodies:
-        answer = client.post("/api/sample", content=body, headers=kind)
+        verb = "edit" if b'"task"' in body else "sample"
+        answer = client.post(f"/api/{verb}", content=body, headers=kind)
         if answer.status_code == 200 and b'"low"' in body:
             read += 1  # what is damaged of this picture does not matter to its decoder
             continue

@@ -130,10 +130,7 @@ def square(
             # JPEG decodes to a fraction of its size much faster; twice the target leaves the last
             # halving to the better filter below. Other formats ignore it.
             image.draft(None, (2 * resolution, 2 * resolution))
-        image.load()
-        turn = TURNS.get(orientation_of(image))
-        whole = _eight_bits(image, where, again)
-        whole = whole if turn is None else whole.transpose(turn)
+        whole = _upright(image, where, again)
         if crop == "adm":
             fitted = _shrunk_then_cut(_flat(whole, channels, background), resolution)
         else:
@@ -141,6 +138,19 @@ def square(
             fitted = _resized(_flat(cut, channels, background), resolution)
         pixels = np.asarray(fitted).reshape(resolution, resolution, channels)
         return pixels.transpose(2, 0, 1)
+
+
+def whole(
+    image: Image.Image, where: str, channels: int, background: Background = WHITE
+) -> np.ndarray:
+    """An image as uint8 ``(channels, height, width)``, in its own size; see :func:`square`.
+
+    Raises:
+        BadFile: it cannot be decoded, or holds floats.
+    """
+    with naming(where):
+        flat = _flat(_upright(image, where, _content(image)), channels, background)
+        return np.asarray(flat).reshape(flat.height, flat.width, channels).transpose(2, 0, 1)
 
 
 def check_arguments(resolution: int, channels: int | None, crop: str = "center") -> None:
@@ -168,6 +178,14 @@ def _too_large(where: str) -> BadFile:
 def _centre(image: Image.Image, side: int) -> Image.Image:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
+
+
+def _upright(image: Image.Image, where: str, content: bytes) -> Image.Image:
+    """The decoded image in 8 bits, turned as its EXIF orientation says."""
+    image.load()
+    turn = TURNS.get(orientation_of(image))
+    upright = _eight_bits(image, where, content)
+    return upright if turn is None else upright.transpose(turn)
 
 
 def _content(image: Image.Image) -> bytes:

@@ -17,8 +17,15 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from fewstep.errors import UsageError, nearest
-from fewstep.serving import verbs
-from fewstep.serving.bodies import Answer, Models, Refusal, SampleAsked
+from fewstep.serving import edits, verbs
+from fewstep.serving.bodies import (
+    Answer,
+    EditAsked,
+    InterpolateAsked,
+    Models,
+    Refusal,
+    SampleAsked,
+)
 from fewstep.serving.forms import form
 from fewstep.serving.gate import App, Gate
 from fewstep.serving.limits import Limits
@@ -121,6 +128,20 @@ def application(
         """Generate samples, and say what made each and how long it took."""
         served = known(asked.model)
         return await computed(request, lambda ticket: verbs.sample(served, asked, limits, ticket))
+
+    @app.post("/api/edit", response_model=Answer, responses=REFUSALS)
+    async def edit(request: Request, asked: EditAsked) -> Response:
+        """Edit a picture: inpaint, strokes, vary, upscale, colourise, deblur, denoise."""
+        served = known(asked.model)
+        return await computed(request, lambda ticket: edits.edit(served, asked, limits, ticket))
+
+    @app.post("/api/interpolate", response_model=Answer, responses=REFUSALS)
+    async def interpolate(request: Request, asked: InterpolateAsked) -> Response:
+        """Generate pictures on the way between those of two or more seeds."""
+        served = known(asked.model)
+        return await computed(
+            request, lambda ticket: edits.interpolate(served, asked, limits, ticket)
+        )
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fewstep.serving.forms import ModelForm
+from fewstep.serving.forms import ModelForm, Task
 
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
 """A seed that a page's numbers hold exactly."""
@@ -59,6 +59,44 @@ class SampleAsked(Common):
     solver: str | None = Field(default=None, max_length=30)
     values: bool = False
     format: Literal["json", "png"] = "json"
+
+
+class EditAsked(Common):
+    """Edits of a picture.
+
+    Args:
+        task: what to do with it.
+        image: base64 of a PNG, JPEG, WEBP or BMP file; it may be larger than the model's samples.
+        mask: of ``inpaint``: base64 of a picture of the same size, white where the model draws.
+        n: number of results; result i is a function of (seed, first + i).
+        seed: of all results.
+        first: number of the first result.
+        factor: of ``upscale``.
+        width: of ``deblur``: standard deviation of the blur in pixels.
+        sigma: of ``vary`` and ``denoise``: the noise level.
+    """
+
+    task: Task
+    image: str
+    mask: str | None = None
+    n: int = Field(default=1, ge=1)
+    seed: Seed = 0
+    first: int = Field(default=0, ge=0, lt=2**31)
+    factor: int | None = Field(default=None, ge=2, le=16)
+    width: float | None = Field(default=None, gt=0, le=100)
+    sigma: float | None = Field(default=None, gt=0)
+
+
+class InterpolateAsked(Common):
+    """Pictures on the way between those of two or more seeds.
+
+    Args:
+        seeds: that are visited in turn.
+        frames: from one seed to the next, both included.
+    """
+
+    seeds: list[Seed] = Field(min_length=2, max_length=16)
+    frames: int = Field(default=9, ge=2)
 
 
 class Picture(BaseModel):

@@ -8,8 +8,15 @@ from pydantic import BaseModel
 
 from fewstep.conditions import Image, Label, Mask, Sequence, Text, Vector
 from fewstep.image_grid import drawable
+from fewstep.model import Model
 from fewstep.sampling_options import SOLVERS
 from fewstep.serving.served import Served
+
+Task = Literal["inpaint", "strokes", "vary", "upscale", "colourise", "deblur", "denoise"]
+"""What can be done with a picture."""
+
+OF_PIXELS: tuple[Task, ...] = ("upscale", "deblur", "denoise")
+"""Tasks for models without a codec."""
 
 
 class ConditionForm(BaseModel):
@@ -50,6 +57,7 @@ class ModelForm(BaseModel):
     ``shape`` is of one sample as the API returns it, without a batch; None is a free axis.
     ``times`` are those of each number of steps that the contract lists. A text field ``prompt``
     belongs to models with ``prompts``; ``image`` says whether samples are pictures of pixels.
+    ``edits`` are the tasks that the model can do with pictures.
     """
 
     name: str
@@ -70,6 +78,7 @@ class ModelForm(BaseModel):
     prompts: bool
     conditions: list[ConditionForm]
     codec: CodecForm | None
+    edits: list[Task]
 
 
 def form(served: Served) -> ModelForm:
@@ -108,7 +117,21 @@ def form(served: Served) -> ModelForm:
             latent_shape=[size for size in data.shape if size is not None],
             factor=codec.factor,
         ),
+        edits=edits(served.model),
     )
+
+
+def edits(model: Model) -> list[Task]:
+    """The tasks that a model can do with pictures."""
+    shape = model.shape
+    if len(shape) != 3 or shape[0] not in (1, 3) or None in shape:
+        return []
+    own: list[Task] = ["inpaint", "strokes", "vary"]
+    if model.frontend.codec is None:
+        own += OF_PIXELS
+        if shape[0] == 3:
+            own.append("colourise")
+    return own
 
 
 def _condition(name: str, one: Any, shape: tuple[int | None, ...]) -> ConditionForm:

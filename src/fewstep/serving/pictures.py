@@ -8,12 +8,13 @@ import io
 import json
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from fewstep.data.decoding import BadFile, naming, opened, square
+from fewstep.data.decoding import BadFile, opened, square, whole
 from fewstep.evaluation.pictures import cloud, lines
 from fewstep.image_grid import grid, pixels
 from fewstep.version import __version__
@@ -55,9 +56,20 @@ def fitted(image: Image.Image, where: str, shape: tuple[int, ...]) -> Tensor:
     channels, height, width = shape
     if channels not in (1, 3) or height != width:
         raise BadFile(where, f"cannot be made to fit the shape {shape}")
-    with naming(where):
-        values = square(image, where, channels, height)
-    return torch.from_numpy(values.copy()).float() / 127.5 - 1
+    return _values(square(image, where, channels, height))
+
+
+def tensor(image: Image.Image, where: str, channels: int) -> Tensor:
+    """float32 ``(1, channels, height, width)`` in [-1, 1] of a whole upload.
+
+    Raises:
+        BadFile: it cannot be decoded.
+    """
+    return _values(whole(image, where, channels))[None]
+
+
+def _values(content: np.ndarray) -> Tensor:
+    return torch.from_numpy(content.copy()).float() / 127.5 - 1
 
 
 def images(x: Tensor) -> list[Image.Image]:

@@ -55,7 +55,8 @@ def sample(served: Served, asked: SampleAsked, limits: Limits, ticket: Ticket) -
         seconds = time.perf_counter() - began
     ticket.check()
     calls = model.calls(asked.steps, asked.guidance, asked.solver)
-    made = {**origin(served, asked), "times": model.times(asked.steps), "calls": calls}
+    made = {**origin(served, asked), "calls": calls}
+    made |= {"steps": len(times := model.times(asked.steps)), "times": times}
     made |= {"seed": asked.seed, "first": asked.first, "n": asked.n}
     made |= given(gamma=asked.gamma, solver=asked.solver, length=asked.length)
     made["seconds"] = round(seconds, 6)
@@ -93,7 +94,6 @@ def origin(served: Served, asked: Common) -> dict[str, Any]:
         "digest": served.digest,
         "method": contract.method,
         "engine": served.engine,
-        "steps": len(served.model.times(asked.steps)),
         **given(label=asked.label, prompt=asked.prompt, guidance=asked.guidance),
         **{f"cond.{name}": brief(value) for name, value in asked.cond.items()},
     }

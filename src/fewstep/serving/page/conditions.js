@@ -4,15 +4,28 @@ import { base64, el, field, number, numeric, select } from "./dom.js";
 
 const MANY = 12;
 
-/** Controls for the conditions of some models; `read(model)` gives what one of them is asked. */
-export function conditions(models) {
+/**
+ * Controls for the conditions of some models; `read(model)` gives what one of them is asked.
+ * `kept` holds the controls that were made before, so that what was typed outlives another choice.
+ */
+export function conditions(models, kept = new Map()) {
   const known = new Map();
+  const once = (key, make) => kept.get(key) ?? kept.set(key, make()).get(key);
   for (const model of models) {
-    for (const one of model.conditions) if (!known.has(one.name)) known.set(one.name, control(one));
+    for (const one of model.conditions) {
+      if (!known.has(one.name)) known.set(one.name, once(JSON.stringify(one), () => control(one)));
+    }
   }
-  const prompt = models.some((model) => model.prompts) ? el("textarea", { maxlength: 4000 }) : null;
   const parts = [...known.values()].map((one) => one.whole);
-  if (prompt) parts.unshift(field("Prompt", prompt));
+  let prompt = null;
+  if (models.some((model) => model.prompts)) {
+    const made = once("prompt", () => {
+      const box = el("textarea", { maxlength: 4000 });
+      return { box, whole: field("Prompt", box) };
+    });
+    prompt = made.box;
+    parts.unshift(made.whole);
+  }
   const whole = parts.length ? el("fieldset", {}, el("legend", {}, "Conditions"), ...parts) : null;
 
   async function read(model) {
@@ -27,7 +40,12 @@ export function conditions(models) {
     }
     return asked;
   }
-  return { whole, read };
+  /** Choose a class, as that of a picture. */
+  function classed(label) {
+    const box = known.get("label")?.box;
+    if (box) box.value = label ?? "";
+  }
+  return { whole, read, classed };
 }
 
 function control(one) {
@@ -36,7 +54,7 @@ function control(one) {
     const names = one.names ?? Array.from({ length: one.classes }, (_, i) => String(i));
     const options = [["", "each in turn"], ...names.map((name, i) => [i, name]), [one.classes, "none"]];
     const box = select(options);
-    return { whole: field(title, box), read: () => numeric(box) };
+    return { box, whole: field(title, box), read: () => numeric(box) };
   }
   if (one.kind === "mask") {
     const box = number({ min: 1, step: 1, placeholder: one.length ?? "" });

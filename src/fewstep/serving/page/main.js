@@ -1,11 +1,14 @@
 // The page: tabs, and one part for each.
 
 import * as api from "./api.js";
+import * as between from "./between.js";
 import { say } from "./dom.js";
+import * as edit from "./edit.js";
 import * as gallery from "./gallery.js";
 import * as sample from "./sample.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
+const opened = {};
 const panel = (tab) => document.getElementById(tab.getAttribute("aria-controls"));
 
 export function show(tab, focus = false) {
@@ -14,6 +17,7 @@ export function show(tab, focus = false) {
     one.setAttribute("aria-selected", on);
     one.tabIndex = on ? 0 : -1;
     panel(one).hidden = !on;
+    if (on) opened[one.id]?.();
   }
   if (focus) tab.focus();
 }
@@ -34,6 +38,8 @@ const open = (name) => show(document.getElementById(`tab-${name}`));
 try {
   const { models, limits } = await api.models();
   gallery.build(document.getElementById("gallery"));
+  edit.build(document.getElementById("edit"), models, limits, () => open("edit"));
+  opened["tab-between"] = between.build(document.getElementById("between"), models, limits, () => open("between"));
   sample.build(document.getElementById("sample"), models, limits);
 } catch (error) {
   say(error.message, true);

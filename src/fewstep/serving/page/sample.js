@@ -16,11 +16,12 @@ export function build(panel, models, limits) {
   const stop = el("button", { type: "button", hidden: true, onclick: () => running.stop() }, "Stop");
   const keep = el("button", { type: "button", hidden: true, onclick: () => say(`${store.keep(...last)} pictures were added to the gallery.`) }, "Keep all");
   const running = latest();
+  const kept = new Map();
   let form = null, last = [], first = true;
 
   const chosen = () => rows.filter((one) => one.on());
   function renew() {
-    form = conditions(chosen().map((one) => one.model));
+    form = conditions(chosen().map((one) => one.model), kept);
     place.replaceChildren(...(form.whole ? [form.whole] : []));
   }
   for (const one of rows) one.changed(renew);
@@ -29,6 +30,7 @@ export function build(panel, models, limits) {
   async function run() {
     if (!chosen().length) return say("Choose at least one model.", true);
     if (!first && !lock.box.checked) seed.value = randomSeed();
+    const byHand = !first;
     first = false;
     const signal = running.start();
     stop.hidden = false;
@@ -46,6 +48,7 @@ export function build(panel, models, limits) {
       results.replaceChildren(...cards.map(({ card }) => card));
       last = made;
       keep.hidden = !made.length;
+      if (byHand) results.scrollIntoView({ block: "nearest" });
       say(`${cards.map(({ model }) => model.name).join(" and ")}: done, seed ${seed.value}.`);
     } catch (error) {
       if (error.name !== "AbortError") say(error.message, true);
