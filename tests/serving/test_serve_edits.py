@@ -74,14 +74,26 @@ def test_inpainting_keeps_what_is_known_and_is_that_of_the_library(client, digit
         ("denoise", {}, (8, 8)),
         ("upscale", {"factor": 2, "steps": 3}, (16, 16)),
         ("deblur", {"width": 0.7, "steps": 3}, (8, 8)),
+        ("vary", {"image": png(np.zeros((4, 11), np.uint8))}, (4, 11)),
     ],
 )
 @pytest.mark.parametrize("model", ["digits-cd", "digits-edm"])
 def test_every_task_answers_with_pictures(client, digit, model, task, given, size):
     asked = {"model": model, "task": task, "image": png(digit), "label": 8}
-    answer = posted(client, "edit", **asked, **given)
+    answer = posted(client, "edit", **{**asked, **given})
     assert pixels(answer["pictures"][0]["png"]).shape == size
     assert answer["calls"] >= 1
+
+
+def test_a_search_of_the_noise_keeps_what_is_known(client, digit):
+    mask = png(np.tri(8, dtype=np.uint8) * 255)
+    asked = {"task": "inpaint", "image": png(digit), "mask": mask, "label": 8, "search": True}
+    answer = posted(client, "edit", model="digits-cd", **asked, steps=4)
+    known = np.tri(8) == 0
+    assert np.abs(pixels(answer["pictures"][0]["png"]).astype(int) - digit)[known].max() <= 1
+    assert answer["pictures"][0]["made"]["search"] is True
+    body = {"model": "digits-edm", **asked}
+    assert "its noise cannot be searched" in client.post("/api/edit", json=body).json()["error"]
 
 
 def test_larger_pictures_and_colour(client):
@@ -119,9 +131,9 @@ def test_uploads_are_turned_upright(client, monkeypatch):
         ({"task": "vary", "image": encoded(b"GIF89a")}, "the image is broken or none of PNG"),
         ({"task": "vary", "n": 17}, "at most 16 samples"),
         ({"task": "upscale", "factor": 16, "n": 16}, "results of this size have more than"),
-        ({"task": "inpaint", "mask": png(np.zeros((8, 8), np.uint8))}, "the mask marks nothing"),
-        ({"task": "inpaint", "mask": png(np.zeros((4, 8), np.uint8))}, "the mask has 8 x 4 pixels"),
-        ({"task": "vary", "image": png(np.zeros((4, 4), np.uint8))}, "smaller; pad them first"),
+        ({"task": "inpaint", "mask": png(np.zeros((8, 8), np.uint8))}, "missing"),
+        ({"task": "inpaint", "mask": png(np.zeros((4, 8), np.uint8))}, "8 x 4"),
+        ({"task": "vary", "search": True}, "vary has no search; leave it out"),
         ({"task": "vary", "image": png(np.zeros((300, 300), np.uint8))}, "at most 64,000"),
         ({"task": "vary", "sigma": 1e9}, "the noise level must be above 0"),
     ],

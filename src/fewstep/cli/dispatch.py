@@ -18,6 +18,7 @@ from fewstep.cli.check import check
 from fewstep.cli.codec import codec
 from fewstep.cli.compare import compare
 from fewstep.cli.doctor import doctor
+from fewstep.cli.edit import VERBS as EDITS
 from fewstep.cli.encode import encode
 from fewstep.cli.evaluate import evaluate
 from fewstep.cli.export import export
@@ -42,6 +43,7 @@ fewstep: generative models that need one to four network calls
   fewstep train RECIPE [--train.steps N ...]    train or distil; the same command resumes
   fewstep status RUN                            how far a run is, and its last picture
   fewstep sample MODEL -n 64 --out grid.png     draw
+  fewstep edit VERB MODEL PHOTO --out FILE      inpaint, colourise, upscale, deblur, denoise, ...
   fewstep evaluate MODEL --steps 1,2            distances to data, and speed
   fewstep doctor MODEL                          whether a teacher may be distilled, and what to do
   fewstep compare --data digits --budget 60s    every method on equal terms
@@ -165,6 +167,7 @@ def _dispatch(args: list[str]) -> None:
         "serve": lambda rest: _call("fewstep serve", serve, rest),
         "bench": lambda rest: _call("fewstep bench", bench, rest),
         "data": _data,
+        "edit": _edit,
     }
     if not args or args[0] in {"-h", "--help", "help"}:
         print(USAGE, end="")
@@ -180,6 +183,18 @@ def _dispatch(args: list[str]) -> None:
 
 def _call(prog: str, function: Callable[..., Any], args: list[str]) -> Any:
     return tyro.cli(function, prog=prog, args=args)
+
+
+def _edit(args: list[str]) -> None:
+    if not args or args[0] in {"-h", "--help"}:
+        for verb in EDITS:
+            photo = "" if verb == "interpolate" else " PHOTO"
+            print(f"{'usage:' if verb == 'inpaint' else '      '} fewstep edit {verb} MODEL{photo}")
+        print("--help after a verb explains it")
+    elif args[0] in EDITS:
+        _call(f"fewstep edit {args[0]}", EDITS[args[0]], args[1:])
+    else:
+        raise UsageError(f"unknown command {'edit ' + args[0]!r}; {nearest(args[0], EDITS)}")
 
 
 def _data(args: list[str]) -> None:

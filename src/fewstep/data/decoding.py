@@ -125,32 +125,37 @@ def square(
         size = f"{image.width} x {image.height}"
         raise BadFile(where, f"is {size} pixels, not square; choose another crop or remove it")
     with naming(where):
-        again = _content(image)
-        if crop != "adm":
-            # JPEG decodes to a fraction of its size much faster; twice the target leaves the last
-            # halving to the better filter below. Other formats ignore it.
-            image.draft(None, (2 * resolution, 2 * resolution))
-        whole = _upright(image, where, again)
+        # JPEG decodes to a fraction of its size much faster; twice the target leaves the last
+        # halving to the better filter below. Other formats ignore it.
+        whole = upright(image, where, None if crop == "adm" else 2 * resolution)
         if crop == "adm":
-            fitted = _shrunk_then_cut(_flat(whole, channels, background), resolution)
+            fitted = _shrunk_then_cut(flat(whole, channels, background), resolution)
         else:
             cut = _centre(whole, min(whole.size))
-            fitted = _resized(_flat(cut, channels, background), resolution)
+            fitted = _resized(flat(cut, channels, background), resolution)
         pixels = np.asarray(fitted).reshape(resolution, resolution, channels)
         return pixels.transpose(2, 0, 1)
 
 
-def whole(
-    image: Image.Image, where: str, channels: int, background: Background = WHITE
-) -> np.ndarray:
-    """An image as uint8 ``(channels, height, width)``, in its own size; see :func:`square`.
+def upright(image: Image.Image, where: str, enough: int | None = None) -> Image.Image:
+    """A whole image in a mode of 8 bits, turned upright as its EXIF orientation says.
+
+    Args:
+        image: as :func:`opened` gives it.
+        where: what messages call it.
+        enough: a side in pixels; a JPEG may then be decoded at a fraction of its size.
 
     Raises:
         BadFile: it cannot be decoded, or holds floats.
     """
     with naming(where):
-        flat = _flat(_upright(image, where, _content(image)), channels, background)
-        return np.asarray(flat).reshape(flat.height, flat.width, channels).transpose(2, 0, 1)
+        again = _content(image)
+        if enough is not None:
+            image.draft(None, (enough, enough))
+        image.load()
+        turn = TURNS.get(orientation_of(image))
+        whole = _eight_bits(image, where, again)
+        return whole if turn is None else whole.transpose(turn)
 
 
 def check_arguments(resolution: int, channels: int | None, crop: str = "center") -> None:
@@ -178,14 +183,6 @@ def _too_large(where: str) -> BadFile:
 def _centre(image: Image.Image, side: int) -> Image.Image:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
-
-
-def _upright(image: Image.Image, where: str, content: bytes) -> Image.Image:
-    """The decoded image in 8 bits, turned as its EXIF orientation says."""
-    image.load()
-    turn = TURNS.get(orientation_of(image))
-    upright = _eight_bits(image, where, content)
-    return upright if turn is None else upright.transpose(turn)
 
 
 def _content(image: Image.Image) -> bytes:
@@ -236,8 +233,8 @@ TURNS = {
 """What turns an image of each EXIF orientation upright."""
 
 
-def _flat(image: Image.Image, channels: int, background: Background) -> Image.Image:
-    """An image without transparency, grey or in colour."""
+def flat(image: Image.Image, channels: int, background: Background = WHITE) -> Image.Image:
+    """An image without transparency, of 1 (grey) or 3 channels."""
     mode = "L" if channels == 1 else "RGB"
     if not has_alpha(image):
         return image.convert(mode)

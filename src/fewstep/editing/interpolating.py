@@ -33,15 +33,19 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 class _Walk:
     """Start noise on the way between seeds; all frames share the noise of later steps."""
 
-    def __init__(self, ends: Tensor, shares: Sequence[tuple[int, float]], later: SampleNoise):
-        self.ends, self.shares, self.later = ends, shares, later
+    def __init__(
+        self, ends: Tensor, shares: Sequence[tuple[int, float]], first: SampleNoise
+    ) -> None:
+        self.first, self.frames, self.begun = first, len(shares), False
+        self.start = torch.stack([slerp(ends[k], ends[k + 1], s) for k, s in shares])
 
     def __call__(self, i: int) -> Tensor:
-        """``(frames, *shape)``."""
-        if i:
-            return self.later(i).expand(len(self.shares), *self.later.shape)
-        self.later(0)
-        return torch.stack([slerp(self.ends[k], self.ends[k + 1], s) for k, s in self.shares])
+        """``(frames, *shape)``; asked in order, as :class:`~fewstep.noise.SampleNoise` is."""
+        own = self.first(i)
+        if self.begun:
+            return own.expand(self.frames, *own.shape[1:])
+        self.begun = True
+        return self.start
 
 
 def interpolate(

@@ -46,7 +46,7 @@ def strokes(
         times: of the calls, descending, in the path's own unit. By default those of the noise
             levels 5.38 and 2.24 of the paper, and of a diffusion model 18 from 5.38 on.
         steps: of a diffusion model, how many calls instead of 18.
-        eta: see :func:`~fewstep.editing.restore`.
+        eta: of diffusion models, share of fresh noise in each step; 0 by default.
         **asked: see :class:`~fewstep.editing.Asked`.
 
     Returns:
@@ -55,15 +55,7 @@ def strokes(
     Raises:
         UsageError: what is asked contradicts the model, or does not fit together.
     """
-    if times is None:
-        times = (
-            _from(model, STROKES[0], steps)
-            if _solves(model)
-            else [level(model, sigma) for sigma in STROKES]
-        )
-    elif steps is not None:
-        raise UsageError("steps and times say the same; give one of them")
-    return _drawn(model, x, times_of(model, None, times), eta, asked)
+    return _drawn(model, x, stroke_times(model, times, steps), eta, asked)
 
 
 def vary(
@@ -83,7 +75,7 @@ def vary(
         sigma: the noise level: sigma/alpha of the model's path. Small ones change details, large
             ones everything.
         steps: of a diffusion model, calls from there down, 18 by default; all others make one.
-        eta: see :func:`~fewstep.editing.restore`.
+        eta: of diffusion models, share of fresh noise in each step; 0 by default.
         **asked: see :class:`~fewstep.editing.Asked`.
 
     Returns:
@@ -92,10 +84,29 @@ def vary(
     Raises:
         UsageError: what is asked contradicts the model, or does not fit together.
     """
-    if steps is not None and not _solves(model):
+    return _drawn(model, x, varied_times(model, sigma, steps), eta, asked)
+
+
+def stroke_times(
+    model: Model, times: Sequence[float] | None = None, steps: int | None = None
+) -> list[float]:
+    """The times of :func:`strokes`, of the same arguments."""
+    if times is not None and steps is not None:
+        raise UsageError("steps and times say the same; give one of them")
+    if times is None and _solves(model):
+        return _from(model, STROKES[0], steps)
+    if steps is not None:
+        raise UsageError("steps of strokes are for diffusion models; give others their times")
+    return times_of(model, None, [level(model, s) for s in STROKES] if times is None else times)
+
+
+def varied_times(model: Model, sigma: float, steps: int | None = None) -> list[float]:
+    """The times of :func:`vary`, of the same arguments."""
+    if _solves(model):
+        return _from(model, sigma, steps)
+    if steps is not None:
         raise UsageError("steps of vary are for diffusion models; others make one call")
-    times = _from(model, sigma, steps) if _solves(model) else [level(model, sigma)]
-    return _drawn(model, x, times_of(model, None, times), eta, asked)
+    return times_of(model, None, [level(model, sigma)])
 
 
 def denoise(
@@ -177,7 +188,8 @@ def _drawn(
     model: Model, x: Tensor, times: Sequence[float], eta: float | None, asked: Asked
 ) -> Tensor:
     """Noised to the first time, and drawn from there; through the codec where there is one."""
-    codec, share = model.frontend.codec, check_eta(model, eta)
+    # Without a replacement between the steps, fresh noise would only add to their errors.
+    codec, share = model.frontend.codec, check_eta(model, eta, 0.0)
 
     def run(part: Part) -> Tensor:
         with torch.no_grad():

@@ -82,7 +82,7 @@ def restore(
     return edited(model, y, run, shape=shape, draws=len(grid), **asked)
 
 
-def check_eta(model: Model, eta: float | None) -> float | None:
+def check_eta(model: Model, eta: float | None, usual: float = ETA) -> float | None:
     """The share of fresh noise of a diffusion model; None for all others.
 
     Raises:
@@ -97,7 +97,7 @@ def check_eta(model: Model, eta: float | None) -> float | None:
         return None
     if eta is not None and not (math.isfinite(eta) and 0 <= eta <= 1):
         raise UsageError(f"eta must be in [0, 1], got {eta}")
-    return ETA if eta is None else eta
+    return usual if eta is None else eta
 
 
 def refuse_latents(model: Model, name: str) -> None:

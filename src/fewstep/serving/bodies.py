@@ -66,7 +66,7 @@ class EditAsked(Common):
 
     Args:
         task: what to do with it.
-        image: base64 of a PNG, JPEG, WEBP or BMP file; it may be larger than the model's samples.
+        image: base64 of a PNG, JPEG, WEBP or BMP file, of any size.
         mask: of ``inpaint``: base64 of a picture of the same size, white where the model draws.
         n: number of results; result i is a function of (seed, first + i).
         seed: of all results.
@@ -74,6 +74,9 @@ class EditAsked(Common):
         factor: of ``upscale``.
         width: of ``deblur``: standard deviation of the blur in pixels.
         sigma: of ``vary`` and ``denoise``: the noise level.
+        search: whether the noise of a few-step model of pixels is searched by gradient steps, whose
+            number is then ``steps``, in the tasks that keep something of the picture exactly; it
+            follows the picture better and takes longer.
     """
 
     task: Task
@@ -85,6 +88,7 @@ class EditAsked(Common):
     factor: int | None = Field(default=None, ge=2, le=16)
     width: float | None = Field(default=None, gt=0, le=100)
     sigma: float | None = Field(default=None, gt=0)
+    search: bool = False
 
 
 class InterpolateAsked(Common):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep import editing
 from fewstep.core import Cond
+from fewstep.editing import canvas
 from fewstep.errors import UsageError
 from fewstep.model import Model
 from fewstep.models import AbstractDenoiser
@@ -27,6 +28,10 @@ OWN = {"inpaint": "mask", "upscale": "factor", "deblur": "width"}
 
 FIELDS = {**OWN, "vary": "sigma", "denoise": "sigma"}
 """The field that a task reads beside those of all tasks."""
+
+
+RENOISED = ("strokes", "vary", "denoise")
+"""Tasks in which nothing of the picture is known exactly, so that there is nothing to search."""
 
 
 class Counted(AbstractDenoiser):
@@ -70,6 +75,8 @@ def edit(served: Served, asked: EditAsked, limits: Limits, ticket: Ticket) -> An
             raise UsageError(f"{task} has no {field}; leave it out")
     if task == "denoise" and asked.steps is not None:
         raise UsageError("denoise makes one call; leave out steps")
+    if asked.search and task in RENOISED:
+        raise UsageError(f"{task} has no search; leave it out")
     factor = asked.factor or 1
     check_cost(served.model, asked.n, asked.steps, limits)
     image = pictures.uploaded(asked.image, "the image", limits.pixels)
@@ -88,6 +95,7 @@ def edit(served: Served, asked: EditAsked, limits: Limits, ticket: Ticket) -> An
     made = {**origin(served, asked), "calls": counted.count, "seconds": round(seconds, 6)}
     made |= {"seed": asked.seed, "first": asked.first, "n": asked.n, "verb": task}
     made |= given(factor=asked.factor, width=asked.width, sigma=asked.sigma, steps=asked.steps)
+    made |= given(search=asked.search or None)
     drawn = [
         picture(one, {**made, "index": asked.first + i}) for i, one in enumerate(pictures.images(x))
     ]
@@ -98,46 +106,29 @@ def _edited(model: Model, y: Tensor, asked: EditAsked, limits: Limits) -> Tensor
     """The results ``(n, c, h, w)``."""
     common: dict[str, Any] = {
         **given(label=asked.label, prompts=asked.prompt, guidance=asked.guidance),
+        **given(steps=asked.steps),
         "n": asked.n,
         "seed": asked.seed,
         "first": asked.first,
         "cond": conditions(model, asked.cond, limits),
         "batch": 16,
     }
-    steps = given(steps=asked.steps)
     if asked.task == "strokes":
-        return editing.strokes(model, y, **steps, **common)
+        return canvas.any_size(editing.strokes, model, y, **common)
     if asked.task == "vary":
-        return editing.vary(model, y, **steps, **given(sigma=asked.sigma), **common)
+        return canvas.any_size(editing.vary, model, y, **given(sigma=asked.sigma), **common)
     if asked.task == "denoise":
-        return editing.denoise(model, y, sigma=asked.sigma, **common)
+        return canvas.any_size(editing.denoise, model, y, sigma=asked.sigma, **common)
+    common["search"] = asked.search
     if asked.mask is not None:
-        unknown = _mask(asked.mask, y, limits)
-        if model.frontend.codec is not None:
-            return editing.inpaint_latents(model, y, unknown, **steps, **common)
-        return editing.restore(model, editing.inpaint(unknown), y, **steps, **common)
+        mask = pictures.uploaded(asked.mask, "the mask", limits.pixels)
+        unknown = pictures.tensor(mask, "the mask", 1)[0, 0] > 0
+        return canvas.inpaint_picture(model, y, unknown, **common)
     if asked.factor is not None:
-        y = editing.enlarged(y, asked.factor)
-        return editing.restore(model, editing.upscale(asked.factor), y, **steps, **common)
+        return canvas.upscale_picture(model, y, asked.factor, **common)
     if asked.width is not None:
-        blur = editing.deblur(asked.width, y.shape)
-        return editing.restore(model, blur, y, **steps, **common)
-    return editing.restore(model, editing.colourise(), y, **steps, **common)
-
-
-def _mask(text: str, y: Tensor, limits: Limits) -> Tensor:
-    """Booleans ``(h, w)``, true where the model draws.
-
-    Raises:
-        UsageError: the mask has another size, or marks nothing.
-    """
-    mask = pictures.tensor(pictures.uploaded(text, "the mask", limits.pixels), "the mask", 1)[0, 0]
-    if mask.shape != y.shape[2:]:
-        sizes = [f"{one.shape[-1]} x {one.shape[-2]}" for one in (mask, y)]
-        raise UsageError(f"the mask has {sizes[0]} pixels and the image {sizes[1]}")
-    if not bool((mask > 0).any()):
-        raise UsageError("the mask marks nothing; it is white where the model draws")
-    return mask > 0
+        return canvas.deblur_picture(model, y, asked.width, **common)
+    return canvas.colourise_picture(model, y, **common)
 
 
 def interpolate(served: Served, asked: InterpolateAsked, limits: Limits, ticket: Ticket) -> Answer:

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from fewstep.data.decoding import BadFile, opened, square, whole
+from fewstep.data.decoding import BadFile, flat, naming, opened, square, upright
 from fewstep.evaluation.pictures import cloud, lines
 from fewstep.image_grid import grid, pixels
 from fewstep.version import __version__
@@ -65,7 +65,10 @@ def tensor(image: Image.Image, where: str, channels: int) -> Tensor:
     Raises:
         BadFile: it cannot be decoded.
     """
-    return _values(whole(image, where, channels))[None]
+    with naming(where):
+        plain = flat(upright(image, where), channels)
+        values = np.asarray(plain).reshape(plain.height, plain.width, channels)
+    return _values(values.transpose(2, 0, 1))[None]
 
 
 def _values(content: np.ndarray) -> Tensor:

@@ -15,6 +15,7 @@ const TASKS = {
   deblur: ["Deblur", "The picture is taken for a blurred one."],
   denoise: ["Denoise", "Noise is removed in one call."],
 };
+const RENOISED = ["strokes", "vary", "denoise"];
 const DRAWN = ["inpaint", "strokes"];
 const LARGEST = 256;
 
@@ -29,6 +30,7 @@ export function build(panel, all, limits, open) {
   const upload = el("input", { type: "file", accept: "image/*" });
   const whole = check("Keep its own size", false, () => place());
   const outside = check("Draw anew outside of the marks instead", false);
+  const search = check("Search the noise (slower, follows the picture better)", false);
   const colour = el("input", { type: "color", value: "#ffffff" });
   const factor = number({ min: 2, max: 8, step: 1, value: 2, required: true });
   const width = number({ min: 0.1, max: 20, step: "any", value: 1, required: true });
@@ -65,11 +67,12 @@ export function build(panel, all, limits, open) {
     const solves = one.kind === "ode";
     const boxes = [["Factor", factor, "factor"], ["Blur in pixels", width, "width"], ["Noise level", sigma, "sigma"]]
       .filter(([, , key]) => fits[key].includes(name)).map(([label, box]) => field(label, box));
-    if (!["vary", "denoise", "strokes"].includes(name) || (solves && name !== "denoise")) boxes.push(field("Calls", steps));
+    if (!RENOISED.includes(name) || (solves && name !== "denoise")) boxes.push(field("Calls", steps));
     if (one.guidance) boxes.push(field("Guidance", guidance));
     options.replaceChildren(...boxes);
     hint.textContent = TASKS[name][1];
     outside.whole.hidden = name !== "inpaint";
+    search.whole.hidden = solves || one.codec !== null || RENOISED.includes(name);
     colour.parentElement.hidden = name !== "strokes";
     board.state.mode = name === "strokes" ? "strokes" : "mask";
     board.whole.classList.toggle("strokes", name === "strokes");
@@ -133,6 +136,7 @@ export function build(panel, all, limits, open) {
         image: name === "strokes" ? board.painted() : board.picture(),
         mask: name === "inpaint" ? board.mask(outside.box.checked) : undefined,
         guidance: guidance.isConnected ? numeric(guidance) : undefined,
+        search: !search.whole.hidden && search.box.checked,
         steps: steps.isConnected ? numeric(steps) : undefined,
         factor: factor.isConnected ? numeric(factor) : undefined,
         width: width.isConnected ? numeric(width) : undefined,
@@ -198,7 +202,7 @@ export function build(panel, all, limits, open) {
           el("button", { type: "button", onclick: takeSample }, "Take a sample"),
           el("button", { type: "button", onclick: start }, "Start empty"))),
       el("fieldset", {}, el("legend", {}, "Edit"), field("Model", model), field("Task", task), hint,
-        field("Colour", colour), outside.whole, options),
+        field("Colour", colour), outside.whole, options, search.whole),
       place_,
       el("fieldset", {}, el("legend", {}, "Noise"), el("div", { class: "row" }, field("Seed", seed), field("Results", count)), lock.whole),
       el("div", { class: "actions" }, el("button", { class: "primary" }, "Edit"), stop)),
