@@ -63,6 +63,7 @@ def test_inpainting_keeps_what_is_known_and_is_that_of_the_library(client, digit
     facts = made(answer["pictures"][1]["png"])
     assert (facts["verb"], facts["index"], facts["steps"], facts["calls"]) == ("inpaint", 1, 6, 6)
     assert answer["calls"] == 6
+    assert facts["times"] == pytest.approx(load("digits-cd").times(6))
 
 
 @pytest.mark.parametrize(

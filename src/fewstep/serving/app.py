@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -77,9 +77,8 @@ def application(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
         for one in models.values():
-            loop.run_in_executor(worker.thread, verbs.warm, one)
+            worker.begin_with(partial(verbs.warm, one))
         yield
         worker.stop()
 

@@ -114,7 +114,8 @@ class Answer(BaseModel):
     """The pictures of a request.
 
     ``seconds`` were measured around the computation of all of them, ``waited`` seconds passed
-    before it, and ``ahead`` requests were there first. ``calls`` are network calls of one sample.
+    before it, and ``ahead`` requests were there first. ``calls`` are network calls of one
+    sample, or of all results of an edit.
     ``values`` are the samples as numbers, where they were asked for or have no picture.
     """
 

@@ -35,7 +35,7 @@ RENOISED = ("strokes", "vary", "denoise")
 
 
 class Counted(AbstractDenoiser):
-    """A denoiser that asks before each call whether to go on, and counts the calls.
+    """A denoiser that asks before each call whether to go on, and notes calls and their times.
 
     Args:
         denoiser: that answers.
@@ -45,6 +45,7 @@ class Counted(AbstractDenoiser):
     def __init__(self, denoiser: AbstractDenoiser, check: Callable[[], Any]) -> None:
         super().__init__()
         self.denoiser, self.check, self.count = denoiser, check, 0
+        self.times: list[float] = []
         self.path, self.cond_keys = denoiser.path, denoiser.cond_keys
         self.optional_keys: tuple[str, ...] = getattr(denoiser, "optional_keys", ())
         self.two_time, self.calls = denoiser.two_time, denoiser.calls
@@ -53,7 +54,13 @@ class Counted(AbstractDenoiser):
         """The denoiser's answer."""
         self.check()
         self.count += self.calls
+        if (level := float(t[0])) not in self.times:
+            self.times.append(level)
         return self.denoiser(x, t, s, cond)
+
+    def facts(self, seconds: float) -> dict[str, Any]:
+        """What to say of the calls."""
+        return {"times": self.times, "calls": self.count, "seconds": round(seconds, 6)}
 
 
 def edit(served: Served, asked: EditAsked, limits: Limits, ticket: Ticket) -> Answer:
@@ -92,7 +99,7 @@ def edit(served: Served, asked: EditAsked, limits: Limits, ticket: Ticket) -> An
         x = _edited(model, y, asked, limits).cpu().float()
         seconds = time.perf_counter() - began
     ticket.check()
-    made = {**origin(served, asked), "calls": counted.count, "seconds": round(seconds, 6)}
+    made = {**origin(served, asked), **counted.facts(seconds)}
     made |= {"seed": asked.seed, "first": asked.first, "n": asked.n, "verb": task}
     made |= given(factor=asked.factor, width=asked.width, sigma=asked.sigma, steps=asked.steps)
     made |= given(search=asked.search or None)
@@ -161,7 +168,7 @@ def interpolate(served: Served, asked: InterpolateAsked, limits: Limits, ticket:
         raise UsageError("samples of this model have no picture each, so none can be interpolated")
     made = {**origin(served, asked), "seeds": asked.seeds, "frames": asked.frames}
     made |= {"steps": len(model.times(asked.steps)), "verb": "interpolate"}
-    made |= {"calls": counted.count, "seconds": round(seconds, 6)}
+    made |= counted.facts(seconds)
     drawn = [
         picture(one, {**made, "fraction": round(i / (asked.frames - 1), 4)})
         for i, one in enumerate(images)

@@ -9,9 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fewstep import conditions as kinds
 from fewstep.errors import UsageError, UsageWarning
 from fewstep.model import Model
@@ -177,12 +174,12 @@ def noted() -> Iterator[list[str]]:
     notes += [str(one.message) for one in caught if issubclass(one.category, UsageWarning)]
 
 
-def warm(served: Served) -> None:
+def warm(served: Served, ticket: Ticket) -> None:
     """Make one sample, so that the first request finds everything loaded; errors are left to it."""
     try:
-        with noted(), torch.no_grad():
-            x: Tensor = served.model.sample(1)
-            for image in pictures.images(x.cpu()):
-                pictures.png(image, {})
+        with noted():
+            x = served.model.sample(1, callback=ticket.check)
+        for image in pictures.images(x.cpu()):
+            pictures.png(image, {})
     except Exception:  # networks of users raise all kinds; a request would be told
         return
