@@ -28,9 +28,9 @@ def serve(
     Args:
         models: model folders, run folders, bundled names or hub:OWNER/NAME[@REVISION].
         host: the address to listen at; only this machine reaches the default one.
-        port: of the address; 0 takes a free one.
-        token: that every request to the API must show; where other machines can reach the
-            address, one is made and printed unless it is given.
+        port: the port to listen at; 0 takes a free one.
+        token: a secret that every request to the API must show. Where other machines can reach the
+            address, one is made and printed unless you give one.
         engine: what runs the networks; see fewstep sample --help.
         device: where to run; an accelerator if there is one.
         limits: what one request may cost.

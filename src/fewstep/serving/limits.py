@@ -12,14 +12,15 @@ class Limits:
     """What a server accepts; every value is at least 1.
 
     Args:
-        body: MiB of a request.
-        pixels: thousands of pixels of an uploaded picture, and of all samples of a request.
-        samples: of a request.
-        steps: of a sample.
-        seconds: that a request may compute.
-        queue: requests that may wait for their turn; more are answered with 429.
-        requests: that may be open at once; more are answered with 503.
-        patience: seconds within which a request must have arrived.
+        body: the largest request, in MiB.
+        pixels: the most pixels, in thousands, of an uploaded picture, and of all results of a
+            request.
+        samples: the most samples of a request.
+        steps: the most steps of a sample.
+        seconds: how long a request may compute, in seconds.
+        queue: how many requests may wait for their turn; more are answered with 429.
+        requests: how many requests may be open at once; more are answered with 503.
+        patience: how long a request may take to arrive, in seconds.
     """
 
     body: int = 8
