@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -67,6 +68,20 @@ def kinds() -> dict[str, Served]:
     return {name: Served(name, model, "0" * 64) for name, model in models.items()}
 
 
+class Client(httpx.Client):
+    """A client that knows the server's gate, as only a test can."""
+
+    gate: Any
+
+    def leave(self, path: str, body: dict[str, Any]) -> socket.socket:
+        """A connection that has asked something, and can be closed."""
+        content = json.dumps(body)
+        connection = socket.create_connection((self.base_url.host, self.base_url.port or 80))
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{content}".encode())
+        return connection
+
+
 @contextmanager
 def running(
     models: Mapping[str, Served],
@@ -74,7 +89,7 @@ def running(
     *,
     token: str | None = None,
     host: str = "127.0.0.1",
-) -> Iterator[httpx.Client]:
+) -> Iterator[Client]:
     """A client of a server in a thread of its own, at a free port."""
     limits = limits or Limits()
     with listening("127.0.0.1", 0) as sock:
@@ -85,7 +100,8 @@ def running(
         until(lambda: server.started)
         try:
             url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-            with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+            with Client(base_url=url, timeout=60, trust_env=False) as client:
+                client.gate = app
                 yield client
         finally:
             server.should_exit = True

@@ -18,7 +18,7 @@ pytest.importorskip("httpx")
 from fewstep.serving.limits import Limits
 from serving_here import encoded, file, kinds, running, until
 
-SMALL = Limits(body=1, pixels=16, samples=8, steps=10, patience=1)
+SMALL = Limits(body=1, pixels=16, samples=8, steps=10, patience=3)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_large_and_slow_bodies_are_refused(client):
     with socket.create_connection((client.base_url.host, client.base_url.port)) as slow:
         head = "POST /api/sample HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
         slow.sendall((head + "Content-Type: application/json\r\n\r\n{").encode())
-        slow.settimeout(10)
+        slow.settimeout(30)
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
 
 

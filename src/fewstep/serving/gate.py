@@ -8,6 +8,7 @@ import ipaddress
 import json
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from fewstep.serving.limits import Limits
@@ -37,6 +38,9 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
+DRAINED = 8
+"""How many times too large a request may be and still be read to its end."""
+
 OPEN = ("/", "/page/")
 """What needs no token: the page itself, which holds nothing of the models."""
 
@@ -70,6 +74,9 @@ class Gate:
 
         refusal = self._refusal(scope)
         if refusal is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.limits.patience):
+                    await self._body(scope, receive, keep=False)
             await refuse(guarded, *refusal)
         elif self.open >= self.limits.requests:
             more = {"retry-after": "1"}
@@ -98,21 +105,28 @@ class Gate:
 
         await self.app(scope, replay, send)
 
-    async def _body(self, scope: Message, receive: Receive) -> bytes | None:
-        """The whole body; None if it has more than it may."""
+    async def _body(self, scope: Message, receive: Receive, keep: bool = True) -> bytes | None:
+        """The whole body; None if it has more than it may.
+
+        What is too much is read and forgotten, up to ``DRAINED`` times the limit: a client that is
+        cut off while it sends would not see the answer.
+        """
         most, parts, size = self.limits.body * 2**20, [], 0
         length = _header(scope, b"content-length")
-        if length.isdigit() and (len(length) > 18 or int(length) > most):
+        if length.isdigit() and (len(length) > 18 or int(length) > DRAINED * most):
             return None
         while True:
             message = await receive()
             part = message.get("body", b"")
-            parts.append(part)
             size += len(part)
-            if size > most:
+            if size <= most and keep:
+                parts.append(part)
+            elif size > DRAINED * most:
                 return None
+            else:
+                parts.clear()
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return b"".join(parts) if size <= most else None
 
     def _refusal(self, scope: Message) -> tuple[int, str, dict[str, str]] | None:
         """Status and sentence for a request that may not come in."""
