@@ -39,6 +39,11 @@ def test_the_tutorials_python_runs(code):
     exec(compile(code, "tutorial", "exec"), {})
 
 
+@pytest.mark.parametrize("code", blocks("docs/editing.md", "python"))
+def test_the_python_of_editing_runs(code):
+    exec(compile(code, "editing", "exec"), {})
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
 def test_pictures_and_pages_exist(page):
     text = (ROOT / page).read_text()

@@ -43,7 +43,7 @@ def coloured(tmp_path_factory) -> Path:
     sampling = Sampling(start=Start(t=80.0, std=80.0), kind="renoise", any_times=True)
     contract = Contract(method="ct", data=spec, sampling=sampling)
     folder = tmp_path_factory.mktemp("coloured") / "model"
-    return Model(Denoiser(net, EDM(path=path)), contract).save(folder, samples=0)
+    return Model(Denoiser(net, EDM(sigma_data=0.5, path=path)), contract).save(folder, samples=0)
 
 
 def opened(file: Path) -> np.ndarray:

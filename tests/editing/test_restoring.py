@@ -49,19 +49,20 @@ EACH = [
 )
 def test_the_bias_of_few_calls_falls_as_published(steps, mean, variance):
     """Data of deviation 0.5 and correlation 0.9; the posterior is N(0.540, 0.0475)."""
-    n = 20_000
+    n = 6_000
     model = gaussian_model(correlated(), (2,))
     times = karras(steps, 0.002, 80.0).tolist()
     out = restore(model, MISSING_SECOND, KNOWN, times=times, n=n, batch=n, seed=steps)
     assert torch.equal(out[:, 0], KNOWN[:, 0].expand(n))
     assert float(out[:, 1].mean()) == pytest.approx(mean, abs=4 * (variance / n) ** 0.5 + 0.0006)
-    assert float(out[:, 1].var()) == pytest.approx(variance, rel=0.06)
+    assert float(out[:, 1].var()) == pytest.approx(variance, rel=0.08)
 
 
 def test_a_search_of_noise_finds_the_posterior_if_it_may_run_long():
     n = 2_000
     model = gaussian_model(correlated(), (2,))
-    out = optimise(model, MISSING_SECOND, KNOWN, n=n, batch=n, steps=200, sigma=0.1)
+    asked = {"steps": 200, "sigma": 0.1, "rate": 0.1}
+    out = optimise(model, MISSING_SECOND, KNOWN, n=n, batch=n, **asked)
     assert torch.equal(out[:, 0], KNOWN[:, 0].expand(n))
     assert float(out[:, 1].mean()) == pytest.approx(0.540, abs=0.02)
     assert float(out[:, 1].var()) == pytest.approx(0.0475, rel=0.12)
