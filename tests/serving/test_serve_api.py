@@ -78,6 +78,20 @@ def test_a_picture_says_what_made_it_and_can_be_made_again(client):
     assert np.array_equal(pixels(again["pictures"][0]["png"]), pixels(picture["png"]))
 
 
+def test_a_class_among_the_conditions_is_the_class_of_the_picture(client):
+    answer = sampled(client, "digits-cd", n=2, cond={"label": 6})
+    wanted = sampled(client, "digits-cd", n=2, label=6)
+    for one, other in zip(answer["pictures"], wanted["pictures"], strict=True):
+        assert np.array_equal(pixels(one["png"]), pixels(other["png"]))
+        assert one["made"]["cond.label"] == 6
+        assert "label" not in one["made"]
+
+
+def test_an_answer_has_a_limit_of_numbers(client):
+    body = {"model": "speech", "length": 2**20, "n": 2}
+    assert client.post("/api/sample", json={**body, "values": True}).status_code == 422
+
+
 def test_one_picture_of_all_samples(client):
     body = {"model": "digits-cd", "n": 4, "format": "png"}
     answer = client.post("/api/sample", json=body)

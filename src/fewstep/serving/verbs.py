@@ -11,6 +11,7 @@ from typing import Any
 
 from fewstep import conditions as kinds
 from fewstep.errors import UsageError, UsageWarning
+from fewstep.image_grid import drawable
 from fewstep.model import Model
 from fewstep.serving import pictures
 from fewstep.serving.bodies import Answer, Common, Picture, SampleAsked
@@ -21,6 +22,9 @@ from fewstep.version import __version__
 
 AT_ONCE = 2**18
 """Values of the samples that one network call makes; between two calls a client may leave."""
+
+NUMBERS = 2**20
+"""The most values of samples that an answer has as numbers."""
 
 
 def sample(served: Served, asked: SampleAsked, limits: Limits, ticket: Ticket) -> Answer | bytes:
@@ -33,6 +37,12 @@ def sample(served: Served, asked: SampleAsked, limits: Limits, ticket: Ticket) -
     """
     model = served.model
     check_cost(model, asked.n, asked.steps, limits, asked.length)
+    numbers = asked.n * _size(model, asked.length)
+    if numbers > NUMBERS and (asked.values or not drawable(model.shape)):
+        raise UsageError(
+            f"an answer has at most {NUMBERS:,} values, and these samples have {numbers:,}; "
+            "ask for fewer samples"
+        )
     arguments: dict[str, Any] = {
         "steps": asked.steps,
         "seed": asked.seed,
@@ -64,7 +74,8 @@ def sample(served: Served, asked: SampleAsked, limits: Limits, ticket: Ticket) -
         return pictures.png(drawn[0], made)
     drawn = pictures.images(x)
     each = [asked.first + i for i in range(len(drawn))]
-    classes = model.contract.data.labels if asked.label is None else 0
+    in_turn = asked.label is None and "label" not in asked.cond
+    classes = model.contract.data.labels if in_turn else 0
     turns = [given(index=i, label=i % classes if classes else asked.label) for i in each]
     own = [{**made, **turn} if len(drawn) == len(x) else made for turn in turns]
     return Answer(
