@@ -33,6 +33,7 @@ from fewstep.cli.push import push
 from fewstep.cli.recipes import show_recipes
 from fewstep.cli.sample import sample
 from fewstep.cli.search import search
+from fewstep.cli.serve import serve
 from fewstep.cli.status import status
 from fewstep.cli.train import train_recipe
 from fewstep.errors import Interrupted, UsageError, UsageWarning, nearest
@@ -56,6 +57,7 @@ fewstep: generative models that need one to four network calls
   fewstep merge MODEL ADAPTER ... --out MODEL   add LoRA adapters to a model's weights
   fewstep export MODEL --to onnx --out DIR      for other programs, compared with torch at once
   fewstep push MODEL OWNER/NAME                 upload a model to the Hugging Face Hub
+  fewstep serve MODEL ...                       a page and an HTTP API of models
   fewstep bench                                 what the library costs on this machine
   fewstep data check SOURCE                     what would be read, and a picture of it
   fewstep data prepare SOURCE --out FILE ...    any images into one file to train on
@@ -167,6 +169,7 @@ def _dispatch(args: list[str]) -> None:
         "plot": lambda rest: _call("fewstep plot", plot, rest),
         "push": lambda rest: _call("fewstep push", push, rest),
         "search": lambda rest: _call("fewstep search", search, rest),
+        "serve": lambda rest: _call("fewstep serve", serve, rest),
         "bench": lambda rest: _call("fewstep bench", bench, rest),
         "data": _data,
         "edit": _edit,

@@ -193,9 +193,7 @@ def vary(model: Name, photo: Photo, /, *, sigma: float = 1.0, options: Shared = 
     run_edit("vary", model, options, work, facts)
 
 
-def denoise(
-    model: Name, photo: Photo, /, *, sigma: Real = None, options: Shared = DEFAULT
-) -> None:
+def denoise(model: Name, photo: Photo, /, *, sigma: Real = None, options: Shared = DEFAULT) -> None:
     """Remove Gaussian noise, in one network call.
 
     Args:
