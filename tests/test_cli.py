@@ -150,6 +150,7 @@ VERBS = (
     *("sample", "evaluate", "search", "doctor", "export", "import", "average", "merge", "compare"),
     *(
         "plot",
+        "serve",
         "push",
         "bench",
         "status",
