@@ -107,13 +107,19 @@ def teachers_faults(run: Run) -> list[str]:
     return faults
 
 
-def plan(run: Run, trainer: Trainer, out: Path) -> str:
+def plan(run: Run, trainer: Trainer, out: Path, note: str = "") -> str:
     """What a dry run prints: the header, memory, disk.
 
     Started with WORLD_SIZE in the environment, memory is that of one of so many processes.
+
+    Args:
+        run: what would be trained.
+        trainer: of the run.
+        out: the run folder.
+        note: a line behind the header.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
     parts = table(estimate(run, trainer, size), run.config.batch)
     of = f" of each of {size} processes ({run.config.parallel})" if size > 1 else ""
-    lines = [header(run, trainer), *cautions(run, trainer, None)]
+    lines = [header(run, trainer), *([note] if note else []), *cautions(run, trainer, None)]
     return "\n".join([*lines, f"memory{of}, estimated:", parts, space_line(run, trainer, out)])

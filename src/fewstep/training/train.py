@@ -41,6 +41,7 @@ from fewstep.training.drawing import Pictures, stopping
 from fewstep.training.folder import RunFolder, describe
 from fewstep.training.health import Health
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
+from fewstep.training.precision import decided
 from fewstep.training.snapshots import snapshot
 from fewstep.training.space import shortage
 from fewstep.training.trainer import Trainer
@@ -73,12 +74,16 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
             _say(f"moved the old run to {aside}")
         # What a recipe builds here nobody can train again.
         again = first.begin(run.objective) if given else False
+        check(run.objective, run.data, config, world)
+        run, decision = decided(run, device, world, folder.started() if world.first else None)
+        config = run.config
         trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)
         if given:
             stack.callback(first.end, run.objective)
         stack.callback(trainer.close)
         denoiser_spec(run.objective.deliver(run.objective.student))  # or refuse what has no file
         record = describe(run, device, trainer.fingerprints) if world.first else {}
+        record |= decision.record()
         _open(folder, record, run, world, stack)
         resumed = world.agreed(checkpoints.newest(folder.checkpoints))
         if resumed is not None:
@@ -94,10 +99,11 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
             if again:
                 where = f"its networks were trained before, here they begin anew; {where}"
             short = shortage(run, trainer, folder.path)
-            lines = [*cautions(run, trainer, before), *([short] if short else [])]
+            lines = [decision.reason, *cautions(run, trainer, before), short or ""]
             if not given and trainer.step == 0:
                 lines += teachers_faults(run)
-            _say("\n".join([header(run, trainer), *lines, f"{where} in {folder.path}"]))
+            lines = [header(run, trainer), *filter(None, lines), f"{where} in {folder.path}"]
+            _say("\n".join(lines))
         _loop(run, trainer, folder)
         return _deliver(run, trainer, folder)
 
@@ -116,11 +122,13 @@ def dry(run: Run, out: str | Path = "runs", *, as_json: bool = False) -> str:
     check_conditions(run.objective, run.data)
     world = World(size=int(os.environ.get("WORLD_SIZE") or 1))
     check(run.objective, run.data, run.config, world)
+    asked = run
+    run, decision = decided(run, device, before=RunFolder(Path(out)).started())
     config = replace(run.config, compile=False)
     trainer = Trainer(run.objective, run.data, config, run.averages, device)
     if as_json:
-        return json.dumps(describe(run, device, trainer.fingerprints)["run"], indent=2)
-    return plan(run, trainer, Path(out))
+        return json.dumps(describe(asked, device, trainer.fingerprints)["run"], indent=2)
+    return plan(run, trainer, Path(out), decision.reason)
 
 
 @contextmanager

@@ -71,6 +71,11 @@ class Trainer:
         augment: Augment | None = None,
     ) -> None:
         check(objective, data, config, world)
+        if config.precision == "auto":
+            raise UsageError(
+                "a trainer needs a precision: fp32, bf16 or fp16. fewstep.train measures what auto "
+                "is, and so does fewstep.training.precision.decided(run, device)"
+            )
         self.objective = objective.to(device)
         self.data, self.config, self.device, self.world = data, config, device, world
         self.augment = augment
