@@ -17,6 +17,8 @@ PROMISED = {
     "ct_peak_mib",
     "dmd2_peak_mib",
     "dmd2_lora_peak_mib",
+    "sct_peak_mib",
+    "meanflow_peak_mib",
     "bf16_forward_speedup",
     "jvp_over_forward",
     "jvp_backward_over_passes",

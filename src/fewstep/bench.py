@@ -27,14 +27,18 @@ from fewstep.core import Rng
 from fewstep.data import Arrays
 from fewstep.derivatives import jvp
 from fewstep.model import Model
-from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Judge, LowRank
+from fewstep.models import EDM, ConsistencyBoundary, Denoiser, Flow, Judge, LowRank
 from fewstep.models.nets import DDPMpp
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency import Consistency, Progressive, SameNoise
 from fewstep.objectives.dmd2 import DMD2
+from fewstep.objectives.meanflow import AdaptiveWeight, MeanFlow
+from fewstep.objectives.scm import SCM
 from fewstep.objectives.shared.distances import PseudoHuber
 from fewstep.objectives.shared.matching import FewSteps
 from fewstep.objectives.shared.weights import karras_weight
+from fewstep.paths import Linear, Trig
+from fewstep.times import LogNormal, TwoTimes
 from fewstep.training.averages import Rule, constant
 from fewstep.training.config import TrainConfig
 from fewstep.training.memory import MIB, most_resident
@@ -52,6 +56,8 @@ TARGETS = {
     "ct_peak_mib": (780.0, "at most"),
     "dmd2_peak_mib": (783.0, "at most"),
     "dmd2_lora_peak_mib": (599.0, "at most"),
+    "sct_peak_mib": (853.0, "at most"),
+    "meanflow_peak_mib": (833.0, "at most"),
     "bf16_forward_speedup": (1.4, "at least"),
     "jvp_over_forward": (3.5, "at most"),
     "jvp_backward_over_passes": (2.6, "at most"),
@@ -106,6 +112,8 @@ def run(threads: int, pairs: int) -> dict[str, Any]:
         "ct_peak_mib": _in_a_fresh_process(threads, "consistency"),
         "dmd2_peak_mib": _in_a_fresh_process(threads, "dmd2"),
         "dmd2_lora_peak_mib": _in_a_fresh_process(threads, "dmd2_lora"),
+        "sct_peak_mib": _in_a_fresh_process(threads, "sct"),
+        "meanflow_peak_mib": _in_a_fresh_process(threads, "meanflow"),
         "threads": threads,
         "pairs": pairs,
         "torch": torch.__version__,
@@ -208,9 +216,28 @@ def dmd2(checkpointing: bool, lora: bool = False) -> Work:
     return stepping(objective, {}, checkpointing=checkpointing)
 
 
-def network() -> DDPMpp:
+def sct(**settings: Any) -> Work:
+    """Whole steps of consistency training in continuous time, without an average."""
+    torch.manual_seed(0)
+    student = Denoiser(network(), EDM(sigma_data=0.5)).on(
+        Trig(t_max=math.atan(160), sigma_data=0.5)
+    )
+    objective = SCM(student, times=LogNormal(-1.0, 1.4))
+    return stepping(objective, {}, optimizer="radam", **settings)
+
+
+def meanflow(**settings: Any) -> Work:
+    """Whole steps of MeanFlow from new weights, without an average."""
+    torch.manual_seed(0)
+    student = Denoiser(network(two_time=True), Flow(path=Linear()))
+    objective = MeanFlow(student, times=TwoTimes(), weight=AdaptiveWeight())
+    return stepping(objective, {}, **settings)
+
+
+def network(two_time: bool = False) -> DDPMpp:
     """The one that everything is measured on."""
-    return DDPMpp(SHAPE, CHANNELS, (1, 2, 2), blocks=2, attention=(16,), dropout=0.0)
+    sizes = {"blocks": 2, "attention": (16,), "dropout": 0.0}
+    return DDPMpp(SHAPE, CHANNELS, (1, 2, 2), **sizes, two_time=two_time)
 
 
 def pixels() -> Arrays:
@@ -228,6 +255,8 @@ PEAKS: dict[str, Callable[[], Work]] = {
     "consistency": lambda: Subjects().step("adam"),
     "dmd2": lambda: dmd2(True),
     "dmd2_lora": lambda: dmd2(True, lora=True),
+    "sct": sct,
+    "meanflow": meanflow,
 }
 """Trainings whose memory is measured."""
 

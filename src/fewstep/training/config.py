@@ -100,8 +100,9 @@ class TrainConfig:
     """Compute blocks again in the backward pass instead of keeping what is inside them."""
     offload: bool = False
     """Keep in the CPU's memory what a phase does not need, at the price of copying it."""
-    derivative: Literal["forward", "difference"] = "forward"
-    """Directional derivatives (sCM, MeanFlow, ...): forward mode, or differences where it fails."""
+    derivative: Literal["forward", "joint", "difference"] = "forward"
+    """Directional derivatives (sCM, MeanFlow, ...): forward mode, or differences where it fails.
+    joint is forward mode in one pass with the value, in up to three times the memory."""
     threads: int = 1
     """CPU threads; small networks are fastest with one. 0 leaves torch's choice."""
     log_every: int = 100

@@ -68,7 +68,7 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
             device = torch.device("cuda", world.local)
         if device.type != "cpu":
             stack.enter_context(_generator_as_it_was(device))
-        if run.objective.capabilities.forward_mode and config.derivative == "forward":
+        if run.objective.capabilities.forward_mode and config.derivative != "difference":
             check_derivative(run.objective, run.data)
         if fresh and world.first and (aside := folder.move_aside()):
             _say(f"moved the old run to {aside}")

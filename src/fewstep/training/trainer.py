@@ -100,7 +100,7 @@ class Trainer:
             objective.get_submodule(name).eval()
         trained = [*networks(p.module for p in objective.phases())]
         if objective.capabilities.forward_mode:
-            objective.derivative = derivative_for(objective, config)
+            objective.derivative = derivative_for(objective, config, data.shape)
         self.again: list[nn.Module] = []
         if config.checkpointing:
             for network in trained:
