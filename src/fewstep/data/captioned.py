@@ -21,7 +21,7 @@ from fewstep.data.fingerprint import fingerprint
 from fewstep.data.formats import background_of
 from fewstep.data.images import ImageFolder
 from fewstep.data.prepared import printable
-from fewstep.data.reading import decoder
+from fewstep.data.reading import Decoder
 from fewstep.data.sources import needs_preparing, open_source
 from fewstep.data.specs import make_spec, spec_of
 
@@ -168,7 +168,7 @@ class _Stream:
         self.name = printable(names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}")
         self.captioned = column != "none"
         self.origin, self.spec = "", make_spec((3, resolution, resolution), (-1.0, 1.0), {})
-        self._decode = decoder(3, resolution, "center", background_of(background or "white"))
+        self._decode = Decoder(3, resolution, "center", background_of(background or "white"))
 
     @property
     def total(self) -> int | None:

@@ -137,7 +137,7 @@ def square(
         if crop == "adm":
             fitted = _shrunk_then_cut(_flat(whole, channels, background), resolution)
         else:
-            cut = _centre(whole, min(whole.size))
+            cut = whole if whole.width == whole.height else _centre(whole, min(whole.size))
             fitted = _resized(_flat(cut, channels, background), resolution)
         pixels = np.asarray(fitted).reshape(resolution, resolution, channels)
         return pixels.transpose(2, 0, 1)
@@ -222,7 +222,7 @@ def _flat(image: Image.Image, channels: int, background: Background) -> Image.Im
     """An image without transparency, grey or in colour."""
     mode = "L" if channels == 1 else "RGB"
     if not has_alpha(image):
-        return image.convert(mode)
+        return image if image.mode == mode else image.convert(mode)
     if image.mode in {"La", "RGBa"}:
         image = image.convert(image.mode.upper())
     layer = image.convert("RGBA")
@@ -233,6 +233,8 @@ def _flat(image: Image.Image, channels: int, background: Background) -> Image.Im
 
 def _resized(image: Image.Image, resolution: int) -> Image.Image:
     side = image.width
+    if side == resolution:
+        return image
     if side < resolution:
         filter = Image.Resampling.BICUBIC
     else:
