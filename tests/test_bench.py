@@ -17,6 +17,8 @@ PROMISED = {
     "ct_peak_mib",
     "dmd2_peak_mib",
     "dmd2_lora_peak_mib",
+    "sct_peak_mib",
+    "meanflow_peak_mib",
     "bf16_forward_speedup",
     "jvp_over_forward",
     "jvp_backward_over_passes",
@@ -59,6 +61,23 @@ def test_adapters_are_what_the_smaller_figure_is_of(quick):
 
 def test_ratios_are_of_pairs():
     assert bench._ratio([1.0, 2.0, 9.0], [1.0, 4.0, 3.0]) == 1.0
+
+
+def test_a_side_that_is_hopelessly_slow_is_called_twice(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def takes(seconds):
+        def call():
+            calls.append(seconds)
+            now[0] += seconds
+
+        return call
+
+    times = bench.interleaved(takes(60.0), takes(1.0), 15, bench.SLOW)
+    assert times == ([60.0], [1.0])
+    assert calls.count(60.0) == 2
+    assert len(bench.interleaved(takes(3.0), takes(1.0), 15, bench.SLOW)[0]) == 15
 
 
 def test_the_parts_are_those_of_the_method(quick):

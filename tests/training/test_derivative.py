@@ -1,20 +1,22 @@
 """A run whose loss takes directional derivatives looks at them before it starts."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fewstep
 from fewstep.core import UsageError
-from fewstep.data import toy
-from fewstep.derivatives import jvp, jvp_apart
+from fewstep.data import Arrays, toy
+from fewstep.derivatives import finite_difference, jvp, jvp_apart
 from fewstep.models import ConsistencyBoundary, Denoiser
-from fewstep.models.nets import ResidualMLP
+from fewstep.models.nets import DDPMpp, ResidualMLP
 from fewstep.objectives.consistency_continuous import ContinuousConsistency
 from fewstep.objectives.shared.distances import l2
 from fewstep.times import KarrasUniform
 from fewstep.training.check import check_derivative
 from fewstep.training.config import Run, TrainConfig
+from fewstep.training.derivative import derivative_for
 from fewstep.training.trainer import Trainer
 
 
@@ -119,3 +121,50 @@ def test_a_penalty_needs_forward_mode(settings):
     made = objective(ResidualMLP((2,), 16, 2), penalty=l2)
     with pytest.raises(UsageError, match="gradient of a derivative"):
         Trainer(made, toy("two-modes"), TrainConfig(steps=1, **settings), {}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "setting", "expected"),
+    [
+        ((2,), "forward", jvp),
+        ((1, 8, 8), "forward", jvp),
+        ((3, 16, 16), "forward", jvp_apart),
+        ((4, None), "forward", jvp_apart),
+        ((3, 16, 16), "joint", jvp),
+        ((2,), "joint", jvp),
+    ],
+)
+def test_the_value_has_a_pass_of_its_own_where_activations_are_large(shape, setting, expected):
+    made = objective(ResidualMLP((2,), 16, 2))
+    assert derivative_for(made, TrainConfig(steps=1, derivative=setting), shape) is expected
+    again = TrainConfig(steps=1, derivative=setting, checkpointing=True)
+    assert derivative_for(made, again, shape) is jvp_apart
+
+
+def test_a_derivative_of_ones_own_is_kept():
+    made = objective(ResidualMLP((2,), 16, 2))
+    made.derivative = own = finite_difference(0.1)
+    assert derivative_for(made, TrainConfig(steps=1), (3, 64, 64)) is own
+
+
+def test_images_learn_the_same_either_way_and_forget_the_tangents():
+    weights, kept = [], []
+    for setting in ("joint", "forward"):
+        torch.manual_seed(0)
+        net = DDPMpp((3, 16, 16), 8, (1, 2), blocks=1, attention=(8,), dropout=0.1)
+        made = objective(net)
+        pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16), np.uint8)
+        config = TrainConfig(steps=2, batch=4, derivative=setting, lr=1e-4)
+        trainer = Trainer(made, Arrays(pixels), config, {}, torch.device("cpu"))
+        sizes = []
+
+        def pack(x, sizes=sizes):
+            sizes.append(x.nbytes)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            trainer.advance()
+        kept.append(sum(sizes))
+        weights.append(torch.cat([p.flatten() for p in made.student.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
+    assert kept[1] < 0.6 * kept[0]

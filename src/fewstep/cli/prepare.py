@@ -46,7 +46,8 @@ def prepare(
         labels: where classes come from: auto, none, or the column that holds them.
         on_error: what to do with an image that cannot be used.
         split: the split of a Hugging Face data set, such as train.
-        workers: the number of threads that decode images.
+        workers: the number of processes that decode the images of a folder, and of threads for
+            other sources.
         background: the colour behind transparent pixels, such as white or #ffffff.
         classes: the number of classes, where labels are numbers; by default the numbers that occur
             are the classes.

@@ -21,6 +21,8 @@ from fewstep.system.devices import usable_device
 from fewstep.system.files import write_json
 from fewstep.training.announce import endless_warmup
 from fewstep.training.described import arguments
+from fewstep.training.folder import RunFolder
+from fewstep.training.precision import decided
 from fewstep.training.train import train
 from fewstep.training.trainer import Trainer
 
@@ -103,6 +105,8 @@ class Entry:
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         rate = median(row["steps_per_second"] for row in rows if "steps_per_second" in row)
         settings = {name: getattr(run.config, name) for name in REPORTED}
+        if (record := RunFolder(folder).started()) is not None:  # with the measured precision
+            settings["precision"] = record["run"]["train"]["precision"]
         return {
             "model": model,
             "seconds": steps / rate,
@@ -137,6 +141,7 @@ class Entry:
         if not kept.exists():
             run = self.built(name, teacher, 1000)
             device = usable_device(run.config.device)
+            run, _ = decided(run, device)
             trainer = Trainer(run.objective, run.data, run.config, run.averages, device)
             write_json(kept, {"steps_per_second": _rate(trainer.advance)})
         return max(1, round(json.loads(kept.read_text())["steps_per_second"] * budget.amount))

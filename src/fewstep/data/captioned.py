@@ -21,7 +21,7 @@ from fewstep.data.fingerprint import content_digest
 from fewstep.data.formats import background_of
 from fewstep.data.images import ImageFolder
 from fewstep.data.prepared import printable
-from fewstep.data.reading import decoder
+from fewstep.data.reading import Decoder
 from fewstep.data.sources import digest_of, has_splits, needs_preparing, open_source
 from fewstep.data.specs import make_spec, spec_of
 
@@ -189,7 +189,7 @@ class _Stream:
         splits = {"split": split} if has_splits(given[0]) else {}
         texts = {"captions": column} if self.captioned else {}
         self.reading: Mapping[str, str] = {**texts, **splits, **_colour(background)}
-        self._decode = decoder(3, resolution, "center", background_of(background or "white"))
+        self._decode = Decoder(3, resolution, "center", background_of(background or "white"))
 
     @property
     def origin(self) -> str:

@@ -143,7 +143,7 @@ def square(
         if crop == "adm":
             fitted = _shrunk_then_cut(flat(whole, channels, background), resolution)
         else:
-            cut = _centre(whole, min(whole.size))
+            cut = whole if whole.width == whole.height else _centre(whole, min(whole.size))
             fitted = _resized(flat(cut, channels, background), resolution)
         pixels = np.asarray(fitted).reshape(resolution, resolution, channels)
         return pixels.transpose(2, 0, 1)
@@ -261,7 +261,7 @@ def flat(image: Image.Image, channels: int, background: Background = WHITE) -> I
     """An image without transparency, of 1 (grey) or 3 channels."""
     mode = "L" if channels == 1 else "RGB"
     if not has_alpha(image):
-        return image.convert(mode)
+        return image if image.mode == mode else image.convert(mode)
     if image.mode in {"La", "RGBa"}:
         image = image.convert(image.mode.upper())
     layer = image.convert("RGBA")
@@ -272,6 +272,8 @@ def flat(image: Image.Image, channels: int, background: Background = WHITE) -> I
 
 def _resized(image: Image.Image, resolution: int) -> Image.Image:
     side = image.width
+    if side == resolution:
+        return image
     if side < resolution:
         filter = Image.Resampling.BICUBIC
     else:

@@ -54,12 +54,17 @@ NOTES = {
 
 def is_hidden(name: str) -> bool:
     """Whether a POSIX path is hidden, or what an archive made on a Mac holds beside a picture."""
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    if name[:1] != "." and "/." not in name and "__MACOSX" not in name:
+        return False  # nearly all, and a data set has millions
+    parts = PurePosixPath(name).parts
+    return any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a POSIX path, in lower case."""
-    return PurePosixPath(name).suffix.lower()
+    """The suffix of a POSIX path of a file, in lower case."""
+    last = name.rpartition("/")[2]
+    dot = last.rfind(".")
+    return last[dot:].lower() if 0 < dot < len(last) - 1 else ""
 
 
 def is_image(name: str) -> bool:
@@ -175,10 +180,14 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode == "I" or image.mode.startswith("I;16") or ";16" in raw
 
 
+_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
+"""Where a PNG says its orientation."""
+
+
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 is upright. Damaged EXIF data says nothing."""
     # A PNG's EXIF data may lie behind its pixels, which asking for it would decode.
-    if image.format == "PNG" and "exif" not in image.info and getattr(image, "tile", ()):
+    if image.format == "PNG" and _EXIF.isdisjoint(image.info):
         return 1
     try:
         orientation = image.getexif().get(0x0112, 1)
@@ -220,9 +229,11 @@ class Tally:
         traits = header.traits
         self.n += 1
         self._small += min(header.size) < self.resolution
-        ordered = sorted((*self.sizes, header.size), key=lambda size: (size[0] * size[1], size))
-        self.sizes = (ordered[0], ordered[-1])
-        self._counts.update(traits)
+        if header.size not in self.sizes:
+            ordered = sorted((*self.sizes, header.size), key=lambda size: (size[0] * size[1], size))
+            self.sizes = (ordered[0], ordered[-1])
+        if traits:
+            self._counts.update(traits)
         tinted = "alpha" in traits and len(set(self.background)) > 1
         self._all_grey &= "grey" in traits and not tinted
 

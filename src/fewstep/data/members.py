@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import zipfile
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ class Members:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._place = path, str(path)  # paths of millions of files are not made anew
         self._zip: tuple[int, zipfile.ZipFile] | None = None
         self._zipped = not path.is_dir()
         self.notes: tuple[str, ...] = ()
@@ -65,9 +66,15 @@ class Members:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zip": None}
 
+    def bare(self) -> Members:
+        """The same without the list of names, for a process that is told what to read."""
+        other = copy.copy(self)
+        other.names, other.notes = set(), ()
+        return other
+
     def where(self, name: str) -> str:
         """What messages call a file."""
-        return f"{name} in {self.path}"
+        return f"{name} in {self._place}"
 
     def read(self, name: str) -> bytes:
         """The content of a file.
@@ -84,9 +91,9 @@ class Members:
                 with unpacked(archive, info, where) as file:
                     # Bounded reads do not unpack more than the archive announces.
                     return file.read(info.file_size + 1)
-            file = self.path / name
-            check_size(file.stat().st_size, where)
-            return file.read_bytes()
+            with open(f"{self._place}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+                check_size(os.fstat(file.fileno()).st_size, where)
+                return file.read()
 
     def opened(self, name: str) -> Image.Image:
         """An image with its header read and its size checked, not yet decoded.

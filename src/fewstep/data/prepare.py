@@ -13,7 +13,7 @@ from fewstep.core import UsageError
 from fewstep.data.decoding import Crop, check_arguments
 from fewstep.data.formats import background_of
 from fewstep.data.prepared import SUFFIX, About, Prepared, printable, write_prepared
-from fewstep.data.reading import Reading, decoder, nothing_usable
+from fewstep.data.reading import Decoder, Reading, nothing_usable
 from fewstep.data.sources import HUB, Source, open_source
 from fewstep.system.files import TEMPORARY
 
@@ -52,7 +52,8 @@ def prepare(
         on_error: ``refuse`` the source for the first image that cannot be used, or ``skip`` such
             images; they are listed in the file.
         split: of a Hugging Face data set.
-        workers: threads that decode; 0 decodes between reading and writing.
+        workers: processes that decode the images of a folder, and threads that decode those of
+            other sources; 0 decodes between reading and writing.
         background: colour behind transparent pixels, such as ``white`` or ``#ffffff``.
         classes: their number where labels are numbers without names; by default the numbers that
             occur are the classes.
@@ -83,7 +84,7 @@ def prepare(
 
     def passage(opened: Source, narrow: bool | None) -> Reading:
         reading = Reading(opened, resolution, behind, classes, skip=on_error == "skip")
-        decode = decoder(stored, resolution, crop, behind, narrow=narrow)
+        decode = Decoder(stored, resolution, crop, behind, narrow=narrow)
         with raw.open("wb") as file:
             for pixels, _ in reading.images(decode, workers, "preparing"):
                 file.write(pixels.tobytes())

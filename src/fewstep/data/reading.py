@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -19,18 +25,15 @@ from fewstep.system.bars import bar
 MAX_SKIPPED = 100_000
 """A source with more bad images is taken for another thing than images."""
 
+CHUNK = 32
+"""Images that a worker is handed at once."""
+
 Decoded = tuple[np.ndarray, Header] | BadFile
 """Pixels and what the image's header showed, or what is wrong with it."""
 
 
-def decoder(
-    channels: int,
-    resolution: int,
-    crop: Crop,
-    background: Background,
-    *,
-    narrow: bool | None = None,
-) -> Callable[[Item], Decoded]:
+@dataclass(frozen=True)
+class Decoder:
     """What decodes an item to uint8 ``(channels, resolution, resolution)``.
 
     Args:
@@ -41,20 +44,25 @@ def decoder(
         narrow: see :func:`~fewstep.data.decoding.square`.
     """
 
-    def decode(item: Item) -> Decoded:
+    channels: int
+    resolution: int
+    crop: Crop
+    background: Background
+    narrow: bool | None = None
+
+    def __call__(self, item: Item) -> Decoded:
+        """The pixels of an item and its header, or what is wrong with it."""
         try:
             image = item.load()
             with naming(item.where):
                 header = header_of(image)
-            behind = background
-            pixels = square(image, item.where, channels, resolution, crop, behind, narrow=narrow)
+            settings = self.channels, self.resolution, self.crop, self.background
+            pixels = square(image, item.where, *settings, narrow=self.narrow)
             if "deep" in header.traits and is_narrow(image):
                 header = Header(header.size, header.traits | {"narrow"})
             return pixels, header
         except BadFile as error:
             return error
-
-    return decode
 
 
 class Reading:
@@ -93,15 +101,16 @@ class Reading:
         """The pixels and labels of the images that can be used, in their order.
 
         Args:
-            decode: what :func:`decoder` returns.
-            workers: threads; 0 decodes between reading and handing out.
+            decode: a :class:`Decoder`.
+            workers: processes, or threads where the source or the system has no other way; 0
+                decodes between reading and handing out.
             title: of the bar.
 
         Raises:
             UsageError: an image cannot be used, or too many cannot if they are skipped.
         """
         with bar(title, "images", self.source.total) as advance:
-            for item, decoded in _in_order(decode, self.source.items, workers):
+            for item, decoded in _in_order(decode, self.source, workers):
                 try:
                     if isinstance(decoded, BadFile):
                         raise decoded
@@ -148,17 +157,53 @@ def nothing_usable(source: str, skipped: Sequence[tuple[str, str]]) -> UsageErro
 
 
 def _in_order(
-    decode: Callable[[Item], Decoded], items: Iterator[Item], workers: int
+    decode: Callable[[Item], Decoded], source: Source, workers: int
 ) -> Iterator[tuple[Item, Decoded]]:
     if not workers:
-        yield from ((item, decode(item)) for item in items)
+        yield from ((item, decode(item)) for item in source.items)
         return
-    waiting: deque[tuple[Item, Future[Decoded]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(decode, item)))
-            if len(waiting) > 4 * workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
+    waiting: deque[tuple[list[Item], Future[list[Decoded]]]] = deque()
+    with _pool(source, workers) as pool:
+        try:
+            while chunk := [*islice(source.items, CHUNK)]:
+                waiting.append((chunk, _submitted(pool, decode, chunk)))
+                if len(waiting) > 2 * workers:
+                    yield from _received(waiting.popleft())
+            while waiting:
+                yield from _received(waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _pool(source: Source, workers: int) -> Executor:
+    """Processes where they can be had at once, as Python holds most of a small image's time."""
+    if source.apart and "fork" in multiprocessing.get_all_start_methods() and os.name == "posix":
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
+    return ThreadPoolExecutor(workers)
+
+
+def _submitted(
+    pool: Executor, decode: Callable[[Item], Decoded], chunk: list[Item]
+) -> Future[list[Decoded]]:
+    with warnings.catch_warnings():
+        # Python warns of forks beside threads; these processes decode and nothing else.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pool.submit(_decoded, decode, chunk)
+
+
+def _decoded(decode: Callable[[Item], Decoded], chunk: list[Item]) -> list[Decoded]:
+    return [decode(item) for item in chunk]
+
+
+def _received(
+    of: tuple[list[Item], Future[list[Decoded]]],
+) -> Iterator[tuple[Item, Decoded]]:
+    chunk, future = of
+    try:
+        yield from zip(chunk, future.result(), strict=True)
+    except BrokenProcessPool as error:
+        raise UsageError(
+            "a process that decodes images was killed, probably for want of memory; take fewer "
+            "--workers"
+        ) from error

@@ -17,7 +17,7 @@ from fewstep.data.decoding import Crop, check_arguments
 from fewstep.data.described import Columns
 from fewstep.data.formats import background_of
 from fewstep.data.prepared import SUFFIX, printable
-from fewstep.data.reading import Reading, decoder, nothing_usable
+from fewstep.data.reading import Decoder, Reading, nothing_usable
 from fewstep.data.sources import open_source
 from fewstep.data.specs import spec_of
 
@@ -90,7 +90,7 @@ def survey(
     def passage(narrow: bool | None) -> Reading:
         samples.clear()
         reading = Reading(open_source(source, labels, split), resolution, behind, None, skip=True)
-        decode = decoder(channels or 3, resolution, crop, behind, narrow=narrow)
+        decode = Decoder(channels or 3, resolution, crop, behind, narrow=narrow)
         for pixels, label in reading.images(decode, workers, "checking"):
             if label in samples or len(samples) < CLASSES:
                 row = samples.setdefault(label, [])

@@ -134,7 +134,7 @@ FASHION_MNIST_SMALL = Place(
     start=StartOptions(sigma_data=0.7),
     train=TrainConfig(
         **{"steps": 600, "batch": 128, "lr": 5e-4, "schedule": "linear", "warmup": 100},
-        **{"precision": "bf16", "save_every": 250, "sample_every": 500},
+        **{"precision": "auto", "save_every": 250, "sample_every": 500},
     ),
     every=True,
     compares="fashion-mnist",

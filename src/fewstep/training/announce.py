@@ -114,11 +114,18 @@ def teachers_faults(run: Run) -> list[str]:
     return faults
 
 
-def plan(run: Run, trainer: Trainer, out: Path, device: torch.device) -> str:
+def plan(run: Run, trainer: Trainer, out: Path, device: torch.device, note: str = "") -> str:
     """What a dry run prints: the header, memory, disk.
 
     Started with WORLD_SIZE in the environment, memory is that of one of so many processes.
+
+    Args:
+        run: what would be trained.
+        trainer: of the run.
+        out: the run folder.
+        device: where it would be trained.
+        note: a line behind the header.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
-    lines = [header(run, trainer, device), *cautions(run, trainer, None)]
+    lines = [header(run, trainer, device), *([note] if note else []), *cautions(run, trainer, None)]
     return "\n".join([*lines, needs(run, trainer, device, size), space_line(run, trainer, out)])

@@ -106,7 +106,7 @@ def _check_labels(objective: Objective, data: Dataset) -> None:
 def _check_derivatives(objective: Objective, config: TrainConfig) -> None:
     """The settings allow the derivatives that the losses take."""
     needs = objective.capabilities
-    if needs.second_order and (config.checkpointing or config.derivative != "forward"):
+    if needs.second_order and (config.checkpointing or config.derivative == "difference"):
         raise UsageError(
             f"{type(objective).__name__} with a penalty needs the gradient of a derivative, which "
             "only forward mode without --train.checkpointing gives; stop the gradient instead"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Augment = Callable[["Batch", "np.ndarray", int], "Batch"]
 """(batch, positions in the stream of training samples, seed) -> batch."""
 
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What networks compute in."""
+
 FREE = (
     "steps",
     "device",
@@ -81,8 +84,9 @@ class TrainConfig:
     """Largest norm of a phase's gradient; 0 for no limit."""
     spike: float = 0.0
     """Skip a step whose gradient norm is so many times the median of the last 100; 0 never does."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the networks' arithmetic (autocast); weights and optimiser stay fp32."""
+    precision: Precision | Literal["auto"] = "fp32"
+    """Precision of the networks' arithmetic (autocast); weights and optimiser stay fp32. auto is
+    bf16 where a measurement at the start finds it faster than fp32; a resumed run keeps it."""
     seed: int = 0
     """Seed of the first weights, of the order of the data and of all draws."""
     device: str = "auto"
@@ -97,8 +101,9 @@ class TrainConfig:
     """Compute blocks again in the backward pass instead of keeping what is inside them."""
     offload: bool = False
     """Keep in the CPU's memory what a phase does not need, at the price of copying it."""
-    derivative: Literal["forward", "difference"] = "forward"
-    """Directional derivatives (sCM, MeanFlow, ...): forward mode, or differences where it fails."""
+    derivative: Literal["forward", "joint", "difference"] = "forward"
+    """Directional derivatives (sCM, MeanFlow, ...): forward mode, or differences where it fails.
+    joint is forward mode in one pass with the value, in up to three times the memory."""
     threads: int = 1
     """CPU threads; small networks are fastest with one. 0 leaves torch's choice."""
     log_every: int = 100

@@ -82,6 +82,12 @@ class RunFolder:
             return None
         return json.loads(self.record.read_text(encoding="utf-8"))
 
+    def started(self) -> dict[str, Any] | None:
+        """The same; None too where it is damaged, which :meth:`opened` reports."""
+        with suppress(OSError, ValueError):
+            return self.before()
+        return None
+
     @contextmanager
     def opened(self, record: dict[str, Any], upgrade: Upgrade) -> Iterator[None]:
         """Begin a run here or go on with it, as the only process that does.
@@ -102,10 +108,11 @@ class RunFolder:
         return locked(self.path, f"another process is training in {self.path}")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write run.json, keeping the step that was delivered, the run's own name and commits."""
+        """Write run.json; what was delivered, the run's own name, commits and precision stay."""
         before = self.before() or {}
         commits = {**record.get("commits", {}), **before.get("commits", {})}
         kept = {"delivered": self.delivered(), "id": self.identity() or secrets.token_hex(8)}
+        kept |= {"precision": before["precision"]} if "precision" in before else {}
         write_json(self.record, {**record, **kept, **({"commits": commits} if commits else {})})
 
     def identity(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -61,6 +62,55 @@ def state_of(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
     return state
 
 
+class FusedRAdam(RADAM):
+    """RAdam (Liu et al. 2020) by torch's fused kernel of Adam, equal to torch's RAdam to rounding.
+
+    RAdam's step is Adam's with another rate and eps: with the rectification r of the step and
+    v_hat = v / (1 - beta2^k), RAdam moves by lr r m_hat / (sqrt(v_hat) + eps / sqrt(1 - beta2^k)).
+    Its first steps, for which there is no r, are torch's own. All parameters lie on the CPU and
+    have one type.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
+        updates: list[tuple[dict[str, Any], Sequence[list[Any]], int, float]] = []
+        for group in self.param_groups:
+            lists: list[list[Any]] = [[] for _ in range(5)]
+            self._init_group(group, *lists)
+            counts = {int(step) + 1 for step in lists[-1]}
+            rates = [rectification(count, group["betas"][1]) for count in counts]
+            if len(counts) > 1 or None in rates:
+                super().step()
+                return
+            updates += [(group, lists, n, r) for n, r in zip(counts, rates, strict=True) if r]
+        for group, (*lists, steps), count, rate in updates:
+            beta1, beta2 = group["betas"]
+            torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+            torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
+                *lists,
+                max_exp_avg_sqs=[],
+                state_steps=steps,
+                lr=group["lr"] * rate,
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"] / math.sqrt(1 - beta2**count),
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+def rectification(count: int, beta2: float) -> float | None:
+    """RAdam's factor of the rate at an update, counted from 1; None while there is none."""
+    last = 2 / (1 - beta2) - 1
+    length = last - 2 * count * beta2**count / (1 - beta2**count)
+    if length <= 5:
+        return None
+    top = (length - 4) * (length - 2) * last
+    return math.sqrt(top / ((last - 4) * (last - 2) * length))
+
+
 def optimizer_of(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """The run's optimiser for what a phase trains; fused where torch has a fused kernel."""
     common: dict[str, Any] = {
@@ -72,7 +122,8 @@ def optimizer_of(parameters: Sequence[nn.Parameter], config: TrainConfig) -> tor
     if config.optimizer == "adam8bit":
         return _bitsandbytes().optim.AdamW8bit(parameters, min_8bit_size=SMALLEST, **common)
     if config.optimizer == "radam":
-        return RADAM(parameters, **common)
+        one = {(p.device.type, p.dtype) for p in parameters}
+        return (FusedRAdam if one <= {("cpu", torch.float32)} else RADAM)(parameters, **common)
     kind = ADAMW if config.optimizer == "adamw" else ADAM
     fused = all(p.device.type in {"cpu", "cuda"} for p in parameters)
     return kind(parameters, fused=fused, **common)

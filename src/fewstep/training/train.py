@@ -42,6 +42,7 @@ from fewstep.training.health import Health
 from fewstep.training.kept import Kept
 from fewstep.training.logs import Logger, require_tensorboard, require_wandb
 from fewstep.training.needs import is_large, needs, on_the_cpu
+from fewstep.training.precision import decided
 from fewstep.training.snapshots import snapshot
 from fewstep.training.space import shortage
 from fewstep.training.trainer import Trainer
@@ -68,22 +69,26 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
             device = torch.device("cuda", world.local)
         if device.type != "cpu":
             stack.enter_context(_generator_as_it_was(device))
-        if run.objective.capabilities.forward_mode and config.derivative == "forward":
+        if run.objective.capabilities.forward_mode and config.derivative != "difference":
             check_derivative(run.objective, run.data)
         if fresh and world.first and (aside := folder.move_aside()):
             _say(f"moved the old run to {aside}")
         begun = world.agreed(checkpoints.newest(folder.checkpoints)) is not None and not fresh
+        # What a recipe builds here nobody can train again.
+        again = first.begin(run.objective) if given else False
+        check(run.objective, run.data, config, world)
+        run, decision = decided(run, device, world, folder.started() if world.first else None)
+        config = run.config
         if world.first and not begun and is_large(run, device):
             with on_the_cpu(run) as planned:
                 _say(needs(run, planned, device, world.size))
-        # What a recipe builds here nobody can train again.
-        again = first.begin(run.objective) if given else False
         trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)
         if given:
             stack.callback(first.end, run.objective)
         stack.callback(trainer.close)
         denoiser_spec(run.objective.deliver(run.objective.student))  # or refuse what has no file
         record = describe(run, device, trainer.fingerprints) if world.first else {}
+        record |= decision.record()
         _open(folder, record, run, world, stack)
         resumed = world.agreed(checkpoints.newest(folder.checkpoints))
         if resumed is not None:
@@ -99,10 +104,11 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
             if again:
                 where = f"its networks were trained before, here they begin anew; {where}"
             short = shortage(run, trainer, folder.path)
-            lines = [*cautions(run, trainer, before), *([short] if short else [])]
+            lines = [decision.reason, *cautions(run, trainer, before), short or ""]
             if not given and trainer.step == 0:
                 lines += teachers_faults(run)
-            _say("\n".join([header(run, trainer), *lines, f"{where} in {folder.path}"]))
+            lines = [header(run, trainer), *filter(None, lines), f"{where} in {folder.path}"]
+            _say("\n".join(lines))
         _loop(run, trainer, folder)
         return _deliver(run, trainer, folder)
 
@@ -121,10 +127,12 @@ def dry(run: Run, out: str | Path = "runs", *, as_json: bool = False) -> str:
     check_conditions(run.objective, run.data)
     world = World(size=int(os.environ.get("WORLD_SIZE") or 1))
     check(run.objective, run.data, run.config, world)
+    asked = run
+    run, decision = decided(run, device, before=RunFolder(Path(out)).started())
     with on_the_cpu(run) as trainer:
         if as_json:
-            return json.dumps(describe(run, device, trainer.fingerprints)["run"], indent=2)
-        return plan(run, trainer, Path(out), device)
+            return json.dumps(describe(asked, device, trainer.fingerprints)["run"], indent=2)
+        return plan(run, trainer, Path(out), device, decision.reason)
 
 
 @contextmanager

@@ -79,6 +79,11 @@ class Trainer:
         augment: Augment | None = None,
     ) -> None:
         check(objective, data, config, world)
+        if config.precision == "auto":
+            raise UsageError(
+                "a trainer needs a precision: fp32, bf16 or fp16. fewstep.train measures what auto "
+                "is, and so does fewstep.training.precision.decided(run, device)"
+            )
         self.objective = objective.to(device)
         self.data, self.config, self.device, self.world = data, config, device, world
         self.augment = augment
@@ -107,7 +112,7 @@ class Trainer:
             objective.get_submodule(name).eval()
         trained = [*networks(p.module for p in objective.phases())]
         if objective.capabilities.forward_mode:
-            objective.derivative = derivative_for(objective, config)
+            objective.derivative = derivative_for(objective, config, data.shape)
         self.again: list[nn.Module] = []
         if config.checkpointing:
             for network in trained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -40,6 +41,7 @@ class Source:
         class_names: of labels that are numbers, if they have names.
         notes: what a user has to notice, in sentences; complete once the items are taken.
         others: how many files of each suffix are no images that are read.
+        apart: items may be loaded in another process, as they hold names or contents of files.
     """
 
     items: Iterator[Item]
@@ -47,15 +49,16 @@ class Source:
     class_names: tuple[str, ...] | None = None
     notes: Callable[[], tuple[str, ...]] = tuple
     others: Mapping[str, int] = field(default_factory=dict)
+    apart: bool = False
 
 
 def bad(name: str, error: BadFile) -> Item:
     """An item that cannot be loaded."""
+    return Item(name, error.where, partial(_refuse, error))
 
-    def load() -> Image.Image:
-        raise error
 
-    return Item(name, error.where, load)
+def _refuse(error: BadFile) -> Image.Image:
+    raise error
 
 
 def picture(pixels: np.ndarray, where: str) -> Image.Image:

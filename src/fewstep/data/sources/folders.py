@@ -31,10 +31,12 @@ def folder(path: Path, labels: str, classes: int | None = None) -> Source:
     over = passed_over(members.names)
     notes = (*members.notes, *((over,) if over else ()), *assigned.notes)
     items, total = _items(members, assigned.names, assigned.label), len(assigned.names)
-    return Source(items, total, assigned.class_names, lambda: notes, by_suffix(members.names))
+    others = by_suffix(members.names)
+    return Source(items, total, assigned.class_names, lambda: notes, others, apart=path.is_dir())
 
 
 def _items(members: Members, names: list[str], label: np.ndarray | None) -> Iterator[Item]:
+    files = members.bare()
     for i, name in enumerate(names):
-        load = partial(members.opened, name)
+        load = partial(files.opened, name)
         yield Item(name, members.where(name), load, None if label is None else int(label[i]))
