@@ -19,6 +19,7 @@ from fewstep.data.digits import digits
 from fewstep.data.opening import open_data, open_images
 from fewstep.data.parts import share_of, split
 from fewstep.data.prepared import SUFFIX
+from fewstep.data.pusht import pusht
 from fewstep.data.standard import STANDARD
 from fewstep.data.toys import SAMPLERS, toy
 from fewstep.errors import nearest
@@ -80,6 +81,12 @@ CATALOGUE: dict[str, Entry] = {
         )
         for name, data in STANDARD.items()
     },
+    "pusht": Entry(
+        "pusht",
+        partial(pusht, "train"),
+        lambda n: pusht("held_out"),
+        source="Push-T demonstrations, Chi et al. 2023, Columbia University, MIT licence",
+    ),
     "imagenet-64": Entry(
         "imagenet-64",
         _prepared_imagenet,
