@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from fewstep.cli.episodes import evaluate_policy
 from fewstep.cli.sample import say_unfinished
 from fewstep.cli.values import SolverName, check_solver, numbers, replaced
 from fewstep.errors import UsageError
@@ -22,7 +23,9 @@ def evaluate(
     metrics: str = "fd,swd,nn",
     features: str | None = None,
     steps: str | None = None,
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"], metavar="INT")] = None,
+    env: str | None = None,
+    gif: Path | None = None,
     guidance: float | None = None,
     solver: SolverName = None,
     average: str | None = None,
@@ -46,7 +49,11 @@ def evaluate(
             pixels, effnet-lite0, resnet20, resnet56, inception, dinov2.
         steps: step counts, e.g. 1,2; by default those for a few-step model (or its fewest, where it
             is made for others), and the 18 of a sample for a diffusion model, which are 35 calls.
-        n: for toys and images: samples and held-out data compared, at most.
+        n: for toys and images: samples and held-out data compared, at most 2000 unless asked for;
+            with --env episodes, 50 unless asked for.
+        env: an environment in which a policy acts, e.g. pusht; reward and success then take the
+            place of distances to data.
+        gif: with --env, a film of the first episode.
         guidance: scale of classifier-free guidance.
         solver: of a diffusion model's ODE; heun by default, which makes two network calls a step,
             as dpm does; the others make one.
@@ -57,8 +64,20 @@ def evaluate(
     """
     asked = numbers("--steps", steps, int) if steps is not None else None
     check_solver(solver)
-    if n < 2:
-        raise UsageError(f"-n must be at least 2, got {n}")
+    least = 2 if env is None else 1
+    if n is not None and n < least:
+        raise UsageError(f"-n must be at least {least}, got {n}")
+    if env is not None:
+        given = {"data": data, "held_out": held_out, "features": features, "guidance": guidance}
+        for name, value in given.items():
+            if value is not None:
+                option = name.replace("_", "-")
+                raise UsageError(f"--env judges by rewards, which --{option} says nothing of")
+        places = {"average": average, "step": step, "device": device, "out": out, "gif": gif}
+        evaluate_policy(model, env, asked, n, solver=solver, **places)
+        return
+    if gif is not None:
+        raise UsageError("--gif is a film of an episode; give --env as well")
     from fewstep import evaluation
     from fewstep.evaluation.report import usual_steps
     from fewstep.model import find, load
@@ -75,7 +94,7 @@ def evaluate(
             of.data,
             of.held_out,
             loaded.contract.data,
-            n,
+            2000 if n is None else n,
             background=of.background,
             recorded=of.recorded,
         )

@@ -14,6 +14,11 @@ is ``denoiser.jump``, for any path. The loss has three terms:
 - *adversarial*, with a discriminator: hinge terms of the first estimate above and the data.
 
 The gradient of the first term weighs the other two, anew in each microbatch and process.
+
+Consistency Policy (Prasad et al. 2024) differs in four ways, which are options: its denoising term
+regresses the whole jump $G_\theta(x_t, t, t_{min})$ to the data (``jumps``), the terms are added as
+they are (``balanced=False``), samples start from noise of standard deviation 1 whatever $t_{max}$
+is (``start_std``), and three calls have times of their own (``chain``).
 """
 
 from __future__ import annotations
@@ -66,6 +71,10 @@ class ConsistencyTrajectory(Objective):
             only its ``heads``, if it has them) at odd steps, the student at even ones.
         adversarial_start, adversarial: first step of the adversarial term, and a factor on it.
         gamma: share of noise with which users generate, in [0, 1] (``solvers.gamma_sampling``).
+        jumps: the denoising term regresses the jump to ``t_min``, in the distance d.
+        balanced: weigh the terms by their gradients.
+        start_std: of the noise that users start from; the path's own if not given.
+        chain: descending times below ``t_max`` of the further calls of a sample of several.
     """
 
     def __init__(
@@ -84,6 +93,10 @@ class ConsistencyTrajectory(Objective):
         adversarial_start: int = 0,
         adversarial: float = 1.0,
         gamma: float = 0.0,
+        jumps: bool = False,
+        balanced: bool = True,
+        start_std: float | None = None,
+        chain: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if not student.two_time:
@@ -96,7 +109,8 @@ class ConsistencyTrajectory(Objective):
                 f"rate in [0, 1) and gamma in [0, 1], got {grid.tolist()}, {solver_steps}, {rate} "
                 f"and {gamma}"
             )
-        terms.last_weight(student)  # or refuse
+        if balanced or discriminator is not None:
+            terms.last_weight(student)  # or refuse
         self.student, self.target = student, frozen_copy(student)
         self.teacher = None if teacher is None else on_path_of(student, teacher)
         self.discriminator: Any = discriminator
@@ -107,6 +121,7 @@ class ConsistencyTrajectory(Objective):
         self.grid, self.solver_steps, self.solver, self.rate = grid, solver_steps, solver, rate
         self.times, self.weight = law_on(path, times), weight
         self.distance, self.gamma = distance, gamma
+        self.jumps, self.balanced, self.start_std, self.chain = jumps, balanced, start_std, chain
         self.adversarial_start, self.adversarial = adversarial_start, adversarial
         self.capabilities = Capabilities(shardable=discriminator is None)
 
@@ -144,16 +159,27 @@ class ConsistencyTrajectory(Objective):
         losses = {"consistency": self.distance(estimate, target, batch.mask).mean()}
         t = draws.t_denoising
         noisy = path.perturb(batch.x0, draws.noise_denoising, t)
-        each = l2(self.student(noisy, t, None, cond), batch.x0, batch.mask)
+        each = self._denoising(batch, noisy, t)
         losses["denoising"] = (self.weight(path.snr(t)).to(each.dtype) * each).mean()
         if draws.adversarial:
             logits = self._logits(estimate, cond)
             losses["adversarial"] = terms.over_heads(terms.hinge_generator, logits)
+        if not (self.balanced or draws.adversarial):
+            return Loss(losses)
         limits = {"denoising": (0.0, 1e4), "adversarial": (0.01, 10.0)}
         losses, weights = terms.weighed(losses, limits, self.student)
         if draws.adversarial:
             losses["adversarial"] *= self.adversarial
         return Loss(losses, weights)
+
+    def _denoising(self, batch: Batch, noisy: Event, t: Time) -> Tensor:
+        """The error of each sample's estimate of its data, ``(b,)``."""
+        if self.jumps:
+            ends = torch.full_like(t, self.student.path.t_min)
+            return self.distance(
+                _jump(self.student, noisy, t, ends, batch.cond), batch.x0, batch.mask
+            )
+        return l2(self.student(noisy, t, None, batch.cond), batch.x0, batch.mask)
 
     def discriminate(self, batch: Batch, draws: Draws) -> Loss:
         """Compute the discriminator's hinge loss between data and estimates."""
@@ -188,7 +214,9 @@ class ConsistencyTrajectory(Objective):
     def contract(self, data: DataSpec) -> Contract:
         """Users may jump between any two times, with a share gamma of fresh noise."""
         path = self.student.path
-        start, times = Start(t=path.t_max, std=path.start_std()), {1: (path.t_max,)}
+        start = Start(t=path.t_max, std=self.start_std or path.start_std())
+        times: dict[int, tuple[float, ...]] = {1: (path.t_max,)}
+        times |= {1 + len(self.chain): (path.t_max, *self.chain)} if self.chain else {}
         rule = Sampling(start=start, kind="gamma", times=times, any_times=True, gamma=self.gamma)
         return Contract(method="ctm", data=data, sampling=rule)
 
