@@ -36,7 +36,8 @@ def formats() -> tuple[Format, ...]:
         fastgen,
         openai,
         pipelines,
+        policy,
     )
 
-    modules = (edm, edm2, openai, ctm, fastgen, dit, pipelines, diffusers)
+    modules = (edm, edm2, openai, ctm, fastgen, dit, policy, pipelines, diffusers)
     return tuple(module.FORMAT for module in modules)
