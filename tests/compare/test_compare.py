@@ -300,7 +300,7 @@ def test_pairs_are_guided_as_their_teacher_is(tmp_path, monkeypatch):
     assert told["n"] == 24
     for folder, guidance in (("pairs", 1.0), ("pairs-2", 2.0)):
         assert Pairs(tmp_path / folder).about.guidance == guidance
-    protocol = SimpleNamespace(train=SimpleNamespace(cond={"label": None}))
+    protocol = SimpleNamespace(labelled=True)
     for method in methods[:3]:
         name = method.split("+")[0]
         entry = Entry(plan, Entrant.of(method), 1, str(edm), protocol, tmp_path / method / "seed")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
 
+from fewstep.compare.measures import Measures, measures_of
 from fewstep.data.catalogue import OWN, kind_of
 from fewstep.errors import UsageError, nearest
 from fewstep.recipes import METHODS, PLACES, STUDENTS, Recipe, recipe
@@ -161,6 +162,11 @@ class Plan:
     def entrants(self) -> list[Entrant]:
         """The methods with their options."""
         return [Entrant.of(text) for text in self.methods]
+
+    @property
+    def measures(self) -> Measures:
+        """What its methods are compared by."""
+        return measures_of(self.data)
 
     @property
     def place(self) -> Place:

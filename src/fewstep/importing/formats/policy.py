@@ -135,7 +135,9 @@ def _settings(settings: Any, archive: Archive) -> tuple[Mapping[str, Any], int]:
     policy = settings.get("policy") if isinstance(settings, dict) else None
     horizon = settings.get("horizon") if isinstance(settings, dict) else None
     if not isinstance(policy, dict) or not isinstance(horizon, int):
-        raise UsageError(f"{archive.source} holds no settings of its policy, cfg.policy and horizon")
+        raise UsageError(
+            f"{archive.source} holds no settings of its policy, cfg.policy and horizon"
+        )
     return policy, horizon
 
 
