@@ -192,6 +192,7 @@ def test_the_command(known, tmp_path, capsys):
     assert found["1"]["success"] == 1.0
     assert found["1"]["success_interval"] == pytest.approx([wilson(4, 4)[0], 1.0], rel=1e-5)
     assert found["1"]["latency_ms"]["p50"] > 0
+    assert np.mean(found["1"]["rewards"]) == pytest.approx(found["1"]["reward"], rel=1e-5)
     assert gif.exists()
 
 

@@ -21,14 +21,7 @@ from fewstep.data.fingerprint import fingerprint
 from fewstep.data.pusht import EVERY, pusht, seen_state
 from fewstep.frontends import Frontend, open_codec, read_frontend
 from fewstep.frontends.chunks import ChunkCodec, limits
-
-
-def demonstrations(lengths=(12, 20), actions=2, observed=3) -> Demonstrations:
-    rng = np.random.default_rng(0)
-    steps = sum(lengths)
-    action = rng.uniform(10, 500, (steps, actions)).astype(np.float32)
-    observation = rng.normal(5, 3, (steps, observed)).astype(np.float32)
-    return Demonstrations(action, observation, np.cumsum(lengths))
+from made_demonstrations import demonstrations, made_pusht
 
 
 def test_windows_repeat_the_first_and_the_last_step():
@@ -148,18 +141,6 @@ def test_zarr_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(UsageError, match=r"fewstep\[robots\]"):
         read_demonstrations(tmp_path)
-
-
-def made_pusht(folder, observed=5):
-    whole = demonstrations((10,) * (EVERY + 1), observed=observed)
-    (folder / "pusht_demos").mkdir()
-    np.savez(
-        folder / "pusht_demos" / "pusht_lowdim.npz",
-        action=whole.action,
-        state=whole.observation,
-        episode_ends=whole.ends,
-    )
-    return whole
 
 
 def test_push_t_is_normalised_over_all_of_its_episodes(tmp_path, monkeypatch):

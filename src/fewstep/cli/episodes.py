@@ -60,9 +60,14 @@ def evaluate_policy(
         policy = control.Policy(loaded, steps=count, solver=solver)
         with bar(f"{count} steps", "episodes", episodes) as advance:
             shot = frames if not rows else None
-            score = control.score(control.roll(policy, place, seeds, watch=advance, frames=shot))
+            ran = control.roll(policy, place, seeds, watch=advance, frames=shot)
+        score = control.score(ran)
         speed = control.latency(policy, place)
-        rows[str(policy.calls)] = {**asdict(score), "latency_ms": asdict(speed)}
+        rows[str(policy.calls)] = {
+            **asdict(score),
+            "latency_ms": asdict(speed),
+            "rewards": [one.reward for one in ran],
+        }
         lines.append(
             (
                 f"{policy.calls} call{'s' * (policy.calls != 1)}",
