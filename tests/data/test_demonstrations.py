@@ -11,12 +11,8 @@ from safetensors.numpy import save_file
 
 from fewstep.core import UsageError
 from fewstep.data.catalogue import training_data, with_held_out
-from fewstep.data.demonstrations import (
-    Chunks,
-    Demonstrations,
-    read_demonstrations,
-    write_demonstrations,
-)
+from fewstep.data.demonstration_files import read_demonstrations, write_demonstrations
+from fewstep.data.demonstrations import Chunks, Demonstrations
 from fewstep.data.fingerprint import fingerprint
 from fewstep.data.pusht import EVERY, pusht, seen_state
 from fewstep.frontends import Frontend, open_codec, read_frontend

@@ -90,6 +90,23 @@ def test_the_denoising_term_regresses_the_jump():
     torch.testing.assert_close(plain.terms["consistency"], loss.terms["consistency"])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--start-std", "0"], "needs a deviation above 0, got 0"),
+        (["--chain", "1.0", "12.0"], "must descend from below 80"),
+        (["--chain", "90.0"], "must descend from below 80"),
+    ],
+)
+def test_samples_that_cannot_start(teacher, words, message, tmp_path, capsys):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as end:
+        main(["train", "pusht-ctm", *words, "--teacher", str(teacher), "--out", str(out)])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_settings():
     ctm = recipe("pusht-ctm")
     assert ctm.options.own_times()

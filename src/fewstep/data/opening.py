@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from fewstep.core import UsageError
-from fewstep.data.demonstrations import Chunks, holds_demonstrations, read_demonstrations
+from fewstep.data.demonstration_files import holds_demonstrations, read_demonstrations
+from fewstep.data.demonstrations import Chunks
 from fewstep.data.encoded import Encoded, is_encoded
 from fewstep.data.formats import background_of
 from fewstep.data.images import ImageFolder

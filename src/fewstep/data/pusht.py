@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.core import UsageError
-from fewstep.data.demonstrations import Chunks, Demonstrations, read_demonstrations
+from fewstep.data.demonstration_files import read_demonstrations
+from fewstep.data.demonstrations import Chunks, Demonstrations
 
 FILES = ("pusht_lowdim.npz", "pusht_cchi_v7_replay.zarr")
 EVERY = 25
