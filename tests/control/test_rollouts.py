@@ -53,6 +53,15 @@ def test_the_reward_is_the_largest_on_the_way_and_time_runs_out():
     assert one.reward == pytest.approx(1 / (1 + max(left, 0)), abs=1e-6)
 
 
+def test_a_reward_that_was_lost_again_counts():
+    """It walks away from its goal, so that its first step is its best."""
+    (one,) = roll(Policy(point_policy(factor=9.0)), point_environment(limit=9), [3])
+    start = PointEnv()
+    start.reset(seed=3)
+    assert one.reward == pytest.approx(1 / (1 + 35 - (start.x - 1)))
+    assert (one.steps, one.success) == (9, False)
+
+
 def test_actions_are_clipped():
     made: list[PointEnv] = []
     roll(Policy(point_policy(factor=-9.0)), point_environment(made), [0])
