@@ -204,7 +204,8 @@ def test_all_methods_see_the_same_data(study):
 @pytest.mark.parametrize("place", [p for p in PLACES if p.compares], ids=lambda p: p.compares)
 def test_the_batch_of_every_method_is_among_the_settings_told(place):
     # Those of a leg have no accumulation, so a batch is an update's.
-    assert {recipe(place.named(n)).train.accumulation for n in STUDENTS} == {1}
+    named = [place.named(n) for n in STUDENTS if place.has(METHODS[n])]
+    assert {recipe(name).train.accumulation for name in named} == {1}
 
 
 def test_seeds_and_settings_are_the_studys(study, teacher):

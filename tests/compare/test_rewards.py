@@ -12,6 +12,7 @@ from fewstep.compare.measures import DISTANCES, REWARDS, measures_of
 from fewstep.compare.report import write_report
 from fewstep.compare.table import clear_best
 from fewstep.control import Rewards
+from fewstep.core import UsageError
 from point_env import point_environment, point_policy
 
 COMMON = {
@@ -62,6 +63,11 @@ def test_the_page_of_rewards(tmp_path):
     for text in ("reward, 1 step", "success", '<td class="best">0.710 ± 0.010</td>', "0.750"):
         assert text in page
     assert "Frechet distance" not in page
+
+
+def test_methods_without_a_recipe_for_policies():
+    with pytest.raises(UsageError, match="kd has no recipe on Push-T; take --methods "):
+        Plan(data="pusht", methods=("cd", "kd"), budget=Budget.of("40s"))
 
 
 def test_policies_are_judged_on_the_same_episodes():

@@ -101,8 +101,12 @@ class Entrant:
         """The method's recipe at a place, with these options.
 
         Raises:
-            UsageError: it has no option of that name, or the value is none of its values.
+            UsageError: it has no recipe there, no option of that name, or the value is none of its
+                values.
         """
+        if not place.has(METHODS[self.method]):
+            able = ",".join(name for name in STUDENTS if place.has(METHODS[name]))
+            raise UsageError(f"{self.method} has no recipe on {place.title}; take --methods {able}")
         own = recipe(place.named(self.method))
         known = [name for name in own.arguments() if name not in SHARED]
         for name in self.options:
