@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+TRAINING = [path for path in EXAMPLES if path.stem != "control_loop"]
+"""The control loop has tests of its own, in ``control/test_control_loop.py``."""
 
 
 def load(path: Path):
@@ -15,7 +17,7 @@ def load(path: Path):
     return module
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
 def test_example_runs_with_few_steps(path, tmp_path):
     if path.stem.startswith("diffusers"):
         pytest.importorskip("diffusers")

@@ -86,7 +86,7 @@ def encode(
         frontend = read_frontend(Path(like) if is_encoded(like) else find(like))
         if frontend is None:
             raise UsageError(f"{like} has neither a codec nor a reader of texts")
-        images, reader = frontend.codec, frontend.text
+        images, reader = frontend.images, frontend.text
     else:
         images = None if codec is None else open_codec(codec)
         reader = None if text is None else open_text(text, length)

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import tyro
 
+from fewstep.cli.episodes import evaluate_policy
 from fewstep.cli.sample import say_unfinished
 from fewstep.cli.values import SolverName, check_solver, numbers, replaced
 from fewstep.errors import UsageError
-from fewstep.option_kinds import File, Real, Text, Whole
+from fewstep.option_kinds import File, Real, Text, Whole, optional
 from fewstep.recipes.options import Unseen
 
 
@@ -22,7 +23,9 @@ def evaluate(
     metrics: str = "fd,swd,nn",
     features: Text = None,
     steps: Text = None,
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2000,
+    n: Annotated[int | None, optional("INT", aliases=["-n"])] = None,
+    env: Text = None,
+    gif: File = None,
     guidance: Real = None,
     solver: SolverName = None,
     average: Text = None,
@@ -47,7 +50,11 @@ def evaluate(
             resnet56, inception and dinov2.
         steps: step counts, e.g. 1,2; by default those for a few-step model (or its fewest, where it
             is made for others), and the 18 of a sample for a diffusion model, which are 35 calls.
-        n: the largest number of samples, and of held-out data, that toys and images are judged by.
+        n: the largest number of samples, and of held-out data, that toys and images are judged by;
+            by default 2000. With --env it is the number of episodes, by default 50.
+        env: an environment in which a policy acts, e.g. pusht; reward and success then take the
+            place of distances to data.
+        gif: with --env, a film of the first episode.
         guidance: scale of classifier-free guidance.
         solver: the solver of a diffusion model's ODE; by default heun, which makes two network
             calls a step, as dpm does; the others make one.
@@ -58,8 +65,20 @@ def evaluate(
     """
     asked = numbers("--steps", steps, int) if steps is not None else None
     check_solver(solver)
-    if n < 2:
-        raise UsageError(f"-n must be at least 2, got {n}")
+    least = 2 if env is None else 1
+    if n is not None and n < least:
+        raise UsageError(f"-n must be at least {least}, got {n}")
+    if env is not None:
+        given = {"data": data, "held_out": held_out, "features": features, "guidance": guidance}
+        for name, value in given.items():
+            if value is not None:
+                option = name.replace("_", "-")
+                raise UsageError(f"--env judges by rewards, which --{option} says nothing of")
+        places = {"average": average, "step": step, "device": device, "out": out, "gif": gif}
+        evaluate_policy(model, env, asked, n, solver=solver, **places)
+        return
+    if gif is not None:
+        raise UsageError("--gif is a film of an episode; give --env as well")
     from fewstep import evaluation
     from fewstep.evaluation.report import usual_steps
     from fewstep.model import find, load
@@ -76,7 +95,7 @@ def evaluate(
             of.data,
             of.held_out,
             loaded.contract.data,
-            n,
+            2000 if n is None else n,
             background=of.background,
             recorded=of.recorded,
         )

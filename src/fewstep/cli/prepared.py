@@ -181,7 +181,7 @@ def _prepare(settings: dict[str, Any], out: Path, imports: bool) -> None:
         made, kept, data = encode(
             pictures,
             out / DATA,
-            codec=model.frontend.codec,
+            codec=model.frontend.images,
             text=text,
             device=usable_device(None),
         )

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fewstep.compare.measures import Judge
 from fewstep.compare.plan import Budget, Entrant, Plan
-from fewstep.evaluation import Protocol
 from fewstep.evaluation.pictures import picture
 from fewstep.model import Model
 from fewstep.recipes import METHODS, Run
@@ -58,7 +58,7 @@ class Entry:
     entrant: Entrant
     seed: int
     teacher: str
-    protocol: Protocol
+    protocol: Judge
     folder: Path
 
     def run(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Entry:
         distances: dict[str, dict[str, float | None]] = {}
         for steps in self.plan.steps:
             row = self.protocol.judge(model, steps) if model.serves(steps) else {}
-            for key in ("fd", "swd", "nn", "images_per_second"):
+            for key in self.plan.measures.kept:
                 distances.setdefault(key, {})[str(steps)] = row.get(key)
             if row:
                 x = model.sample(32, steps=steps, seed=0)
@@ -94,10 +94,10 @@ class Entry:
         batch = run.config.batch * run.config.accumulation
         notes = endless_warmup(run.config)
         _say(f"{name}: {counted(steps, batch, budget)}", *notes)
-        quick = replace(self.protocol, draws=1, metrics=("fd",))
+        quick, main = self.protocol.quick(), self.plan.measures.main
 
         def watch(model: Model) -> Mapping[str, float]:
-            return {"fd": quick.judge(model, len(model.times()))["fd"]}
+            return {main: quick.judge(model, len(model.times()))[main]}
 
         run = replace(run, finish=None, watch=watch)
         with _said_in(folder.with_suffix(".txt")):
@@ -114,7 +114,9 @@ class Entry:
             "notes": notes,
             "nonfinite": max(row.get("skipped", 0.0) for row in rows),
             "spikes": _spikes(rows),
-            "curve": [[row["step"] / rate, row["eval/fd"]] for row in rows if "eval/fd" in row],
+            "curve": [
+                [row["step"] / rate, row[f"eval/{main}"]] for row in rows if f"eval/{main}" in row
+            ],
             "settings": {"recipe": run.recipe, **arguments(run, model.denoiser), "train": settings},
         }
 
@@ -128,7 +130,7 @@ class Entry:
             seed=self.seed,
             steps=steps,
             # As the teacher, whatever the data has.
-            labels="label" in self.protocol.train.cond,
+            labels=self.protocol.labelled,
             pairs=str(self.folder.parents[1] / paired(guidance)),
         ).build()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fewstep.compare.charts import NAMESPACE, NARROW, WIDE
 from fewstep.compare.plan import Entrant, Plan
-from fewstep.compare.table import COLUMNS, steps_title, table
+from fewstep.compare.table import steps_title, table, words
 
 STYLE = """
 *, ::before, ::after { box-sizing: border-box }
@@ -65,7 +65,7 @@ def page(plan: Plan, facts: Mapping[str, Any], charts: Charts, out: Path) -> str
         table(plan, facts),
         "</div>",
         "<dl>",
-        *(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in COLUMNS.items()),
+        *(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in words(plan).items()),
         "</dl>",
         *(
             f"<p>{escape(Entrant.of(name).title)}: {escape(note)}</p>"
@@ -139,11 +139,12 @@ def _drawings(draw: Callable[..., str]) -> list[str]:
 
 
 def _pictures(plan: Plan, facts: Mapping[str, Any], out: Path) -> list[str]:
-    shown = [_figure(out / "teacher.png", f"teacher, {facts['calls']} calls")]
+    teacher = out / "teacher.png"
+    shown = [_figure(teacher, f"teacher, {facts['calls']} calls")] if teacher.exists() else []
     for name, entry in facts["methods"].items():
         for n in plan.steps:
             file = out / name / f"seed-{plan.first_seed}" / f"samples-{n}.png"
-            if entry["fd"][str(n)] is not None:
+            if entry[plan.measures.main][str(n)] is not None and file.exists():
                 shown.append(_figure(file, f"{Entrant.of(name).title}, {steps_title(n)}"))
     return ['<div class="samples">', *shown, "</div>"]
 

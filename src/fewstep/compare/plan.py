@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
 
+from fewstep.compare.measures import Measures, measures_of
 from fewstep.data.catalogue import OWN, kind_of
 from fewstep.errors import UsageError, nearest
 from fewstep.recipes import METHODS, PLACES, STUDENTS, Recipe, recipe
@@ -100,8 +101,12 @@ class Entrant:
         """The method's recipe at a place, with these options.
 
         Raises:
-            UsageError: it has no option of that name, or the value is none of its values.
+            UsageError: it has no recipe there, no option of that name, or the value is none of its
+                values.
         """
+        if not place.has(METHODS[self.method]):
+            able = ",".join(name for name in STUDENTS if place.has(METHODS[name]))
+            raise UsageError(f"{self.method} has no recipe on {place.title}; take --methods {able}")
         own = recipe(place.named(self.method))
         known = [name for name in own.arguments() if name not in SHARED]
         for name in self.options:
@@ -161,6 +166,11 @@ class Plan:
     def entrants(self) -> list[Entrant]:
         """The methods with their options."""
         return [Entrant.of(text) for text in self.methods]
+
+    @property
+    def measures(self) -> Measures:
+        """What its methods are compared by."""
+        return measures_of(self.data)
 
     @property
     def place(self) -> Place:

@@ -11,6 +11,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 from fewstep.compare.charts import Line, chart
+from fewstep.compare.measures import DISTANCES, Measures
 from fewstep.compare.page import page
 from fewstep.compare.plan import Entrant, Plan
 from fewstep.recipes import METHODS
@@ -38,9 +39,11 @@ def write_report(plan: Plan, common: Mapping[str, Any], out: Path) -> None:
     }
     rounded = json.loads(json.dumps(facts), parse_float=lambda s: float(f"{float(s):.6g}"))
     write_json(out / "report.json", rounded)
-    for name, draw in charts(plan.steps, rounded).items():
+    for name, draw in charts(plan.steps, rounded, plan.measures).items():
         _write(out / f"{name}.svg", draw())
-    _write(out / "report.html", page(plan, rounded, charts(plan.steps, rounded), out))
+    _write(
+        out / "report.html", page(plan, rounded, charts(plan.steps, rounded, plan.measures), out)
+    )
 
 
 def _results(plan: Plan, name: str, out: Path) -> list[dict[str, Any]]:
@@ -72,11 +75,11 @@ def _method(plan: Plan, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[st
     if not good:
         empty = {str(n): None for n in plan.steps}
         nothing = dict.fromkeys(("seconds", "samples", "nonfinite"))
-        return {**entry, "fd": empty, "spread": empty, **nothing}
-    for key in ("fd", "swd", "nn", "images_per_second"):
+        return {**entry, plan.measures.main: empty, "spread": empty, **nothing}
+    for key in plan.measures.kept:
         columns = {str(n): [row[key][str(n)] for row in good] for n in plan.steps}
         entry[key] = {n: _unless_none(mean, column) for n, column in columns.items()}
-        if key == "fd":
+        if key == plan.measures.main:
             entry["spread"] = {n: _unless_none(_spread, column) for n, column in columns.items()}
     for key in ("seconds", "samples", "nonfinite", "spikes"):
         entry[key] = mean(row[key] for row in good)
@@ -97,21 +100,25 @@ def _spread(values: Sequence[float]) -> float | None:
     return pstdev(values) if len(values) > 1 else None
 
 
-def charts(steps: Sequence[int], facts: Mapping[str, Any]) -> dict[str, Callable[..., str]]:
+def charts(
+    steps: Sequence[int], facts: Mapping[str, Any], measures: Measures = DISTANCES
+) -> dict[str, Callable[..., str]]:
     """The charts of a report by name, as functions of :func:`chart`'s width.
 
     Args:
         steps: the numbers of sampling steps.
         facts: the contents of ``report.json``.
+        measures: of which the main one is drawn.
     """
-    levels = {"teacher": facts["teacher"]["fd"], "floor": facts["floor"]["fd"]}
+    main = measures.main
+    levels = {k: facts[k][main] for k in ("teacher", "floor") if main in facts[k]}
     by_steps = [
         Line(
             Entrant.of(name).title,
             [
-                (k, entry["fd"][str(n)])
+                (k, entry[main][str(n)])
                 for k, n in enumerate(steps)
-                if entry["fd"][str(n)] is not None
+                if entry[main][str(n)] is not None
             ],
         )
         for name, entry in facts["methods"].items()
@@ -121,9 +128,9 @@ def charts(steps: Sequence[int], facts: Mapping[str, Any]) -> dict[str, Callable
         for name, entry in facts["methods"].items()
     ]
     ticks = {float(k): str(n) for k, n in enumerate(steps)}
-    y_title = "fd of the fewest steps, by one set of samples"
+    y_title = f"{main} of the fewest steps, by one set of samples"
     return {
-        "steps": partial(chart, by_steps, levels, "sampling steps", "fd", ticks=ticks),
+        "steps": partial(chart, by_steps, levels, "sampling steps", main, ticks=ticks),
         "time": partial(chart, by_time, levels, "seconds of training", y_title),
     }
 

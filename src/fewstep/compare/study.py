@@ -15,12 +15,12 @@ import torch
 
 from fewstep import hub
 from fewstep.compare.entry import Entry, paired
+from fewstep.compare.measures import Judge
 from fewstep.compare.plan import Budget, Plan
 from fewstep.compare.report import write_report
 from fewstep.data.catalogue import CATALOGUE, entry
 from fewstep.data.prepared import SUFFIX
 from fewstep.errors import Interrupted, UsageError, nearest
-from fewstep.evaluation import Protocol, named_protocol
 from fewstep.evaluation.pictures import picture
 from fewstep.model import Model, load
 from fewstep.pairs import make
@@ -82,9 +82,7 @@ class Study:
                 f"{out} holds another study ({'; '.join(changed)}); choose another --out"
             )
         plan = self.plan
-        protocol = named_protocol(
-            plan.data, plan.held_out, model.contract.data, plan.n, background=plan.background
-        )
+        protocol = plan.measures.judge(plan, model.contract.data)
         protocol.check()
         if (seen := seen_before(teacher, plan.data, plan.held_out)) is not None:
             _say(seen)
@@ -94,7 +92,7 @@ class Study:
             self._fill(out, teacher, model, protocol)
         return out / "report.html"
 
-    def _fill(self, out: Path, teacher: str, model: Model, protocol: Protocol) -> None:
+    def _fill(self, out: Path, teacher: str, model: Model, protocol: Judge) -> None:
         """Train and judge what is not done yet, and write the report after each."""
         common = self._common(model, protocol, out) | self._pairs(model, out)
         plan = self.plan
@@ -161,7 +159,7 @@ class Study:
             write_json(record, {"n": n, "seconds": time.perf_counter() - began})
         return {"pairs": json.loads(record.read_text(encoding="utf-8"))}
 
-    def _common(self, model: Model, protocol: Protocol, out: Path) -> dict[str, Any]:
+    def _common(self, model: Model, protocol: Judge, out: Path) -> dict[str, Any]:
         """What all methods are measured against."""
         place = out / "teacher.json"
         if not place.exists():

@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from fewstep.compare.measures import DISTANCES, Measures
 from fewstep.compare.plan import Entrant, Plan
 from fewstep.recipes import METHODS
 
 COLUMNS = {
     "calls": "network calls for one sample. A step of a method is one call.",
-    "fd": "Frechet distance to held-out data, in the features of this data's protocol.",
-    "swd": "sliced Wasserstein distance to held-out data, for the fewest steps.",
-    "nn": "median distance to the nearest training sample, divided by that of held-out data, for "
-    "the fewest steps. A value well below 1 means copies.",
     "seconds, samples": "duration of a training, and samples that it saw.",
     "non-finite": "updates that were skipped because a gradient was not finite.",
     "spikes": "logged gradient norms above ten times the median of the hundred before.",
@@ -24,7 +21,12 @@ COLUMNS = {
     "seeds": "trainings that ended well.",
     "floor": "real data, evaluated like a model.",
 }
-"""What the names of the columns and rows mean."""
+"""What the names of the columns and rows mean, beside those of the measures."""
+
+
+def words(plan: Plan) -> dict[str, str]:
+    """What the names of the columns and rows of a comparison mean."""
+    return {"calls": COLUMNS["calls"], **plan.measures.words, **COLUMNS}
 
 
 def table(plan: Plan, facts: Mapping[str, Any]) -> str:
@@ -34,9 +36,11 @@ def table(plan: Plan, facts: Mapping[str, Any]) -> str:
         plan: the comparison.
         facts: the contents of ``report.json``.
     """
-    heads = ["method", "calls", *(f"fd, {steps_title(n)}" for n in plan.steps), "swd", "nn"]
+    measures = plan.measures
+    main, more = measures.main, measures.more
+    heads = ["method", "calls", *(f"{main}, {steps_title(n)}" for n in plan.steps), *more]
     heads += ["seconds", "samples", "samples/s", "non-finite", "spikes", "starts from", "seeds"]
-    best = {n: clear_best(facts["methods"], n) for n in plan.steps}
+    best = {n: clear_best(facts["methods"], n, measures) for n in plan.steps}
     rows = []
     for name, entry in facts["methods"].items():
         cells = [_name(Entrant.of(name).title)]
@@ -52,9 +56,11 @@ def table(plan: Plan, facts: Mapping[str, Any]) -> str:
         rows.append(f"<tr>{''.join(cells)}</tr>")
     rest = "<td></td>" * (len(heads) - 3 - len(plan.steps))
     for key, calls in (("teacher", str(facts["calls"])), ("floor", "")):
-        fd = f'<td class="over" colspan="{len(plan.steps)}">{facts[key]["fd"]:.3f}</td>'
-        swd = f"<td>{facts[key]['swd']:.3f}</td>"
-        cells = f"{_name(key)}<td>{calls}</td>{fd}{swd}{rest}"
+        if main not in facts[key]:
+            continue
+        over = f'<td class="over" colspan="{len(plan.steps)}">{facts[key][main]:.3f}</td>'
+        second = f"<td>{facts[key][more[0]]:.3f}</td>"
+        cells = f"{_name(key)}<td>{calls}</td>{over}{second}{rest}"
         rows.append(f'<tr class="reference">{cells}</tr>')
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
     body = "\n".join(rows)
@@ -67,13 +73,18 @@ def _name(title: str) -> str:
 
 def _numbers(plan: Plan, entry: Mapping[str, Any], bold: list[int]) -> list[str]:
     """The cells of a method from its calls on; ``bold`` are the steps in which it is the best."""
-    possible = [n for n in plan.steps if entry["fd"][str(n)] is not None]
+    main = plan.measures.main
+    possible = [n for n in plan.steps if entry[main][str(n)] is not None]
     cells = [f"<td>{', '.join(map(str, possible)) or '-'}</td>"]
     for n in plan.steps:
-        fd, spread = entry["fd"][str(n)], entry["spread"][str(n)]
-        text = "-" if fd is None else f"{fd:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+        value, spread = entry[main][str(n)], entry["spread"][str(n)]
+        text = (
+            "-"
+            if value is None
+            else f"{value:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+        )
         cells.append(f'<td class="best">{text}</td>' if n in bold else f"<td>{text}</td>")
-    for key in ("swd", "nn"):
+    for key in plan.measures.more:
         cells.append(f"<td>{entry[key][str(min(possible))]:.3f}</td>" if possible else "<td>-</td>")
     cells += [
         f"<td>{entry['seconds']:.0f}</td>",
@@ -85,20 +96,24 @@ def _numbers(plan: Plan, entry: Mapping[str, Any], bold: list[int]) -> list[str]
     return cells
 
 
-def clear_best(methods: Mapping[str, Mapping[str, Any]], n: int) -> str | None:
-    """The method whose distance is smaller than all others by more than the spreads.
+def clear_best(
+    methods: Mapping[str, Mapping[str, Any]], n: int, measures: Measures = DISTANCES
+) -> str | None:
+    """The method that is better than all others by more than the spreads.
 
     Args:
         methods: the entries of ``report.json`` by name.
         n: the number of sampling steps.
+        measures: of which the main one decides.
 
     Returns:
         Its name, or None where the second best is within both spreads, where either has no spread,
         or where there is no second one.
     """
     key = str(n)
-    fds = {name: entry["fd"][key] for name, entry in methods.items()}
-    order = sorted((fd, name) for name, fd in fds.items() if fd is not None and math.isfinite(fd))
+    sign = -1 if measures.higher else 1
+    values = {name: entry[measures.main][key] for name, entry in methods.items()}
+    order = sorted((sign * v, k) for k, v in values.items() if v is not None and math.isfinite(v))
     if len(order) < 2:
         return None
     (least, best), (next_fd, second) = order[:2]

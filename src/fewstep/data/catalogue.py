@@ -19,6 +19,7 @@ from fewstep.data.digits import digits
 from fewstep.data.opening import open_data, open_images
 from fewstep.data.parts import share_of, split
 from fewstep.data.prepared import SUFFIX
+from fewstep.data.pusht import pusht
 from fewstep.data.standard import STANDARD
 from fewstep.data.toys import SAMPLERS, toy
 from fewstep.errors import nearest
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fewstep.data import Dataset
 
 JudgingFeatures = Literal["digits", "pixels"]
+JudgeName = Literal["distances", "rewards"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Entry:
             are; None where there is none.
         features: of samples, in which they are judged unless others are asked for.
         source: where the data is from, for model cards.
+        judge: what methods are compared by: distances to data, or the rewards of policies in the
+            environment of the same name.
     """
 
     kind: str
@@ -47,6 +51,7 @@ class Entry:
     held_out: Callable[[int], Dataset] | None = None
     features: JudgingFeatures = "pixels"
     source: str = "drawn by fewstep"
+    judge: JudgeName = "distances"
 
 
 def _prepared_imagenet() -> Dataset:
@@ -80,6 +85,13 @@ CATALOGUE: dict[str, Entry] = {
         )
         for name, data in STANDARD.items()
     },
+    "pusht": Entry(
+        "pusht",
+        partial(pusht, "train"),
+        lambda n: pusht("held_out"),
+        source="Push-T demonstrations, Chi et al. 2023, Columbia University, MIT licence",
+        judge="rewards",
+    ),
     "imagenet-64": Entry(
         "imagenet-64",
         _prepared_imagenet,
@@ -106,6 +118,12 @@ def judging_features(data: str) -> JudgingFeatures:
     """The features in which models of that data are judged unless others are asked for."""
     known = entry(data)
     return "pixels" if known is None else known.features
+
+
+def judge_of(data: str) -> JudgeName:
+    """What methods on that data are compared by."""
+    known = entry(data)
+    return "distances" if known is None else known.judge
 
 
 def has_held_out(data: str) -> bool:

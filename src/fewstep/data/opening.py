@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from fewstep.core import UsageError
+from fewstep.data.demonstration_files import holds_demonstrations, read_demonstrations
+from fewstep.data.demonstrations import Chunks
 from fewstep.data.encoded import Encoded, is_encoded
 from fewstep.data.formats import background_of
 from fewstep.data.images import ImageFolder
@@ -22,12 +24,12 @@ def open_data(
     *,
     channels: Literal[1, 3] | None = None,
     background: str | None = None,
-) -> ImageFolder | Prepared | Stored | Encoded:
+) -> ImageFolder | Prepared | Stored | Encoded | Chunks:
     """Data of any kind as a dataset, by index.
 
     Args:
-        path: what :func:`open_images` reads, a file that ``fewstep.data.write_arrays`` wrote, or a
-            folder that ``fewstep data encode`` wrote.
+        path: what :func:`open_images` reads, a file that ``fewstep.data.write_arrays`` wrote, a
+            folder that ``fewstep data encode`` wrote, or demonstrations as a safetensors file.
         resolution: of images; stored arrays and encoded data have a shape of their own.
         labels: ``none`` hides the labels.
         channels: of images.
@@ -40,6 +42,8 @@ def open_data(
         return Encoded(path, labels=labels)
     if Path(path).suffix == SUFFIX and is_stored(path):
         return Stored(path, labels=labels)
+    if Path(path).suffix == SUFFIX and holds_demonstrations(path):
+        return Chunks(read_demonstrations(path))
     return open_images(path, resolution, labels, channels=channels, background=background)
 
 

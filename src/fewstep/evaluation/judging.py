@@ -72,6 +72,15 @@ class Protocol:
         named = isinstance(self.features, NamedFeatures)
         return {"features": {k: getattr(self.features, k) for k in keys}} if named else {}
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the data has classes."""
+        return "label" in self.train.cond
+
+    def quick(self) -> Protocol:
+        """The Frechet distance of one draw."""
+        return replace(self, draws=1, metrics=("fd",))
+
     def check(self) -> None:
         """Refuse held-out samples of which at least half are training samples.
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 
 from fewstep.errors import UsageError
+from fewstep.frontends.chunks import ChunkCodec, Observations
 from fewstep.frontends.codec import Codec
 from fewstep.frontends.taesd import TAESD
 from fewstep.frontends.texts import TextReader
@@ -49,8 +50,16 @@ def _diffusers(**options: Any) -> Any:
     return DiffusersAutoencoder(**options)
 
 
-KINDS: dict[str, Callable[..., Any]] = {"taesd": TAESD, "vae": VAE, "diffusers": _diffusers}
-"""Autoencoders by the name that a file gives them."""
+KINDS: dict[str, Callable[..., Any]] = {
+    "taesd": TAESD,
+    "vae": VAE,
+    "diffusers": _diffusers,
+    "chunks": Observations,
+}
+"""What codecs are made of, by the name that a file gives them: autoencoders and normalisers."""
+
+CODECS: dict[str, Callable[..., Any]] = {"chunks": ChunkCodec}
+"""Codecs that are not made of an autoencoder, by that name."""
 
 
 def _tokens(folder: Path, about: Mapping[str, Any]) -> TextReader:
@@ -84,7 +93,7 @@ class Frontend:
         text: what reads prompts.
     """
 
-    codec: Codec | None = None
+    codec: Codec | ChunkCodec | None = None
     text: TextReader | None = None
 
     @cached_property
@@ -99,6 +108,17 @@ class Frontend:
 
     def __bool__(self) -> bool:
         return self.codec is not None or self.text is not None
+
+    @property
+    def images(self) -> Codec | None:
+        """The codec, where it is one of images.
+
+        Raises:
+            UsageError: it is of something else.
+        """
+        if isinstance(self.codec, ChunkCodec):
+            raise UsageError("the codec reads action chunks, and one of images is needed")
+        return self.codec
 
     def shape_of(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The shape of what users see of samples of a shape."""
@@ -147,11 +167,11 @@ def digests(files: Mapping[str, bytes]) -> dict[str, str]:
     return parts
 
 
-def codec_files(codec: Codec) -> dict[str, bytes]:
+def codec_files(codec: Codec | ChunkCodec) -> dict[str, bytes]:
     """``codec.json`` and ``codec.safetensors``."""
     net = codec.net
     weights = save(separate(net.state_dict()), {"format": "pt"})
-    names = {TAESD: "taesd", VAE: "vae"}
+    names = {TAESD: "taesd", VAE: "vae", Observations: "chunks"}
     about = _About(
         kind=names.get(type(net), "diffusers"),
         options=net.options,
@@ -163,7 +183,7 @@ def codec_files(codec: Codec) -> dict[str, bytes]:
     return {ABOUT: text.encode(), WEIGHTS: weights}
 
 
-def read_codec(folder: Path) -> Codec:
+def read_codec(folder: Path) -> Codec | ChunkCodec:
     """The codec of a folder that holds ``codec.json``.
 
     Raises:
@@ -187,7 +207,7 @@ def read_codec(folder: Path) -> Codec:
     except Exception as error:  # modules raise all kinds
         raise UsageError(f"{folder / ABOUT} describes no autoencoder: {error}") from error
     load_weights(net, weights, folder, about.sha256)
-    return Codec(net, about.shift, about.scale)
+    return CODECS.get(about.kind, Codec)(net, about.shift, about.scale)
 
 
 def _sized(value: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.errors import UsageError
 from fewstep.frontends.codec import Codec
-from fewstep.frontends.files import ABOUT, CODEC, TEXT, read_codec, read_text
+from fewstep.frontends.files import ABOUT, CODEC, TEXT, Frontend, read_codec, read_text
 from fewstep.frontends.taesd import read_taesd
 from fewstep.frontends.texts import TextReader
 
@@ -32,8 +32,8 @@ def open_codec(source: str | Path) -> Codec:
     if not path.is_dir():
         raise UsageError(f"no codec at {str(path)!r}: give the folder of one")
     for folder in (path, path / CODEC, path / "model" / CODEC):
-        if (folder / ABOUT).is_file():
-            return read_codec(folder)
+        if (folder / ABOUT).is_file() and (known := Frontend(read_codec(folder)).images):
+            return known
     halves = [_half(path, name) for name in ("encoder", "decoder")]
     if all(half is not None for half in halves):
         encoder, decoder = (_state(half) for half in halves if half is not None)

@@ -125,6 +125,17 @@ GLOBALS: dict[str, Callable[[str, tuple[Any, ...]], Any]] = {
     "numpy.ndarray": _unique,
     "numpy.dtype": _unique,
     "_codecs.encode": _encoded,
+    # The settings of a run, as OmegaConf stores them (files of diffusion policies, made by dill).
+    **{
+        f"omegaconf.{name}": _unique
+        for name in (
+            *("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode"),
+            *("base.ContainerMetadata", "base.Metadata"),
+        )
+    },
+    "dill._dill._load_type": _unique,
+    "collections.defaultdict": lambda name, args: {},
+    "typing.Any": _unique,
     # A set is a list of its members; a bound method is what it was asked of, and its name.
     "builtins.set": _unique,
     "__builtin__.set": _unique,

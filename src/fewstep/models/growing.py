@@ -61,5 +61,6 @@ def grown(
         bigger = build_network({**spec, **new})
     one = next(net.parameters())
     bigger.to(device=one.device, dtype=one.dtype).train(net.training)
-    bigger.load_state_dict(net.state_dict(), strict=False)
+    state, own = net.state_dict(), getattr(bigger, "grown_state", None)
+    bigger.load_state_dict(state if own is None else own(state), strict=False)
     return Denoiser(bigger, denoiser.preconditioning)

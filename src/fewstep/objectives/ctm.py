@@ -14,6 +14,8 @@ is ``denoiser.jump``, for any path. The loss has three terms:
 - *adversarial*, with a discriminator: hinge terms of the first estimate above and the data.
 
 The gradient of the first term weighs the other two, anew in each microbatch and process.
+Consistency Policy (Prasad et al. 2024) is ``jumps=True, balanced=False, start_std=1`` and a
+``chain``: its denoising term regresses $G_\theta(x_t, t, t_{min})$, and it adds the terms.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewstep.contract import Contract, DataSpec, Sampling, Start
-from fewstep.core import Batch, Cond, Rng, UsageError, expand, same_dropout, widest
+from fewstep.contract import Contract, DataSpec
+from fewstep.core import Batch, Cond, Rng, UsageError, same_dropout, widest
 from fewstep.models import AbstractDenoiser
 from fewstep.objectives.base import Capabilities, Loss, Objective, Phase
 from fewstep.objectives.shared import adversarial as terms
 from fewstep.objectives.shared.copies import follow, frozen_copy, on_path_of
 from fewstep.objectives.shared.distances import Distance, l2
 from fewstep.objectives.shared.drop import draw_noised
+from fewstep.objectives.shared.jumps import estimate_error, jump_error, jumped, with_gamma
 from fewstep.objectives.shared.weights import SnrWeight
 from fewstep.paths import Event, Time
 from fewstep.solvers import Step, heun
@@ -66,6 +69,8 @@ class ConsistencyTrajectory(Objective):
             only its ``heads``, if it has them) at odd steps, the student at even ones.
         adversarial_start, adversarial: first step of the adversarial term, and a factor on it.
         gamma: share of noise with which users generate, in [0, 1] (``solvers.gamma_sampling``).
+        jumps: the denoising term regresses the jump to ``t_min``, in the distance d.
+        balanced, start_std, chain: weigh terms by their gradients; and see :func:`with_gamma`.
     """
 
     def __init__(
@@ -84,6 +89,10 @@ class ConsistencyTrajectory(Objective):
         adversarial_start: int = 0,
         adversarial: float = 1.0,
         gamma: float = 0.0,
+        jumps: bool = False,
+        balanced: bool = True,
+        start_std: float | None = None,
+        chain: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if not student.two_time:
@@ -93,8 +102,7 @@ class ConsistencyTrajectory(Objective):
         if not (fits and 0 <= rate < 1 and 0 <= gamma <= 1):
             raise UsageError(
                 f"expected a grid from {path.t_max} to {path.t_min}, solver_steps in [1, {most}], "
-                f"rate in [0, 1) and gamma in [0, 1], got {grid.tolist()}, {solver_steps}, {rate} "
-                f"and {gamma}"
+                f"rate in [0, 1), gamma in [0, 1], got {grid.tolist(), solver_steps, rate, gamma}"
             )
         terms.last_weight(student)  # or refuse
         self.student, self.target = student, frozen_copy(student)
@@ -106,7 +114,8 @@ class ConsistencyTrajectory(Objective):
         self.frozen = tuple(name for name, part in own.items() if isinstance(part, nn.Module))
         self.grid, self.solver_steps, self.solver, self.rate = grid, solver_steps, solver, rate
         self.times, self.weight = law_on(path, times), weight
-        self.distance, self.gamma = distance, gamma
+        self.distance, self.error = distance, jump_error if jumps else estimate_error
+        self.balanced, self.sampling = balanced, with_gamma(path, gamma, start_std, chain)
         self.adversarial_start, self.adversarial = adversarial_start, adversarial
         self.capabilities = Capabilities(shardable=discriminator is None)
 
@@ -127,8 +136,8 @@ class ConsistencyTrajectory(Objective):
 
     def arrive(self, x: Event, t: Time, s: Time, cond: Cond) -> Event:
         """Jump to ``s`` with the student, then to ``t_min`` with the target."""
-        x = _jump(self.student, x, t, s, cond)
-        return _jump(self.target, x, s, torch.full_like(s, self.target.path.t_min), cond)
+        x = jumped(self.student, x, t, s, cond)
+        return jumped(self.target, x, s, torch.full_like(s, self.target.path.t_min), cond)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Compute the three terms, weighed by their gradients."""
@@ -144,11 +153,13 @@ class ConsistencyTrajectory(Objective):
         losses = {"consistency": self.distance(estimate, target, batch.mask).mean()}
         t = draws.t_denoising
         noisy = path.perturb(batch.x0, draws.noise_denoising, t)
-        each = l2(self.student(noisy, t, None, cond), batch.x0, batch.mask)
+        each = self.error(self.student, noisy, t, batch, self.distance)
         losses["denoising"] = (self.weight(path.snr(t)).to(each.dtype) * each).mean()
         if draws.adversarial:
             logits = self._logits(estimate, cond)
             losses["adversarial"] = terms.over_heads(terms.hinge_generator, logits)
+        if not (self.balanced or draws.adversarial):
+            return Loss(losses)
         limits = {"denoising": (0.0, 1e4), "adversarial": (0.01, 10.0)}
         losses, weights = terms.weighed(losses, limits, self.student)
         if draws.adversarial:
@@ -157,10 +168,9 @@ class ConsistencyTrajectory(Objective):
 
     def discriminate(self, batch: Batch, draws: Draws) -> Loss:
         """Compute the discriminator's hinge loss between data and estimates."""
-        t = draws.trajectory[0]
         with torch.no_grad():
-            x_t = self.student.path.perturb(batch.x0, draws.noise, t)
-            fake = self.arrive(x_t, t, draws.s, batch.cond)
+            x_t = self.student.path.perturb(batch.x0, draws.noise, draws.trajectory[0])
+            fake = self.arrive(x_t, draws.trajectory[0], draws.s, batch.cond)
         logits = (self._logits(x, batch.cond) for x in (batch.x0, fake))
         return Loss({"discriminator": terms.over_heads(terms.hinge_discriminator, *logits)})
 
@@ -187,14 +197,4 @@ class ConsistencyTrajectory(Objective):
 
     def contract(self, data: DataSpec) -> Contract:
         """Users may jump between any two times, with a share gamma of fresh noise."""
-        path = self.student.path
-        start, times = Start(t=path.t_max, std=path.start_std()), {1: (path.t_max,)}
-        rule = Sampling(start=start, kind="gamma", times=times, any_times=True, gamma=self.gamma)
-        return Contract(method="ctm", data=data, sampling=rule)
-
-
-def _jump(denoiser: AbstractDenoiser, x: Event, t: Time, s: Time, cond: Cond) -> Event:
-    """Jump from ``t`` to ``s``; where s = t return ``x``, as on clean data transport is 0/0."""
-    moves = s < t
-    there = denoiser.jump(x, torch.where(moves, t, denoiser.path.t_max), s, cond)
-    return torch.where(expand(moves, x), there, x)
+        return Contract(method="ctm", data=data, sampling=self.sampling)

@@ -85,6 +85,9 @@ class NetworkOptions:
     in time need a small one."""
     double_norm: bool = False
     """Normalise the time embedding's scale and shift once more, as teachers of sCM do."""
+    joined: bool = False
+    """Give a unet1d's blocks the vectors that samples depend on beside the time embedding, as
+    diffusion policies do, instead of adding them to it."""
     positional: bool = False
     """Embed the time of an edm2 by a ladder of frequencies, as teachers of sCM do."""
 

@@ -152,6 +152,22 @@ CIFAR10_SMALL = replace(
     compares="cifar10",
 )
 
+# Robots. The published network is four to sixteen times as wide and learns a hundred times as long.
+
+PUSHT = Place(
+    prefix="pusht-",
+    keys=("pusht",),
+    title="Push-T",
+    data=DataOptions(data="pusht"),
+    network=NetworkOptions(network="unet1d", widths=(32, 64, 128), joined=True),
+    start=StartOptions(condition_drop=0.0),
+    train=TrainConfig(
+        **{"steps": 2000, "batch": 128, "lr": 5e-4, "schedule": "linear", "warmup": 100},
+        **{"clip": 1.0, "sample_every": 0, "save_every": 500},
+    ),
+    compares="pusht",
+)
+
 # With the settings of papers and official code (Karras et al. 2022, table 7; Song et al. 2023,
 # table 3 and launch scripts); the method files have what differs. What could not be had as
 # published is in docs/methods.md. Fashion-MNIST has no settings of its own and takes CIFAR-10's.
@@ -213,6 +229,7 @@ IMAGENET_64_EDM2 = replace(
 
 PLACES = (
     *(DIGITS, PLANE, IMAGES, FASHION_MNIST_SMALL, CIFAR10_SMALL, FASHION_MNIST),
+    PUSHT,
     *(CIFAR10, CIFAR10_DEEP, CIFAR10_HOUR, CIFAR10_LABELS, IMAGENET_64, IMAGENET_64_EDM2),
 )
 

@@ -38,6 +38,7 @@ def formats() -> tuple[Format, ...]:
         fastgen,
         openai,
         pipelines,
+        policy,
     )
 
     modules = (
@@ -48,6 +49,7 @@ def formats() -> tuple[Format, ...]:
         ctm,
         fastgen,
         dit,
+        policy,
         class_pipelines,
         pipelines,
         diffusers,

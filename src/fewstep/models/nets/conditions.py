@@ -130,6 +130,7 @@ class Conditions(nn.Module):
         sequences: the names of sequences, and the greatest length and the width of each.
         images: the names of images, and how many channels each has.
         texts: the names of texts, and the vocabulary and the greatest length of each.
+        plain: the network reads the vectors as they are, without layers of their own.
 
     Raises:
         UsageError: a name or a size cannot be used.
@@ -143,6 +144,8 @@ class Conditions(nn.Module):
         sequences: Mapping[str, tuple[int, int]] | None = None,
         images: Mapping[str, int] | None = None,
         texts: Mapping[str, tuple[int, int]] | None = None,
+        *,
+        plain: bool = False,
     ) -> None:
         super().__init__()
         self.vector_sizes = _checked(network, "vectors", vectors or {})
@@ -162,8 +165,9 @@ class Conditions(nn.Module):
                 f"takes the name 'text_mask', got {twice[0]!r} twice"
             )
         # The prefix keeps a name such as "type" apart from the attributes of a module.
+        layered = {} if plain else self.vector_sizes
         self.vectors = nn.ModuleDict(
-            {f"for_{name}": TwoLayers(n, width) for name, n in self.vector_sizes.items()}
+            {f"for_{name}": TwoLayers(n, width) for name, n in layered.items()}
         )
         self.sequences = nn.ModuleDict(
             {
@@ -196,13 +200,22 @@ class Conditions(nn.Module):
 
     def add_vectors(self, embedding_BE: Tensor, cond: Cond | None) -> Tensor:
         """The embedding plus what each vector says."""
-        for name, n in self.vector_sizes.items():
-            vector, b = _value(cond, name), embedding_BE.shape[0]
-            if vector is None or vector.shape[:1] != (b,) or vector.numel() != b * n:
-                raise _wrong(name, f"float tensor (b, ...) of {n} numbers per sample", vector)
-            vector_BW = vector.reshape(b, n).to(embedding_BE.dtype)
+        for name, vector_BW in self._plain_vectors(embedding_BE, cond).items():
             embedding_BE = embedding_BE + self.vectors[f"for_{name}"](vector_BW)
         return embedding_BE
+
+    def plain_vectors(self, like_BE: Tensor, cond: Cond | None) -> list[Tensor]:
+        """The numbers of each vector as they are given, ``(b, numbers)``, sorted by name."""
+        return [*self._plain_vectors(like_BE, cond).values()]
+
+    def _plain_vectors(self, like_BE: Tensor, cond: Cond | None) -> dict[str, Tensor]:
+        vectors, b = {}, like_BE.shape[0]
+        for name, n in self.vector_sizes.items():
+            vector = _value(cond, name)
+            if vector is None or vector.shape[:1] != (b,) or vector.numel() != b * n:
+                raise _wrong(name, f"float tensor (b, ...) of {n} numbers per sample", vector)
+            vectors[name] = vector.reshape(b, n).to(like_BE.dtype)
+        return vectors
 
     def add_pooled(self, embedding_BE: Tensor, cond: Cond | None) -> Tensor:
         """The embedding plus the mean of the real tokens of each sequence and text.

@@ -25,7 +25,7 @@ from fewstep.models.nets.blocks import (
 from fewstep.models.nets.conditions import Conditions, mask_of
 
 GROUPS = 8
-"""Each group normalisation has so many groups."""
+"""Each group normalisation has so many groups, where no other number is asked for."""
 
 
 def masked_norm(norm: nn.GroupNorm, x_BCL: Tensor, mask_B1L: Tensor) -> Tensor:
@@ -44,10 +44,10 @@ def masked_norm(norm: nn.GroupNorm, x_BCL: Tensor, mask_B1L: Tensor) -> Tensor:
 class ConvBlock(nn.Module):
     """Convolution, group normalisation, Mish."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: int, groups: int = GROUPS) -> None:
         super().__init__()
         self.conv = nn.Conv1d(c_in, c_out, kernel, padding=kernel // 2)
-        self.norm = nn.GroupNorm(GROUPS, c_out)
+        self.norm = nn.GroupNorm(groups, c_out)
 
     def forward(self, x_BCL: Tensor, mask_B1L: Tensor | None = None) -> Tensor:
         """``(b, c_out, length)``; with a mask, real positions read nothing but real ones."""
@@ -65,13 +65,16 @@ class FiLMBlock(nn.Module):
         c_in, c_out: numbers of channels.
         embedding: the width E of the embedding.
         kernel: the length of the convolutions, which is odd.
+        groups: of each normalisation.
     """
 
-    def __init__(self, c_in: int, c_out: int, embedding: int, kernel: int) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, embedding: int, kernel: int, groups: int = GROUPS
+    ) -> None:
         super().__init__()
-        self.before = ConvBlock(c_in, c_out, kernel)
+        self.before = ConvBlock(c_in, c_out, kernel, groups)
         self.modulate = nn.Linear(embedding, 2 * c_out)
-        self.after = ConvBlock(c_out, c_out, kernel)
+        self.after = ConvBlock(c_out, c_out, kernel, groups)
         self.skip = nn.Conv1d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(
@@ -87,10 +90,10 @@ class FiLMBlock(nn.Module):
 class Pair(nn.Module):
     """The two blocks of a resolution."""
 
-    def __init__(self, c_in: int, c_out: int, embedding: int, kernel: int) -> None:
+    def __init__(self, c_in: int, c_out: int, embedding: int, kernel: int, groups: int) -> None:
         super().__init__()
-        self.first = FiLMBlock(c_in, c_out, embedding, kernel)
-        self.second = FiLMBlock(c_out, c_out, embedding, kernel)
+        self.first = FiLMBlock(c_in, c_out, embedding, kernel, groups)
+        self.second = FiLMBlock(c_out, c_out, embedding, kernel, groups)
 
     def forward(
         self, x_BCL: Tensor, embedding_BE: Tensor, mask_B1L: Tensor | None = None
@@ -148,6 +151,10 @@ class UNet1d(AbstractNetwork):
             embedding.
         masked: whether the data is ragged: ``cond["mask"]`` is ``(b, 1, length)``, 1 where a sample
             is real and 0 where it is padded.
+        joined: give the blocks the vectors beside the time embedding, as diffusion policies do, and
+            not added to it; and the second time beside the first, by the same layers, as
+            Consistency Policy does.
+        groups: of each normalisation but the last block's, which has 8.
     """
 
     units: ClassVar[tuple[type[nn.Module], ...]] = (FiLMBlock,)
@@ -166,6 +173,8 @@ class UNet1d(AbstractNetwork):
         images: Mapping[str, int] | None = None,
         texts: Mapping[str, tuple[int, int]] | None = None,
         masked: bool = False,
+        joined: bool = False,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
         self.options = {
@@ -177,8 +186,12 @@ class UNet1d(AbstractNetwork):
             "observation": observation,
             "two_time": two_time,
         }
-        if not widths or any(w < 1 or w % GROUPS for w in widths):
-            raise UsageError(f"UNet1d: widths must be multiples of {GROUPS}, got {tuple(widths)}")
+        self.options |= {"joined": True} if joined else {}
+        self.options |= {"groups": groups} if groups != GROUPS else {}
+        if not widths or groups < 1 or any(w < 1 or w % groups for w in widths):
+            raise UsageError(f"UNet1d: widths must be multiples of {groups}, got {tuple(widths)}")
+        if widths[0] % GROUPS:
+            raise UsageError(f"UNet1d: the first width must be a multiple of {GROUPS}")
         named = {*(vectors or ()), *(sequences or ()), *(images or ()), *(texts or ())}
         if observation and "observation" in named:
             raise UsageError(
@@ -198,7 +211,9 @@ class UNet1d(AbstractNetwork):
                 f"divisible by {unit}, got {tuple(shape)}; pad the sequence, or give the length "
                 "None, with which samples may have any length"
             )
-        self.conditions = Conditions("UNet1d", embedding, vectors, sequences, images, texts)
+        declared = (vectors, sequences, images, texts)
+        self.conditions = Conditions("UNet1d", embedding, *declared, plain=joined)
+        self.joined = joined
         self.options |= {**self.conditions.options, **({"masked": True} if masked else {})}
         self.cond_keys = (
             *condition_keys(classes),
@@ -210,13 +225,14 @@ class UNet1d(AbstractNetwork):
         self.unit = unit if length is None else 1
 
         self.time = TimeMLP(embedding)
-        if two_time:
+        if two_time and not joined:
             self.end = TimeMLP(embedding)
             zero(self.end.last)
+        beside = embedding * two_time + sum((vectors or {}).values()) if joined else 0
         self.label = embedding_of(classes + 1, embedding) if classes else None
 
         def pair(c_in: int, c_out: int) -> Pair:
-            return Pair(c_in, c_out, embedding + observation, kernel)
+            return Pair(c_in, c_out, embedding + observation + beside, kernel, groups)
 
         finer = widths[:-1]
         read = channels + self.conditions.channels
@@ -231,6 +247,25 @@ class UNet1d(AbstractNetwork):
         )
         self.last_block = ConvBlock(widths[0], widths[0], kernel)
         self.last = zero(nn.Conv1d(widths[0], channels, 1))
+
+    def grown_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a network of one time as weights of this one, which reads two.
+
+        Where the second time stands beside the first, its columns are 0, so that it adds nothing.
+        """
+        new = {name: value.shape for name, value in self.state_dict().items()}
+        wider = {
+            name
+            for name, value in state.items()
+            if name.endswith(".modulate.weight") and value.shape != new[name]
+        }
+        width = self.options["embedding"]
+
+        def widened(value: Tensor) -> Tensor:
+            first, rest = value[:, :width], value[:, width:]
+            return torch.cat([first, torch.zeros_like(first), rest], dim=1)
+
+        return {name: widened(v) if name in wider else v for name, v in state.items()}
 
     def forward(
         self, x: Tensor, c_noise: Tensor, s_noise: Tensor | None = None, cond: Cond | None = None
@@ -268,12 +303,18 @@ class UNet1d(AbstractNetwork):
 
     def _embedded(self, c_noise: Tensor, s_noise: Tensor | None, cond: Cond | None) -> Tensor:
         embedding_BE = self.time(c_noise)
-        if self.two_time:
-            embedding_BE = embedding_BE + self.end(c_noise if s_noise is None else s_noise)
+        last = c_noise if s_noise is None else s_noise
+        if self.two_time and not self.joined:
+            embedding_BE = embedding_BE + self.end(last)
         if self.label is not None:
             embedding_BE = embedding_BE + self.label(label_of(cond))
-        embedding_BE = self.conditions.add_vectors(embedding_BE, cond)
+        if not self.joined:
+            embedding_BE = self.conditions.add_vectors(embedding_BE, cond)
         embedding_BE = self.conditions.add_pooled(embedding_BE, cond)
+        if self.joined:
+            ends = [self.time(last)] * self.two_time
+            vectors = self.conditions.plain_vectors(embedding_BE, cond)
+            embedding_BE = torch.cat([embedding_BE, *ends, *vectors], dim=1)
         if not self.observation:
             return embedding_BE
         seen = None if cond is None else cond.get("observation")

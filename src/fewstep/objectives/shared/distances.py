@@ -71,6 +71,25 @@ class Huber:
         return per_sample(((a - b) ** 2 + self.c**2).sqrt() - self.c, mask)
 
 
+@dataclass(frozen=True)
+class ElementwisePseudo:
+    r"""The mean of $\sqrt{(a - b)^4 + c^2} - c$ over the elements (code of Consistency Policy).
+
+    It is almost the squared difference, which it equals at c = 0.
+
+    Args:
+        c: in units of one element's square. ``None`` is 0.00054 sqrt(d) of a whole sample.
+    """
+
+    c: float | None = 0.0
+
+    def __call__(self, a: Event, b: Event, mask: Tensor | None = None) -> Tensor:
+        """Compute the distances ``(b,)``."""
+        c = 0.00054 * a[0].numel() ** 0.5 if self.c is None else self.c
+        square = (a - b) ** 2
+        return per_sample(square if c == 0 else (square**2 + c**2).sqrt() - c, mask)
+
+
 class Perceptual(nn.Module):
     """Distance in the features of a frozen network.
 

@@ -46,6 +46,7 @@ SETTINGS = {
     "digits": Setting({"points": 10}, cost="2 min", result="1 call: fd 0.32"),
     "plane": Setting(train={"steps": 3000}, cost="1 min", result="docs/results.md"),
     "images": Setting(cost="as data and network ask", result="MNIST: docs/results.md"),
+    "pusht": Setting(result="docs/applications.md"),
     "small": _SMALL,
     "fashion-mnist-small": Setting(cost="15 min", result="docs/results.md"),
     "cifar10-small": Setting(cost="some hours", result="not run"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewstep.recipes.lists import Reals
 from fewstep.recipes.method import Method, MethodOptions, Objective, Setting, Start
-from fewstep.recipes.options import DistanceName
+from fewstep.recipes.options import DistanceName, Real
 from fewstep.recipes.shared import RADAM, discriminator, distance
 
 
@@ -26,6 +27,21 @@ class ConsistencyTrajectory(MethodOptions):
     published, 0 leaves it out."""
     adversarial_from: float = 0.0
     """Share of the updates after which the discriminator joins."""
+    gamma: float = 0.0
+    """Share of fresh noise between the calls of a sample, in [0, 1]."""
+    jumps: bool = False
+    """Regress the whole jump to the data in the denoising term, as Consistency Policy does."""
+    balanced: bool = True
+    """Weigh the terms by their gradients; Consistency Policy adds them as they are."""
+    start_std: Real = None
+    """Standard deviation of the noise that samples start from; Consistency Policy has 1, whatever
+    the highest noise level is. By default it is the highest noise level."""
+    chain: Reals = ()
+    """Noise levels of the further calls of one sample of several calls, e.g. 12.0 0.885."""
+
+    def own_times(self) -> bool:
+        """Where a chain is given."""
+        return bool(self.chain)
 
     def objective(self, start: Start) -> Objective:
         from fewstep.objectives.ctm import ConsistencyTrajectory as Objective
@@ -46,6 +62,11 @@ class ConsistencyTrajectory(MethodOptions):
             discriminator=discriminator(start, path, self.adversarial),
             adversarial=self.adversarial,
             adversarial_start=round(self.adversarial_from * start.train.steps),
+            gamma=self.gamma,
+            jumps=self.jumps,
+            balanced=self.balanced,
+            start_std=self.start_std,
+            chain=self.chain,
         )
 
 
@@ -56,6 +77,11 @@ SETTINGS = {
     "digits": Setting(_SHORT, result="1 call: fd 0.397"),
     "plane": Setting({"solver_steps": 3, "rate": 0.99}, {"steps": 1800}),
     "images": Setting(_SHORT),
+    "pusht": Setting(
+        {"points": 20, "solver_steps": 1, "rate": 0.0, "jumps": True, "balanced": False}
+        | {"gamma": 1.0, "start_std": 1.0, "chain": (12.0, 0.885)},
+        result="docs/applications.md",
+    ),
     "small": Setting(_SHORT),
     "cifar10": Setting(
         {"distance": "lpips", "rates": (0.999, 0.9999)},

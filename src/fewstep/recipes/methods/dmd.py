@@ -52,6 +52,7 @@ _PUBLISHED = {**ITSELF, "distance": "lpips"}
 SETTINGS = {
     "digits": Setting(LEVELS, CHASED, "1 call: fd 0.429"),
     "small": Setting(LEVELS, CHASED),
+    "pusht": Setting({**LEVELS, "regression": 0.0}, CHASED),
     "cifar10-labels": Setting(
         _PUBLISHED,
         {"steps": 300_000, "batch": 49, "accumulation": 8, "lr": 5e-5, "warmup": 500, **ADAMW},

@@ -54,6 +54,7 @@ SETTINGS = {
     "small": Setting({"dropout": 0.1, "flip": False, "rates": (), "half_life": 20e3}, {"lr": 1e-3}),
     "fashion-mnist-small": Setting(train={"steps": 3500}, cost="1 h", result="docs/results.md"),
     "cifar10-small": Setting(train={"steps": 10_000}, cost="some hours", result="not run"),
+    "pusht": Setting(train={"steps": 6000, "lr": 1e-3}, result="docs/applications.md"),
     "cifar10": Setting(
         {**_PUBLISHED, "dropout": 0.13, "augment": 0.12, "half_life": 0.5e6},
         {"steps": 390_625, "accumulation": 8, "lr": 1e-3, "warmup": _WARMUP},

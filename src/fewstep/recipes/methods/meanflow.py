@@ -55,6 +55,7 @@ SETTINGS = {
     "digits": Setting(_SHORT, result="1 call: fd 0.508"),
     "plane": Setting({"mean": -1.0, "std": 3.0, "equal": 0.0, "power": 0.0}),
     "fashion-mnist-small": Setting(_SHORT),
+    "pusht": Setting(_SHORT),
     "cifar10": Setting(
         {"mean": -2.0, "std": 2.0, "equal": 0.25, "power": 0.75, "c": 0.001}
         | {"dropout": 0.2, "augment": 0.12, "rates": (0.9999, 0.99995, 0.9996), "middle": 1.0},
