@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gaussians import correlated, gaussian_model
 
 from fewstep import editing
 from fewstep.editing import colourise, deblur, inpaint, optimise, restore, upscale
@@ -13,6 +12,7 @@ from fewstep.errors import UsageError
 from fewstep.noise import SampleNoise
 from fewstep.paths import Linear, Trig, VariancePreserving
 from fewstep.times import karras
+from gaussians import correlated, gaussian_model
 from oracles import normal
 
 MISSING_SECOND = inpaint(torch.tensor([False, True]))
