@@ -114,6 +114,13 @@ def test_the_address_leads_a_browser_to_the_page_with_its_token():
         assert address(sock, None).startswith(f"http://{socket.gethostname()}:")
 
 
+def test_the_parts_of_an_answer_are_sent_at_once():
+    with listening("127.0.0.1", 0) as sock, socket.create_connection(sock.getsockname()):
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
 def test_models_have_names_that_are_no_paths(tmp_path):
     run = tmp_path / "runs" / "mine"
     open_models(["digits-cd"])["digits-cd"].model.save(run / "model", samples=0)

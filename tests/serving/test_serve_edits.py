@@ -13,8 +13,9 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
 from fewstep import editing
+from fewstep.engines import EngineDenoiser
 from fewstep.image_grid import pixels as pixels_of
-from fewstep.model import load
+from fewstep.model import Model, load
 from fewstep.serving.limits import Limits
 from fewstep.serving.served import Served
 from serving_here import encoded, file, kinds, made, pixels, running, until, waiting
@@ -95,6 +96,18 @@ def test_a_search_of_the_noise_keeps_what_is_known(client, digit):
     assert answer["pictures"][0]["made"]["search"] is True
     body = {"model": "digits-edm", **asked}
     assert "its noise cannot be searched" in client.post("/api/edit", json=body).json()["error"]
+
+
+def test_an_engine_without_gradients_is_not_searched(digit):
+    plain = waiting()
+    engine = EngineDenoiser(plain.denoiser, lambda arrays: 0 * arrays["x"])
+    served = Served("graph", Model(engine, plain.contract), "0", engine="onnx")
+    body = {"model": "graph", "task": "upscale", "factor": 2, "image": png(digit), "steps": 2}
+    with running({"graph": served}) as client:
+        answer = client.post("/api/edit", json={**body, "search": True})
+        assert answer.status_code == 422
+        assert "engine has no gradient" in answer.json()["error"]
+        assert client.post("/api/edit", json=body).status_code == 200
 
 
 def test_larger_pictures_and_colour(client):

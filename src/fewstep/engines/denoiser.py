@@ -36,7 +36,7 @@ class EngineDenoiser(AbstractDenoiser):
         for key in self.cond_keys:
             value = (cond or {})[key]
             inputs[key] = value.float() if value.is_floating_point() else value
-        arrays = {key: value.contiguous().numpy() for key, value in inputs.items()}
+        arrays = {key: value.detach().contiguous().numpy() for key, value in inputs.items()}
         return torch.from_numpy(self.session(arrays)).to(x.dtype)
 
 

@@ -29,7 +29,6 @@ OWN = {"inpaint": "mask", "upscale": "factor", "deblur": "width"}
 FIELDS = {**OWN, "vary": "sigma", "denoise": "sigma"}
 """The field that a task reads beside those of all tasks."""
 
-
 RENOISED = ("strokes", "vary", "denoise")
 """Tasks in which nothing of the picture is known exactly, so that there is nothing to search."""
 

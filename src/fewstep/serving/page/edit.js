@@ -16,6 +16,7 @@ const TASKS = {
   denoise: ["Denoise", "Noise is removed in one call."],
 };
 const RENOISED = ["strokes", "vary", "denoise"];
+const GRAPHS = ["onnx", "openvino"]; // engines without gradients
 const DRAWN = ["inpaint", "strokes"];
 const LARGEST = 256;
 
@@ -72,7 +73,7 @@ export function build(panel, all, limits, open) {
     options.replaceChildren(...boxes);
     hint.textContent = TASKS[name][1];
     outside.whole.hidden = name !== "inpaint";
-    search.whole.hidden = solves || one.codec !== null || RENOISED.includes(name);
+    search.whole.hidden = solves || one.codec !== null || GRAPHS.includes(one.engine) || RENOISED.includes(name);
     colour.parentElement.hidden = name !== "strokes";
     board.state.mode = name === "strokes" ? "strokes" : "mask";
     board.whole.classList.toggle("strokes", name === "strokes");
