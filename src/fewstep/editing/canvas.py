@@ -156,7 +156,7 @@ def padded(model: Model, x: Tensor) -> tuple[Tensor, Sides]:
             f"this model draws pictures of {channels} channel(s), got a batch of shape "
             f"{tuple(x.shape)}"
         )
-    codec = model.frontend.codec
+    codec = model.frontend.images
     factor = 1 if codec is None else codec.factor
     needed = [
         max(side, -(-size // factor) * factor) for side, size in zip(own, x.shape[2:], strict=True)

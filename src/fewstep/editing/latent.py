@@ -45,7 +45,7 @@ def inpaint_latents(
     Raises:
         UsageError: the model has no codec, or what is asked does not fit together.
     """
-    codec = model.frontend.codec
+    codec = model.frontend.images
     if codec is None:
         raise UsageError("this model learned pixels; take restore with inpaint(mask)")
     pixels = inpaint(unknown)

@@ -84,7 +84,11 @@ class ModelForm(BaseModel):
 def form(served: Served) -> ModelForm:
     """The facts of a model."""
     model, contract = served.model, served.model.contract
-    sampling, data, codec = contract.sampling, contract.data, model.frontend.codec
+    sampling, data, codec = (
+        contract.sampling,
+        contract.data,
+        model.frontend.images if len(contract.data.shape) == 3 else None,
+    )
     reader = model.frontend.text
     read = {} if reader is None else reader.conditions
     allowed, shape = sampling.guidance, [*model.shape]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewstep.recipes.lists import Reals
+from fewstep.option_kinds import Reals
 from fewstep.recipes.method import Method, MethodOptions, Objective, Setting, Start
 from fewstep.recipes.options import DistanceName, Real
 from fewstep.recipes.shared import RADAM, discriminator, distance
