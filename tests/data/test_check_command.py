@@ -33,7 +33,7 @@ def test_a_folder(tmp_path, capsys, photos):
     lines = outcome.out.splitlines()
     assert lines[:5] == [
         "6 sample(s) would be read as 3x16x16",
-        "the images have 12 x 9 to 12 x 9 pixels",
+        "the images have 12 x 9 pixels",
         "2 class(es)",
         "  label 0: cat, 3 sample(s)",
         "  label 1: dog, 3 sample(s)",

@@ -99,7 +99,7 @@ def opened(source: bytes | IO[bytes], where: str, name: str = "") -> Image.Image
             with _quiet, warnings.catch_warnings(action="ignore"):
                 image = Image.open(file, formats=kinds)
         except Image.UnidentifiedImageError as error:
-            raise BadFile(where, "is empty, broken or of a kind that is not read") from error
+            raise BadFile(where, "is broken, empty or of a kind that is not read") from error
         if image.width * image.height > MAX_PIXELS:
             raise _too_large(where)
     return image
