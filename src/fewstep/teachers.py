@@ -12,7 +12,6 @@ from fewstep.contract import DataSpec
 from fewstep.errors import UsageError
 from fewstep.model import Model, load
 from fewstep.models import EDM, AbstractDenoiser, ConsistencyBoundary, Denoiser, Guided
-from fewstep.models.preconditioning import Preconditioning
 from fewstep.paths import VarianceExploding
 from fewstep.weights import assign_weights
 
@@ -58,26 +57,40 @@ def teacher_of(
     return model
 
 
-def begin_with(net: nn.Module, scalings: Preconditioning, model: Model, name: str) -> None:
-    """Give a network the weights of a model that reads it in the same way.
+def begin_with(net: nn.Module, model: Model, name: str) -> None:
+    """Give a network the weights of a model.
 
     Args:
         net: the network that is to learn.
-        scalings: how it is read.
-        model: whose weights it gets.
+        model: whose weights it gets; :func:`check_same` says whether they mean the same there.
         name: of the model, for messages.
 
     Raises:
-        UsageError: the model has another network, or reads it in another way.
+        UsageError: the model has another network, or several.
     """
-    denoiser = model.denoiser
-    if not isinstance(denoiser, Denoiser) or denoiser.preconditioning != scalings:
+    if not isinstance(model.denoiser, Denoiser):
+        raise UsageError(f"--init {name} is a model of several networks; give one of one network")
+    assign_weights(net, model.denoiser.net.state_dict(), Path(name))
+
+
+def check_same(delivered: AbstractDenoiser, model: Model, name: str) -> None:
+    """Refuse first weights of a model that reads its network in another way.
+
+    Args:
+        delivered: what users will get of the training that begins with them.
+        model: whose weights they are.
+        name: of the model, for messages.
+
+    Raises:
+        UsageError: the scalings differ.
+    """
+    own = getattr(model.denoiser, "preconditioning", None)
+    if getattr(delivered, "preconditioning", None) != own:
         raise UsageError(
             f"--init {name} is a {model.contract.method} model whose network is read in another "
             "way than this method reads it; give a model of the same method and settings, or "
             "begin with the teacher's weights"
         )
-    assign_weights(net, denoiser.net.state_dict(), Path(name))
 
 
 def read(model: Model, name: str) -> Denoiser:

@@ -53,10 +53,23 @@ def test_a_diffusion_model_goes_on_from_another(capsys):
         recipe("digits-edm", init="digits-edm", width=8).build()
 
 
+@pytest.mark.parametrize("name", ["digits-ect", "digits-meanflow"])
+def test_the_model_of_a_method_begins_the_same_method(name, tmp_path):
+    fewstep.train(recipe(name, steps=1, train={**FEW, "steps": 1}), tmp_path / "run")
+    student = recipe(name, init=str(tmp_path / "run")).build().objective.student
+    assert equal(student.net.state_dict(), fewstep.load(tmp_path / "run").denoiser.net.state_dict())
+
+
+def test_adapters_do_not_go_with_other_first_weights(student):
+    with pytest.raises(UsageError, match="leave one of them out"):
+        recipe("digits-cd", init=str(student), lora=2).check()
+
+
 def test_a_model_that_reads_its_network_otherwise_is_refused(student):
-    for name in ("digits-edm", "digits-ctm"):
-        with pytest.raises(UsageError, match="read in another way than this method reads it"):
-            recipe(name, init=str(student)).build()
+    with pytest.raises(UsageError, match="read in another way than this method reads it"):
+        recipe("digits-edm", init=str(student)).build()
+    with pytest.raises(UsageError, match="holds another network's weights"):
+        recipe("digits-ctm", init=str(student)).build()
     with pytest.raises(UsageError, match=r"no model 'nope'.*name one with --init"):
         recipe("digits-cd", init="nope").check()
 

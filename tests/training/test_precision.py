@@ -145,7 +145,7 @@ def test_layers_are_the_largest_of_their_kind():
     net = DDPMpp((3, 8, 8), 8, (1, 2), blocks=1, attention=(), dropout=0.5)
     student = Denoiser(net, EDM(sigma_data=0.5)).train()
     before = torch.get_rng_state()
-    layers = largest_layers(student, Arrays(np.zeros((4, 3, 8, 8), np.uint8)), CPU)
+    layers = largest_layers(student, Arrays(np.zeros((4, 3, 8, 8), np.uint8)))
     assert student.training
     assert torch.equal(before, torch.get_rng_state())
     convolution, product = layers

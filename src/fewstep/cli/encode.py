@@ -81,9 +81,9 @@ def encode(
     if like is not None:
         from fewstep.data.encoded import is_encoded
         from fewstep.frontends import read_frontend
-        from fewstep.model_files import find
+        from fewstep.model_files import find, frontend_of
 
-        frontend = read_frontend(Path(like) if is_encoded(like) else find(like))
+        frontend = read_frontend(Path(like)) if is_encoded(like) else frontend_of(find(like))
         if frontend is None:
             raise UsageError(f"{like} has neither a codec nor a reader of texts")
         images, reader = frontend.images, frontend.text

@@ -55,7 +55,11 @@ def prepared(
     if own is not None:
         given = replace(first, start=replace(first.start, teacher=model))
         ready = (Path(first.data.data) / "encoded.json").exists()
-        if ready or not any((own / part).is_dir() for part in ("codec", "text")):
+        from fewstep.frontends.chunks import ChunkCodec
+        from fewstep.model_files import frontend_of
+
+        frontend = frontend_of(own)
+        if ready or frontend is None or isinstance(frontend.codec, ChunkCodec):
             if captions is not None:
                 raise UsageError(f"{model} reads no captions of {first.data.data}; leave them out")
             return given

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -178,7 +178,7 @@ def _in_order(
 
 def _pool(source: Source, workers: int) -> Executor:
     """Processes where they can be had at once, as Python holds most of a small image's time."""
-    if source.apart and "fork" in multiprocessing.get_all_start_methods() and os.name == "posix":
+    if source.apart and sys.platform == "linux":  # forks beside threads are unsafe on macOS
         return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
     return ThreadPoolExecutor(workers)
 

@@ -159,6 +159,11 @@ class Recipe(Generic[Options]):
                 if isinstance(number, float) and not math.isfinite(number):
                     option = name.replace("_", "-")
                     raise UsageError(f"--{option} must be finite, got {value}")
+        if self.start.init != NONE and self.start.lora is not None:
+            raise UsageError(
+                "--lora trains adapters on the teacher's weights, and --init begins with others; "
+                "leave one of them out"
+            )
         if self.start.teacher == NONE:
             if self.start.lora is not None:
                 raise UsageError(

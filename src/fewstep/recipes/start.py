@@ -40,7 +40,7 @@ from fewstep.recipes.options import NONE
 from fewstep.recipes.origins import other_data, seen_before
 from fewstep.recipes.recipe import Recipe
 from fewstep.recipes.records import upgraded
-from fewstep.teachers import begin_with, guided, levels, read, teacher_of
+from fewstep.teachers import begin_with, check_same, guided, levels, read, teacher_of
 from fewstep.training.averages import Rule, constant, half_life, warmed
 from fewstep.training.checkpoints import fingerprint
 from fewstep.training.config import Run, TrainConfig
@@ -125,7 +125,7 @@ class Start:
         if new is not None and self.model is None:
             scalings = new
         if self.first is not None:
-            begin_with(net, scalings, self.first, options.init)
+            begin_with(net, self.first, options.init)
         if options.lora is not None:
             old = dict(self.source.net.named_parameters())
             added = {name for name, _ in net.named_parameters() if name not in old}
@@ -239,6 +239,8 @@ class Start:
         """The run of an objective."""
         for name in objective.frozen:
             share_base(objective, objective.get_submodule(name))
+        if self.first is not None:
+            check_same(objective.deliver(objective.student), self.first, recipe.start.init)
         data, reports = self.data, recipe.place.reports
         train = data.data if isinstance(data, Paired) else data
         evaluate = evaluator(train, recipe.data.data, self.unseen)

@@ -55,7 +55,11 @@ def own_model(run: Run, trainer: Trainer) -> Model:
     model = model_of(run, trainer, main)
     if main:
         return model
+    every = trainer.objective.named_parameters()
+    flags = {id(p): trainer.before[name] for name, p in every if name in trainer.before}
     own = copy.deepcopy(model.denoiser)
+    for parameter, mine in zip(model.denoiser.parameters(), own.parameters(), strict=True):
+        mine.requires_grad_(flags.get(id(parameter), parameter.requires_grad))
     return Model(own, model.contract, model.card, model.frontend, model.adapter)
 
 

@@ -77,9 +77,9 @@ def savings(run: Run, trainer: Trainer, parts: Estimate, device: torch.device) -
         options.append((saved, "--lora 64", "adapters alone have gradients, states and averages"))
     if blocks and not config.checkpointing:
         options.append((beside // 2, "--train.checkpointing", "activations are computed again"))
-    if config.precision == "fp32":
+    if config.precision == "fp32" and not objective.capabilities.forward_mode:
         options.append((beside // 2, "--train.precision bf16", "activations are half as large"))
-    if config.optimizer != "adam8bit":
+    if config.optimizer != "adam8bit" and config.parallel != "fsdp":
         saved = states * 3 // 4
         options.append((saved, "--train.optimizer adam8bit", "states are a quarter as large"))
     movable = device.type != "cpu" and config.parallel == "ddp" and not config.compile

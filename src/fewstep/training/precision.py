@@ -110,7 +110,9 @@ def decided(
 
 def _decision(run: Run, device: torch.device, before: Mapping[str, Any] | None) -> Decision:
     asked = run.config.precision
-    recorded = ((before or {}).get("run") or {}).get("train", {}).get("precision")
+    recorded: Any = before
+    for key in ("run", "train", "precision"):
+        recorded = recorded.get(key) if isinstance(recorded, Mapping) else None
     if asked == "auto" and recorded in ("fp32", *HALVES):
         return Decision(recorded, recorded, reason=f"precision: {recorded}, as the run began")
     if asked == "fp32":
@@ -121,7 +123,7 @@ def _decision(run: Run, device: torch.device, before: Mapping[str, Any] | None) 
         )
         return Decision("fp32", asked, reason=why)
     half: Precision = "bf16" if asked == "auto" else asked
-    layers = largest_layers(run.objective.student, run.data, device)
+    layers = largest_layers(run.objective.student, run.data)
     work = run.config.batch * sum(layer.total for layer in layers)
     if work < SMALLEST:
         if asked != "auto":
@@ -138,16 +140,15 @@ def _decision(run: Run, device: torch.device, before: Mapping[str, Any] | None) 
     return Decision(precision, asked, ratio, f"precision: {precision}, because {said}")
 
 
-def largest_layers(student: AbstractDenoiser, data: Dataset, device: torch.device) -> list[Layer]:
+def largest_layers(student: AbstractDenoiser, data: Dataset) -> list[Layer]:
     """The student's convolution and its matrix product with the most work, each where it has one.
 
     Args:
-        student: of any networks; afterwards on the device, in the mode that it was in.
+        student: of any networks; it stays where it is.
         data: two of its samples pass the student.
-        device: where.
     """
-    student.to(device)
-    batch, path = data.batch([0, 1]).to(device), student.path
+    device = next((p.device for p in student.parameters()), torch.device("cpu"))
+    batch, path = data.batch([0, 1 % len(data)]).to(device), student.path
     t = path.time(torch.tensor([0.3, 1.5], dtype=widest(device), device=device))
     s = t / 2 if student.two_time else None
     cond = {k: torch.ones(2, device=device) for k in student.cond_keys} | dict(batch.cond)

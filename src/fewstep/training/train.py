@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fewstep.core import UsageError
-from fewstep.errors import Interrupted
+from fewstep.errors import Interrupted, in_words
 from fewstep.model import Model
 from fewstep.models.spec import denoiser_spec
 from fewstep.system.devices import usable_device
@@ -80,8 +80,7 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
         run, decision = decided(run, device, world, folder.started() if world.first else None)
         config = run.config
         if world.first and not begun and is_large(run, device):
-            with on_the_cpu(run) as planned:
-                _say(needs(run, planned, device, world.size))
+            _say(_planned(run, device, world.size))
         trainer = Trainer(run.objective, run.data, config, run.averages, device, world, run.augment)
         if given:
             stack.callback(first.end, run.objective)
@@ -111,6 +110,15 @@ def train(run: Run | Buildable, out: str | Path, *, fresh: bool = False) -> Mode
             _say("\n".join(lines))
         _loop(run, trainer, folder)
         return _deliver(run, trainer, folder)
+
+
+def _planned(run: Run, device: torch.device, size: int) -> str:
+    """The plan of memory, or why there is none: some networks cannot compute on a CPU."""
+    try:
+        with on_the_cpu(run) as planned:
+            return needs(run, planned, device, size)
+    except RuntimeError as error:
+        return f"no plan of the memory, because the CPU cannot compute a step: {in_words(error)}"
 
 
 def dry(run: Run, out: str | Path = "runs", *, as_json: bool = False) -> str:

@@ -43,6 +43,7 @@ from fewstep.training.guards import LossScale, Spikes
 from fewstep.training.offload import Offload
 from fewstep.training.optimizers import load_optimizer, optimizer_of, state_of
 from fewstep.training.trained import chosen_in, trained_by, training
+from fewstep.weights import freeze
 
 PATIENCE = 10
 """Updates of a phase in a row with a non-finite gradient after which a run stops."""
@@ -132,7 +133,7 @@ class Trainer:
             return Alone()
         if self.config.parallel == "ddp":
             return Replicated(self.objective.phases(), self.trained)
-        self.unsharded = deepcopy(self.objective.student).cpu().requires_grad_(False)
+        self.unsharded = freeze(deepcopy(self.objective.student).cpu())
         modules = [self.objective, *self.averages.copies.values()]
         return Sharded(modules, self.device, self.world.size)
 

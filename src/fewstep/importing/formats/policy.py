@@ -68,6 +68,8 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
         tensors, horizon=horizon, groups=int(policy.get("n_groups", 8)), two_time=two_time
     )
     scheduler = policy.get("noise_scheduler") or {}
+    if not isinstance(scheduler, dict):
+        raise UsageError(f"{archive.source}: its noise_scheduler is no table of settings")
     levels = Levels(
         float(scheduler.get("data_std", 0.5)),
         float(scheduler.get("time_min", 0.02)),
@@ -78,8 +80,8 @@ def read(archive: Archive, options: ImportOptions) -> Imported:
     network = fit(description, tensors, archive.source, archive.size)
     actions = int(description.spec["shape"][0])
     observed = int(description.spec["vectors"]["observation"])
-    seen = int(settings.get("n_obs_steps", 2))
-    if observed % seen:
+    seen = settings.get("n_obs_steps", 2)
+    if not isinstance(seen, int) or seen < 1 or observed % seen:
         raise UsageError(f"{archive.source}: {observed} numbers are not of {seen} observations")
     encoded = any(key.startswith(ENCODER) for key in state)
     codec = _codec(state, actions, observed // seen, encoded)

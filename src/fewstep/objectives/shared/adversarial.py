@@ -78,6 +78,11 @@ def weighed(
         The terms, and the weights by name.
     """
     at = last_weight(student)
+    if not at.requires_grad:
+        raise UsageError(
+            "terms are weighed by gradients at the network's last weight, which is frozen here; "
+            "let its last layer learn (--lora-targets must name it, too)"
+        )
     grads = {k: torch.autograd.grad(v, at, retain_graph=True)[0] for k, v in terms.items()}
     sizes = {name: grad.norm() for name, grad in grads.items()}
     first, *others = terms
