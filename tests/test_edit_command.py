@@ -183,7 +183,7 @@ def test_an_interpolation_is_a_strip_or_an_animation(suffix, place, capsys):
         (["inpaint", "MODEL", "photo.png", "--mask", "black.png"], "the mask is empty"),
         (["inpaint", "MODEL", "photo.png", "--mask", "white.png"], "covers the whole picture"),
         (["inpaint", "MODEL", "photo.png", "--mask", "photo.png"], "pixels are neither"),
-        (["inpaint", "MODEL", "text.png", "--mask", "mask.png"], "is broken or none of"),
+        (["inpaint", "MODEL", "text.png", "--mask", "mask.png"], "of a kind that is not read"),
         (["inpaint", "MODEL", "none.png", "--mask", "mask.png"], "no picture at"),
         (["colourise", "MODEL", "photo.png"], "cannot colourise"),
         (["upscale", "MODEL", "photo.png", "--factor", "1"], "from 2"),

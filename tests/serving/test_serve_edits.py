@@ -104,10 +104,23 @@ def test_an_engine_without_gradients_is_not_searched(digit):
     served = Served("graph", Model(engine, plain.contract), "0", engine="onnx")
     body = {"model": "graph", "task": "upscale", "factor": 2, "image": png(digit), "steps": 2}
     with running({"graph": served}) as client:
-        answer = client.post("/api/edit", json={**body, "search": True})
+        searched = {k: v for k, v in body.items() if k != "factor"} | {"task": "deblur", "width": 1}
+        answer = client.post("/api/edit", json={**searched, "search": True})
         assert answer.status_code == 422
         assert "engine has no gradient" in answer.json()["error"]
+        answer = client.post("/api/edit", json={**body, "search": True})
+        assert answer.status_code == 422
+        assert "search needs a picture of the model's size" in answer.json()["error"]
         assert client.post("/api/edit", json=body).status_code == 200
+
+
+def test_a_thin_picture_counts_as_large_as_it_becomes(client):
+    body = {"model": "larger", "task": "vary"}
+    for sides in ((600_000, 1), (1, 600_000)):
+        thin = file(Image.new("L", sides), "PNG")
+        answer = client.post("/api/edit", json={**body, "image": encoded(thin)})
+        assert answer.status_code == 422
+        assert "results of this size have more than" in answer.json()["error"]
 
 
 def test_larger_pictures_and_colour(client):

@@ -204,6 +204,8 @@ def denoise(model: Name, photo: Photo, /, *, sigma: Real = None, options: Shared
         options: what all verbs of fewstep edit share.
     """
     refuse("denoise", steps=options.steps, times=options.times, eta=options.eta)
+    if options.n != 1:
+        raise UsageError("fewstep edit denoise has one result of a picture; leave out -n")
     facts: dict[str, Any] = {}
 
     def work(model: Any, asked: Any) -> Any:

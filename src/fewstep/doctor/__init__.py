@@ -92,9 +92,13 @@ def _examined(
         try:
             probe = with_answers(probe)
             _check_shape(probe.first(2))
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (*_OF_A_CALL, UsageError) as error:
             return Examination((kind(probe), _no_call(error)))
         return Examination((kind(probe), *(check(probe) for check in checks)))
+
+
+_OF_A_CALL = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a network raises that does not fit what it is given."""
 
 
 def kind(probe: Probe) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def edited(
     Raises:
         UsageError: what is asked contradicts the model or does not fit together.
     """
-    n, batch = asked.get("n") or len(y), asked.get("batch", 512)
+    n, batch = asked.get("n", len(y)), asked.get("batch", 512)
     seeds = asked.get("seeds")
     pairs = options.pairs(n, asked.get("seed", 0), asked.get("first", 0), seeds)
     if len(y) not in {1, len(pairs)}:
@@ -166,7 +167,8 @@ def times_of(
     if times is not None:
         grid = [float(t) for t in times]
         ordered = all(a > b for a, b in pairwise(grid))
-        if not grid or not ordered or grid[-1] <= 0 or grid[0] > path.t_max:
+        finite = all(map(math.isfinite, grid))
+        if not grid or not (ordered and finite) or grid[-1] <= 0 or grid[0] > path.t_max:
             raise UsageError(
                 f"times must descend, be above 0 and at most {path.t_max:g}, got {grid}"
             )

@@ -105,7 +105,7 @@ def write_strip(x: Tensor, out: Path, facts: Mapping[str, Any], seconds: float) 
         facts: what made them; a GIF has them as its comment.
         seconds: how long a frame of a GIF is shown.
     """
-    if out.suffix == ".png":
+    if out.suffix.lower() == ".png":
         _save(grid(x, len(x)), out, facts)
         return
     first, *rest = (grid(one[None]) for one in x)

@@ -7,8 +7,8 @@ $$\min_z \frac{\lVert A G(z) - y \rVert^2}{2 s^2} + \frac{\lVert z - \zeta \rVer
 
 The prior pulls towards the drawn noise $\zeta$ and not towards 0, so that each seed has a picture
 of its own. Where $G$ is linear and $s$ is small, the minimum is a sample of the posterior
-(randomise-then-optimise, Bardsley et al. 2014). Algorithm 4 is biased at few calls, and this is
-not; but it needs a gradient through the network.
+(randomise-then-optimise, Bardsley et al. 2014). At few calls it can be less biased than algorithm 4
+where G is nearly linear; docs/editing.md has measurements, in which it is mostly worse.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def restore(
     The algorithm starts from the known part under the noise of the first time, and after every call
     puts the known part back. It is biased towards pictures that the model would draw without
     knowing ``y``, the more so the fewer the calls: see docs/editing.md, and
-    :func:`fewstep.editing.optimise`, which is not.
+    :func:`fewstep.editing.optimise`, whose bias is another.
 
     Args:
         model: of pixels, without a codec; see :func:`fewstep.editing.inpaint_latents` for others.

@@ -205,7 +205,7 @@ def read_codec(folder: Path) -> Codec | ChunkCodec:
     except UsageError:
         raise
     except Exception as error:  # modules raise all kinds
-        raise UsageError(f"{folder / ABOUT} describes no autoencoder: {error}") from error
+        raise UsageError(f"{folder / ABOUT} has unknown options: {error}") from error
     load_weights(net, weights, folder, about.sha256)
     return CODECS.get(about.kind, Codec)(net, about.shift, about.scale)
 

@@ -18,8 +18,8 @@ EVALUATION = "eval/"
 def curves(runs: Sequence[Path], out: Path) -> tuple[str, ...]:
     """Write a picture with the loss of each run, and a panel for each metric of evaluations.
 
-    Both axes of the loss are logarithmic where all values are above 0. A loss of one method says
-    nothing beside that of another; the metrics can be compared.
+    The vertical axis of a panel is logarithmic where all its values are above 0. A loss of one
+    method says nothing beside that of another; the metrics can be compared.
 
     Args:
         runs: run folders; they may be training.

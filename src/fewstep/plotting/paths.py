@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def paths(walks: Sequence[Walk], out: Path) -> None:
     _check(walks)
     drawn, axes = figure(len(walks))
     reach = _reach(walks)
-    for walk, panel, colour in zip(walks, axes, COLOURS, strict=False):
+    for walk, panel, colour in zip(walks, axes, cycle(COLOURS), strict=False):
         _panel(panel, walk, len(walk.levels), colour, reach)
     write(drawn, out)
 
@@ -49,13 +51,14 @@ def animation(walks: Sequence[Walk], out: Path) -> None:
     """
     _check(walks)
     reach, frames = _reach(walks), []
-    high = max(walk.levels[0] for walk in walks)
-    low = min(walk.levels[-2] for walk in walks)
-    falling = torch.logspace(0, 1, FRAMES).log10()
+    # Where a path begins at noise without signal, the first level is infinite.
+    finite = [level for walk in walks for level in walk.levels if 0 < level < math.inf] or [1.0]
+    high, low = max(finite), min(finite)
+    falling = torch.linspace(0, 1, FRAMES)
     levels = [high * (low / high) ** float(share) for share in falling]
     for level in [*levels, 0.0]:
         drawn, axes = figure(len(walks))
-        for walk, panel, colour in zip(walks, axes, COLOURS, strict=False):
+        for walk, panel, colour in zip(walks, axes, cycle(COLOURS), strict=False):
             # A model has made the steps whose calls were at a higher level.
             called = sum(level < at for at in walk.levels[:-1])
             _panel(panel, walk, 1 + called, colour, reach)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.errors import UsageError
 from fewstep.model import Model
 from fewstep.states import State
 
@@ -63,6 +64,8 @@ def walk(
     Raises:
         UsageError: what is asked contradicts the model's contract.
     """
+    if model.contract.data.masked:
+        raise UsageError(f"{name} makes samples that differ in length, which are not drawn")
     seen: list[State] = []
     chosen = model.times(steps) if times is None else list(times)
     model.sample(

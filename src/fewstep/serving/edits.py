@@ -83,10 +83,18 @@ def edit(served: Served, asked: EditAsked, limits: Limits, ticket: Ticket) -> An
         raise UsageError("denoise makes one call; leave out steps")
     if asked.search and task in RENOISED:
         raise UsageError(f"{task} has no search; leave it out")
+    if task == "denoise" and asked.n != 1:
+        raise UsageError("denoise has one result of a picture; leave out n")
     factor = asked.factor or 1
     check_cost(served.model, asked.n, asked.steps, limits)
     image = pictures.uploaded(asked.image, "the image", limits.pixels)
-    if asked.n * image.width * image.height * factor**2 > 1000 * limits.pixels:
+    # A picture that is smaller than the model's is padded to its size before anything is computed.
+    least = [size or 1 for size in served.model.shape[1:]]
+    sides = (image.height * factor, image.width * factor)
+    height, width = (max(pair) for pair in zip(sides, least, strict=True))
+    if asked.search and [height, width] != least:
+        raise UsageError("search needs a picture of the model's size; leave it out, or cut it")
+    if asked.n * height * width > 1000 * limits.pixels:
         raise UsageError(
             f"{asked.n} results of this size have more than {1000 * limits.pixels:,} pixels; "
             "ask for fewer, or send a smaller image"

@@ -23,6 +23,7 @@ async function ask(path, options = {}) {
   const after = answer.headers.get("retry-after");
   const error = new Error(sentence(body.error));
   error.after = after ? Number(after) : null;
+  error.status = answer.status;
   throw error;
 }
 
@@ -38,7 +39,8 @@ export async function post(verb, body, signal, tries = 4) {
   try {
     return await ask(`/api/${verb}`, { method: "POST", body: JSON.stringify(body), signal });
   } catch (error) {
-    if (!error.after || tries <= 1) throw error;
+    // A full queue is worth another try; a request that took too long would only take as long again.
+    if (!error.after || error.status !== 429 || tries <= 1) throw error;
     await new Promise((done) => setTimeout(done, 1000 * error.after));
     signal?.throwIfAborted();
     return post(verb, body, signal, tries - 1);

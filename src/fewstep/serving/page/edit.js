@@ -89,7 +89,7 @@ export function build(panel, all, limits, open) {
     let cut = [0, 0, picture.width, picture.height];
     if (whole.box.checked) {
       const scale = Math.min(1, LARGEST / Math.max(picture.width, picture.height));
-      size = [picture.width, picture.height].map((side, i) => Math.max(size[i], Math.round(side * scale)));
+      size = [picture.width, picture.height].map((side, i) => Math.max(1, Math.round(side * scale)));
     } else {
       const scale = Math.min(picture.width / size[0], picture.height / size[1]);
       const [w, h] = size.map((side) => side * scale);
