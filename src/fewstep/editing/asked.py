@@ -103,7 +103,8 @@ def edited(
     Raises:
         UsageError: what is asked contradicts the model or does not fit together.
     """
-    n, batch = asked.get("n", len(y)), asked.get("batch", 512)
+    n = len(y) if (given := asked.get("n")) is None else given
+    batch = asked.get("batch", 512)
     seeds = asked.get("seeds")
     pairs = options.pairs(n, asked.get("seed", 0), asked.get("first", 0), seeds)
     if len(y) not in {1, len(pairs)}:
