@@ -117,6 +117,23 @@ def test_pairs_are_neighbours_of_the_grid_and_the_target_follows():
         torch.testing.assert_close(value, before[name] + 0.25)
 
 
+def test_the_earlier_answer_is_the_targets():
+    student, t, r = net().double(), torch.tensor([80.0], dtype=D), torch.tensor([5.0], dtype=D)
+    grid = torch.tensor([80.0, 5.0, 0.002], dtype=D)
+    objective = tuning(student, replace_sampling(t=80.0), grid=grid, rate=0.75)
+    x0, noise = torch.full((1, 2), 0.3, dtype=D), torch.full((1, 2), -0.7, dtype=D)
+    target = objective.target
+    assert target is not None
+    with torch.no_grad():
+        for p in target.parameters():
+            p.mul_(2.0)
+        earlier = target(x0 + 5.0 * noise, r)
+    later = student(x0 + 80.0 * noise, t)
+    loss = objective.loss(Batch(x0), Draws(t, r, noise)).total()
+    torch.testing.assert_close(loss, l2(later, earlier).mean())
+    assert (student(x0 + 5.0 * noise, r) - earlier).abs().max() > 1e-3
+
+
 def replace_sampling(t: float, **given) -> Contract:
     sampling = Sampling(
         start=Start(t=t, std=t), kind="renoise", times={1: (t,)}, any_times=True, **given

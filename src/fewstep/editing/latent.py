@@ -8,10 +8,9 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from fewstep.editing.asked import Asked, Part, edited, times_of
-from fewstep.editing.loops import noised, replacement
-from fewstep.editing.operators import inpaint, rows
-from fewstep.editing.restoring import check_eta
+from fewstep.editing.asked import Asked, edited, times_of
+from fewstep.editing.operators import inpaint
+from fewstep.editing.restoring import check_eta, replacing
 from fewstep.errors import UsageError
 from fewstep.model import Model
 
@@ -54,22 +53,6 @@ def inpaint_latents(
     operator = inpaint(small.to(model.device))
     z = codec.encode(pixels.start(x).to(model.device))
     grid, share = times_of(model, steps, times), check_eta(model, eta)
-
-    def run(part: Part) -> Tensor:
-        known = rows(operator, part.rows)
-        with torch.no_grad():
-            return replacement(
-                part.denoiser,
-                noised(part.denoiser.path, known.start(part.y), part.noise(0), grid[0]),
-                grid,
-                part.fresh,
-                part.cond,
-                operator=known,
-                y=part.y,
-                bounds=model.contract.data.range,
-                eta=share,
-                watch=part.watch,
-            )
-
+    run = replacing(model, operator, grid, share)
     out = edited(model, z, run, shape=z.shape[1:], draws=len(grid), **asked)
     return pixels.replace(codec.decode(out).to(x), x)

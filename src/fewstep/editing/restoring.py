@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
@@ -60,7 +60,22 @@ def restore(
     refuse_latents(model, operator.name)
     grid = times_of(model, steps, times)
     share = check_eta(model, eta)
-    bounds = model.contract.data.range
+    run = replacing(model, operator, grid, share)
+    shape = rows(operator, slice(1)).start(y[:1]).shape[1:]
+    return edited(model, y, run, shape=shape, draws=len(grid), **asked)
+
+
+def replacing(
+    model: Model, operator: Operator, grid: Sequence[float], share: float | None
+) -> Callable[[Part], Tensor]:
+    """What makes the results of a batch by algorithm 4, in the space that the model learned.
+
+    Args:
+        model: whose range of values bounds the answers.
+        operator: of all results.
+        grid: the times of the calls.
+        share: see :func:`check_eta`.
+    """
 
     def run(part: Part) -> Tensor:
         known = rows(operator, part.rows)
@@ -73,13 +88,12 @@ def restore(
                 part.cond,
                 operator=known,
                 y=part.y,
-                bounds=bounds,
+                bounds=model.contract.data.range,
                 eta=share,
                 watch=part.watch,
             )
 
-    shape = rows(operator, slice(1)).start(y[:1]).shape[1:]
-    return edited(model, y, run, shape=shape, draws=len(grid), **asked)
+    return run
 
 
 def check_eta(model: Model, eta: float | None, usual: float = ETA) -> float | None:
