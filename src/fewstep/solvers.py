@@ -137,13 +137,19 @@ def stochastic_ddim(
     path = denoiser.path
     x = x.to(widest(x.device))
     for i, (t, s) in enumerate(_pairs(times, x)):
-        x0 = denoiser(x, t, None, cond)
-        down, up = ancestral_std(path, t, s, eta)
-        alpha = path.coefficients(s).alpha
-        x = expand(alpha, x) * x0 + expand(down, x) * path.noise(x, x0, t)
-        x = x + expand(up, x) * noise(i).to(x)
+        x = ancestral_step(path, x, denoiser(x, t, None, cond), t, s, noise(i).to(x), eta)
         watch(s, x)
     return x
+
+
+def ancestral_step(
+    path: Path, x: Event, x0: Event, t: Time, s: Time, noise: Event, eta: float
+) -> Event:
+    """From ``x`` at ``t`` to ``s``, with ``x0`` for its clean data and a share of fresh noise."""
+    down, up = ancestral_std(path, t, s, eta)
+    alpha = path.coefficients(s).alpha
+    kept = expand(alpha, x) * x0 + expand(down, x) * path.noise(x, x0, t)
+    return kept + expand(up, x) * noise
 
 
 def ancestral_std(path: Path, t: Time, s: Time, eta: float = 1.0) -> tuple[Time, Time]:

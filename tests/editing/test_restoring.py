@@ -10,10 +10,11 @@ from fewstep.editing import colourise, deblur, inpaint, optimise, restore, upsca
 from fewstep.editing.loops import noised, replacement
 from fewstep.errors import UsageError
 from fewstep.noise import SampleNoise
-from fewstep.paths import Linear, Trig, VariancePreserving
+from fewstep.paths import Linear, Trig, VarianceExploding, VariancePreserving
+from fewstep.solvers import stochastic_ddim
 from fewstep.times import karras
 from gaussians import correlated, gaussian_model
-from oracles import normal
+from oracles import Gaussian, GaussianDenoiser, normal
 
 MISSING_SECOND = inpaint(torch.tensor([False, True]))
 KNOWN = torch.tensor([[0.6, 0.0]], dtype=torch.float64)
@@ -35,6 +36,20 @@ EACH = [
     upscale(4),
     deblur(1.0, (8, 8)),
 ]
+
+
+@pytest.mark.parametrize("path", [VarianceExploding(), VariancePreserving()])
+def test_where_nothing_is_known_a_diffusion_model_is_sampled_by_ddim(path):
+    denoiser, eta = GaussianDenoiser(path, Gaussian(0.3, 0.4)), 0.6
+    times = path.time(torch.tensor([20.0, 3.0, 0.4], dtype=torch.float64))
+    x = normal(5, 2) * path.coefficients(times[:1]).sigma
+
+    def noise(i: int) -> torch.Tensor:
+        return normal(5, 2, seed=i + 1)
+
+    ours = replacement(denoiser, x, times.tolist(), noise, eta=eta)
+    last = stochastic_ddim(denoiser, x, times, noise, eta=eta)
+    torch.testing.assert_close(ours, denoiser(last, times[-1:].expand(5)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

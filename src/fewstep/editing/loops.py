@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.core import Cond, expand, widest
+from fewstep.core import Cond, widest
 from fewstep.editing.operators import Operator
 from fewstep.models import AbstractDenoiser
 from fewstep.paths import Event, Path, Time
-from fewstep.solvers import Noise, ancestral_std
+from fewstep.solvers import Noise, ancestral_step
 
 Watch = Callable[[int, int], object]
 """(calls done, calls in all) of a batch, after each call; what it raises ends the edit."""
@@ -66,7 +66,8 @@ def replacement(
         if i and eta is None:
             x = path.renoise(out, noise(i - 1).to(x), t)
         elif i and eta is not None:
-            x = _ddim(denoiser, x, out, _at(times[i - 1], x), t, noise(i - 1).to(x), eta)
+            before = _at(times[i - 1], x)
+            x = ancestral_step(path, x, out, before, t, noise(i - 1).to(x), eta)
         out = answer(denoiser, x, t, cond)
         out = out if bounds is None else out.clamp(*bounds)
         if operator is not None and y is not None:
@@ -85,23 +86,6 @@ def noised(path: Path, x0: Event, noise: Event, t: float) -> Event:
     """A clean picture with noise of time ``t``, in the widest precision."""
     x0 = x0.to(widest(x0.device))
     return path.perturb(x0, noise.to(x0), _at(t, x0))
-
-
-def _ddim(
-    denoiser: AbstractDenoiser,
-    x: Event,
-    x0: Event,
-    t: Time,
-    s: Time,
-    noise: Event,
-    eta: float,
-) -> Event:
-    """From ``x`` at ``t`` to ``s``, with ``x0`` for its clean data and a share of fresh noise."""
-    path = denoiser.path
-    down, up = ancestral_std(path, t, s, eta)
-    alpha = path.coefficients(s).alpha
-    kept = expand(alpha, x) * x0 + expand(down, x) * path.noise(x, x0, t)
-    return kept + expand(up, x) * noise
 
 
 def _at(t: float, x: Tensor) -> Tensor:
